@@ -1,0 +1,145 @@
+"""Content-addressed files: the coordinator's artifacts, the device's store, and what travels between them.
+
+A **blob** is a file named by the SHA-256 of its bytes. A folder of blobs looks like
+
+    blobs/<sha256>            whole and verified
+    partial/<sha256>.*        on its way in; see `chunks`
+
+Rules:
+
+- a name under `blobs/` appears by rename only, after the bytes were verified and fsynced: a power cut leaves a blob
+  whole or absent;
+- a blob is never changed, so two artifacts that share a tensor share its file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pathlib
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from edge_sdk.wire.errors import IntegrityError
+
+SHA256 = re.compile(r"[0-9a-f]{64}")
+READ_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """A promise about bytes: `sha256` (64 hexadecimal digits) and `size_bytes`."""
+
+    sha256: str
+    size_bytes: int
+
+    def __post_init__(self) -> None:
+        """Refuse what could name a path or a negative size."""
+        if not SHA256.fullmatch(self.sha256):
+            msg = f"{self.sha256[:80]!r} is not a SHA-256 in hexadecimal"
+            raise ValueError(msg)
+        if self.size_bytes < 0:
+            msg = f"a size of {self.size_bytes} bytes"
+            raise ValueError(msg)
+
+
+def blob_of(data: bytes) -> Blob:
+    """The promise that `data` keeps."""
+    return Blob(hashlib.sha256(data).hexdigest(), len(data))
+
+
+def blob_of_file(path: pathlib.Path) -> Blob:
+    """The promise that the file at `path` keeps, read in pieces of 1 MiB."""
+    digest, size_bytes = hashlib.sha256(), 0
+    with path.open("rb") as file:
+        while piece := file.read(READ_BYTES):
+            digest.update(piece)
+            size_bytes += len(piece)
+    return Blob(digest.hexdigest(), size_bytes)
+
+
+@contextmanager
+def written_atomically(path: pathlib.Path) -> Iterator[BinaryIO]:
+    """A file that appears at `path` whole and on disk, or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
+    temporary = pathlib.Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: pathlib.Path) -> None:
+    """Make renames in `folder` survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@dataclass(frozen=True, slots=True)
+class BlobStore:
+    """The blobs under `folder`."""
+
+    folder: pathlib.Path
+
+    def path(self, sha256: str) -> pathlib.Path:
+        """Where the blob lies, or will lie. Raises ValueError for what is not a SHA-256."""
+        return self.folder / "blobs" / Blob(sha256, 0).sha256
+
+    def has(self, blob: Blob) -> bool:
+        """Whether the blob is here with the promised size; its bytes were verified when it came in."""
+        path = self.path(blob.sha256)
+        return path.is_file() and path.stat().st_size == blob.size_bytes
+
+    def put(self, data: bytes) -> Blob:
+        """Keep `data`."""
+        blob = blob_of(data)
+        if not self.has(blob):
+            with written_atomically(self.path(blob.sha256)) as file:
+                file.write(data)
+        return blob
+
+    def adopt(self, path: pathlib.Path) -> Blob:
+        """Move the file at `path` (on the same file system) in under the name of its bytes."""
+        blob = blob_of_file(path)
+        if self.has(blob):
+            path.unlink()
+            return blob
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+        target = self.path(blob.sha256)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path.replace(target)
+        sync_folder(target.parent)
+        return blob
+
+    def read(self, blob: Blob) -> bytes:
+        """The blob's bytes, verified again. Raises IntegrityError, FileNotFoundError."""
+        data = self.path(blob.sha256).read_bytes()
+        if blob_of(data) != blob:
+            msg = f"blob {blob.sha256[:12]} on disk does not match its name; delete it and fetch it again"
+            raise IntegrityError(msg)
+        return data
+
+    def verify(self, blob: Blob) -> None:
+        """Read the blob through in pieces. Raises IntegrityError if a byte differs, FileNotFoundError."""
+        if blob_of_file(self.path(blob.sha256)) != blob:
+            msg = f"blob {blob.sha256[:12]} on disk does not match its name; delete it and fetch it again"
+            raise IntegrityError(msg)
+
+    def remove(self, sha256: str) -> None:
+        """Forget a blob; one that is not here is no error."""
+        self.path(sha256).unlink(missing_ok=True)

@@ -1,0 +1,28 @@
+"""Errors of the wire, by who is at fault.
+
+WireError             the bytes are wrong: a peer, a disk or a network sent something that must not be used
+├── DecodeError       not the message, manifest or tensor file it claims to be
+├── TooLargeError     over a stated bound; refused before it is read
+└── IntegrityError    its size or SHA-256 is not the promised one
+TransportError        the network is at fault: no broker, or the connection went away
+"""
+
+
+class WireError(Exception):
+    """Bytes that must not be used; the message says which bound or promise they broke."""
+
+
+class DecodeError(WireError):
+    """Bytes that are not what they claim to be."""
+
+
+class TooLargeError(WireError):
+    """Bytes over a stated bound, refused before they are read."""
+
+
+class IntegrityError(WireError):
+    """Bytes whose size or SHA-256 is not the promised one."""
+
+
+class TransportError(Exception):
+    """The broker cannot be reached, or the connection went away."""

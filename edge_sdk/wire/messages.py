@@ -1,0 +1,369 @@
+"""Every message, as a frozen dataclass with units in its field names.
+
+The envelope is a msgpack map `{"v": 1, "type": <name>, "body": <map>}`. `Message` lists what exists; `encode_message` and
+`decode_message` are the only way in and out. Strings as keys live in `codec` alone.
+
+A device sends Hello, TaskDeclined, TaskProgress, TaskFailed, ResultOffer; the coordinator sends Announcement, TaskOffer,
+TaskCancel, Receipt. ChunkRequest, Chunk and TransferRefused go both ways: whoever needs a blob asks for it.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from edge_sdk.wire import codec
+from edge_sdk.wire.blobs import Blob
+from edge_sdk.wire.errors import DecodeError
+
+VERSION = 1
+CHUNK_BYTES = 256 * 1024  # default piece of a blob; every broker we know accepts it
+MAX_CHUNK_BYTES = 1 << 20
+MAX_MESSAGE_BYTES = MAX_CHUNK_BYTES + 4096
+MAX_WINDOW = 8  # chunks asked for at once: what a slow device costs the broker at most
+MAX_BITMAP_BYTES = 8192  # 65,536 chunks: 16 GiB in chunks of 256 KiB
+MAX_TEXT = 500  # characters of a reason or detail
+MAX_BATCH, MAX_TOKENS, MAX_STEPS = 4096, 65_536, 1_000_000
+
+
+def _bounded(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        msg = f"{name} is {value}, it must be from {low} to {high}"
+        raise ValueError(msg)
+
+
+def _short(name: str, text: str) -> None:
+    if len(text) > MAX_TEXT:
+        msg = f"{name} has {len(text)} characters, at most {MAX_TEXT} are accepted"
+        raise ValueError(msg)
+
+
+class Schedule(enum.Enum):
+    """How the learning rate moves within a task, after the warm-up."""
+
+    CONSTANT = "constant"
+    LINEAR = "linear"
+    COSINE = "cosine"
+
+
+class OptimizerKind(enum.Enum):
+    """The device's optimizer."""
+
+    ADAMW = "adamw"
+    SGD = "sgd"
+
+
+class DeclineReason(enum.Enum):
+    """Why a device will not do a task: an answer, not an error."""
+
+    OVER_BUDGET = "over-budget"
+    BUSY = "busy"
+    NO_DATA = "no-data"
+    INCOMPATIBLE = "incompatible"
+    NO_SPACE = "no-space"
+
+
+class FailureReason(enum.Enum):
+    """Why a task that was begun has no result."""
+
+    OVER_BUDGET = "over-budget"
+    NON_FINITE = "non-finite"
+    WORKER_DIED = "worker-died"
+    BAD_ARTIFACT = "bad-artifact"
+    NO_SPACE = "no-space"
+    CANCELLED = "cancelled"
+
+
+class RefusalReason(enum.Enum):
+    """Why a delta was not taken, or a transfer not served."""
+
+    UNKNOWN_TASK = "unknown-task"
+    UNKNOWN_BLOB = "unknown-blob"
+    WRONG_ROUND = "wrong-round"
+    CLOSED = "closed"
+    TOO_LARGE = "too-large"
+    CORRUPT = "corrupt"
+    MALFORMED = "malformed"
+    WRONG_NAMES = "wrong-names"
+    WRONG_SHAPE = "wrong-shape"
+    NOT_FINITE = "not-finite"
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What one device does in one round.
+
+    `artifact` is the manifest; `adapter` the tensor file to start from. Adapter inputs whose name ends in one of `freeze`
+    are held fixed. `batch` rows of `tokens` tokens make one optimizer step; the device's plan splits them into
+    micro-batches. `deadline_s` is the time left when the offer was sent, so no clocks need agree.
+    """
+
+    task_id: str
+    round: int
+    artifact: Blob
+    adapter: Blob
+    steps: int
+    batch: int
+    tokens: int
+    optimizer: OptimizerKind
+    learning_rate: float
+    weight_decay: float
+    schedule: Schedule
+    warmup_steps: int
+    clip_norm: float
+    seed: int
+    freeze: tuple[str, ...]
+    deadline_s: float
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that no task can mean."""
+        _bounded("steps", self.steps, 1, MAX_STEPS)
+        _bounded("batch", self.batch, 1, MAX_BATCH)
+        _bounded("tokens", self.tokens, 1, MAX_TOKENS)
+        _bounded("learning_rate", self.learning_rate, 0.0, 100.0)
+        _bounded("weight_decay", self.weight_decay, 0.0, 1.0)
+        _bounded("warmup_steps", self.warmup_steps, 0, self.steps)
+        _bounded("clip_norm", self.clip_norm, 0.0, 1e9)
+        _bounded("deadline_s", self.deadline_s, 0.0, 1e9)
+        _bounded("round", self.round, 0, 1 << 31)
+        _bounded("seed", self.seed, 0, (1 << 63) - 1)
+        _short("task_id", self.task_id)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a worker measured over one task. Losses are means over the same held-aside rows of the device's own data.
+
+    `peak_bytes` is the largest resident memory of any process that did the task (VmHWM); `predicted_bytes` what the plan
+    expected. `step_ms` is the median. `down_bytes`, `up_bytes` are blob bytes on the wire for this task, both directions.
+    """
+
+    steps: int
+    examples: int
+    loss_before: float
+    loss_after: float
+    peak_bytes: int
+    predicted_bytes: int
+    budget_bytes: int
+    wall_s: float
+    step_ms: float
+    down_bytes: int
+    up_bytes: int
+    threads: int
+    runtime: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """An array as it crosses the wire: `dtype` as in tensor files, `data` row-major little-endian."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class DeltaFile:
+    """The msgpack bytes of a delta blob: adapter after minus adapter before, for the tensors that were trained.
+
+    `examples` is the weight of this device in the mean.
+    """
+
+    task_id: str
+    round: int
+    device: str
+    adapter: str
+    examples: int
+    tensors: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Presence:
+    """Retained; the last will says `online=False`. A death of a session that is not the current one is ignored."""
+
+    device: str
+    session: str
+    online: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Announcement:
+    """Retained; the coordinator is up under `session`. A device that sees a new session says Hello again."""
+
+    session: str
+    round: int
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """A device introduces itself; said after every (re)connect and every new Announcement.
+
+    `task_id` is the task it is busy with, or empty.
+    """
+
+    device: str
+    session: str
+    budget_bytes: int
+    examples: int
+    cores: int
+    ram_bytes: int
+    machine: str
+    runtime: str
+    version: str
+    task_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class TaskOffer:
+    """Do this. Offering a task again changes nothing."""
+
+    task: Task
+
+
+@dataclass(frozen=True, slots=True)
+class TaskCancel:
+    """Stop, and forget what was not yet accepted."""
+
+    task_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class TaskDeclined:
+    """The device will not: for `over-budget`, the cheapest plan needs `needed_bytes` and it has `budget_bytes`."""
+
+    task_id: str
+    reason: DeclineReason
+    needed_bytes: int
+    budget_bytes: int
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class TaskProgress:
+    """Said now and then while training; losing one loses nothing."""
+
+    task_id: str
+    step: int
+    steps: int
+    loss: float
+
+
+@dataclass(frozen=True, slots=True)
+class TaskFailed:
+    """The task was begun and has no result. `peak_bytes` is what was measured until then, 0 where nothing was."""
+
+    task_id: str
+    reason: FailureReason
+    peak_bytes: int
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class ResultOffer:
+    """A delta waits in the device's outbox; the coordinator pulls it. Repeated until a Receipt comes."""
+
+    task_id: str
+    delta: Blob
+    report: Report
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """The coordinator's final word on a result: committed to its ledger, or refused and why. The device forgets it."""
+
+    task_id: str
+    accepted: bool
+    reason: RefusalReason | None
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkRequest:
+    """Send me these chunks of a blob: up to `window` of the missing ones.
+
+    `missing` is a bitmap, bit k (least significant first) standing for chunk `first + k`.
+    """
+
+    blob: str
+    chunk_bytes: int
+    first: int
+    missing: bytes
+    window: int
+
+    def __post_init__(self) -> None:
+        """Refuse a request that would cost the sender more than a window."""
+        _bounded("chunk_bytes", self.chunk_bytes, 1024, MAX_CHUNK_BYTES)
+        _bounded("first", self.first, 0, 1 << 40)
+        _bounded("missing, in bytes,", len(self.missing), 1, MAX_BITMAP_BYTES)
+        _bounded("window", self.window, 1, MAX_WINDOW)
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Chunk `index` of a blob; `crc32` of `data` finds a damaged one at once, the blob's SHA-256 has the last word."""
+
+    blob: str
+    chunk_bytes: int
+    index: int
+    crc32: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class TransferRefused:
+    """The blob cannot be had here."""
+
+    blob: str
+    reason: RefusalReason
+
+
+Message = (
+    Presence
+    | Announcement
+    | Hello
+    | TaskOffer
+    | TaskCancel
+    | TaskDeclined
+    | TaskProgress
+    | TaskFailed
+    | ResultOffer
+    | Receipt
+    | ChunkRequest
+    | Chunk
+    | TransferRefused
+)
+KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in get_args(Message)}
+
+
+@dataclass(frozen=True, slots=True)
+class _Envelope:
+    """The envelope; its body is read once its type is known."""
+
+    v: int
+    type: str
+
+
+def encode_message(message: Message) -> bytes:
+    """The message's bytes. Raises ValueError for text that the other side would refuse."""
+    for name in ("detail", "reason"):
+        text = getattr(message, name, "")
+        if isinstance(text, str):
+            _short(name, text)
+    return codec.encode({"v": VERSION, "type": type(message).__name__, "body": message})
+
+
+def decode_message(data: bytes) -> Message:
+    """Read one message. Raises TooLargeError, DecodeError (wrong version, unknown type, wrong field)."""
+    plain = codec.unpack(data, MAX_MESSAGE_BYTES)
+    envelope = codec.from_plain(_Envelope, plain, "message")
+    if envelope.v != VERSION:
+        msg = f"protocol version {envelope.v}, this side speaks {VERSION}; update the older one"
+        raise DecodeError(msg)
+    if envelope.type not in KINDS or not isinstance(plain, dict):
+        msg = f"unknown message type {envelope.type[:80]!r}"
+        raise DecodeError(msg)
+    body: Message = codec.from_plain(KINDS[envelope.type], plain.get("body"), envelope.type)
+    return body
