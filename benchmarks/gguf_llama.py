@@ -1,8 +1,8 @@
 """A Llama-family GGUF file, turned into a plain Hugging Face folder: config, fp32 weights, tokenizer.
 
-Sizes come from the file's own metadata (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md). GGUF interleaves the
-rows of the query and key projections for its rotary embedding; they are put back here, as transformers' own loader does.
-That loader cannot save what it loaded; the folder written here loads with `from_pretrained` and can be saved again.
+Sizes come from the file's own metadata (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md). GGUF interleaves
+the rows of the query and key projections for its rotary embedding; they are put back here, as transformers' own loader
+does. That loader cannot save what it loaded; the folder written here loads with `from_pretrained` and saves again.
 """
 
 from __future__ import annotations
@@ -108,4 +108,5 @@ def _place(name: str, sizes: dict[str, Any]) -> tuple[str, int]:
 def _uninterleaved(weight: Array, heads: int) -> Array:
     """`weight` (heads * size, width) with each head's rows 0, size/2, 1, size/2 + 1, ... back in order 0, 1, 2, ..."""
     rows, width = weight.shape
-    return weight.reshape(heads, rows // heads // 2, 2, width).swapaxes(1, 2).reshape(rows, width)
+    ordered: Array = weight.reshape(heads, rows // heads // 2, 2, width).swapaxes(1, 2).reshape(rows, width)
+    return ordered
