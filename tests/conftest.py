@@ -1,0 +1,52 @@
+"""What every test shares. Imports nothing that a bare install lacks: the same file serves the device's own tests."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+HERE = pathlib.Path(__file__).parent
+
+# Set before any library reads them. Nothing is fetched from a model hub, and no plot opens a window.
+os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", MPLBACKEND="Agg")
+
+
+def pytest_report_header() -> str:
+    """Say what is under test: a failure that depends on a version should show it."""
+    names = ("numpy", "onnxruntime", "paho-mqtt", "msgpack", "torch", "transformers", "peft", "onnx")
+    return "versions: " + ", ".join(f"{name} {_version(name)}" for name in names)
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "absent"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the device's tests `edge_only`: all of tests/edge_sdk must pass where nothing but the bare install is."""
+    for item in items:
+        if (HERE / "edge_sdk") in item.path.parents:
+            item.add_marker(pytest.mark.edge_only)
+
+
+@pytest.fixture(scope="session")
+def tiny_artifact(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """An artifact folder of a tiny random Llama, made by the real export in a process of its own.
+
+    A bare install cannot export: there FEDPEAT_TINY_ARTIFACT names a folder that was made before.
+    """
+    if made := os.environ.get("FEDPEAT_TINY_ARTIFACT"):
+        return pathlib.Path(made)
+    folder = tmp_path_factory.mktemp("tiny")
+    model, artifact = folder / "model", folder / "artifact"
+    subprocess.run([sys.executable, "-m", "tests.models", "llama", str(model)], check=True, cwd=HERE.parent)
+    export = [sys.executable, "-m", "export.cli", "export", str(model), "--task", "causal-lm", "--out", str(artifact)]
+    subprocess.run([*export, "--adapter", "lora", "--rank", "2"], check=True, cwd=HERE.parent)
+    return artifact
