@@ -49,14 +49,14 @@ format: .venv/.dev
 	echo "Making .venv ..."
 	$(PYTHON) -m venv .venv
 
-# pip says too much or nothing: show what is fetched and built, and drop the lists of what is there already. Its errors go to
+# pip says too much or nothing: show what is fetched, and drop the lists of what is there already. Its errors go to
 # stderr and are not filtered. torch is pinned in pyproject.toml; where the package index carries only its CUDA build, point
 # PIP_EXTRA_INDEX_URL at PyTorch's own index of CPU builds first.
 define install
 	@echo "Installing fedpeat[$(1)] into .venv ..."
 	started=$$SECONDS
 	$(BIN)/python -m pip install --progress-bar off --editable '.[$(1)]' \
-		| sed -un -e 's/^ *\(Downloading\|Processing\|Building\) /  \1 /p' -e 's/^Installing collected packages:.*/  Installing/p'
+		| sed -un -e 's/^ *Downloading \([^ ]*\)-\([0-9][^-]*\)-.*(\(.*\))/  \1 \2 (\3)/p' -e 's/^Installing collected.*/  installing/p'
 	echo "Installed in $$((SECONDS - started)) s."
 	touch $@
 endef

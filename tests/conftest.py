@@ -5,10 +5,14 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
+
+from tests.brokers import Mosquitto
 
 HERE = pathlib.Path(__file__).parent
 
@@ -30,10 +34,28 @@ def _version(name: str) -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the device's tests `edge_only`: all of tests/edge_sdk must pass where nothing but the bare install is."""
+    """Mark tests by what they need, so that nobody forgets to.
+
+    `edge_only`: all of tests/edge_sdk must pass where nothing but the bare install is. `broker`: needs Mosquitto.
+    """
     for item in items:
         if (HERE / "edge_sdk") in item.path.parents:
             item.add_marker(pytest.mark.edge_only)
+        if "mosquitto" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.broker)
+
+
+@pytest.fixture
+def mosquitto(tmp_path: pathlib.Path) -> Iterator[Mosquitto]:
+    """A real broker, running; skipped where no mosquitto is on PATH."""
+    if shutil.which("mosquitto") is None:
+        pytest.skip("no mosquitto on PATH; on Debian: apt-get install mosquitto")
+    folder = tmp_path / "mosquitto"
+    folder.mkdir()
+    broker = Mosquitto(folder)
+    broker.start()
+    yield broker
+    broker.kill()
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,60 @@
+"""A real Mosquitto for one test: started, killed and started again on the same port."""
+
+from __future__ import annotations
+
+import contextlib
+import pathlib
+import socket
+import subprocess
+import time
+from dataclasses import dataclass, field
+
+START_TIMEOUT_S = 10.0
+
+
+def free_port() -> int:
+    """A TCP port of the loopback address that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@dataclass(slots=True)
+class Mosquitto:
+    """One broker process on the loopback address, without persistence; `folder` holds its configuration and log."""
+
+    folder: pathlib.Path
+    host: str = "127.0.0.1"
+    port: int = field(default_factory=free_port)
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """Where it listens, as `mqtt://127.0.0.1:PORT`."""
+        return f"mqtt://{self.host}:{self.port}"
+
+    def start(self) -> None:
+        """Start it and wait until it accepts connections. Raises RuntimeError with its log when it does not."""
+        configuration = self.folder / "mosquitto.conf"
+        configuration.write_text(
+            f"listener {self.port} {self.host}\nallow_anonymous true\npersistence false\nmax_queued_messages 0\n"
+        )
+        log = self.folder / "mosquitto.log"
+        with log.open("ab") as out:
+            self.process = subprocess.Popen(["mosquitto", "-c", str(configuration)], stdout=out, stderr=out)
+        deadline_s = time.monotonic() + START_TIMEOUT_S
+        while time.monotonic() < deadline_s and self.process.poll() is None:
+            with contextlib.suppress(OSError), socket.create_connection((self.host, self.port), timeout=1.0):
+                return
+            time.sleep(0.02)
+        self.kill()
+        msg = f"mosquitto does not accept connections on {self.url}: {log.read_text()}"
+        raise RuntimeError(msg)
+
+    def kill(self) -> None:
+        """Kill it as a power cut would: SIGKILL, nothing said to its clients."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
