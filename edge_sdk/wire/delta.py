@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Self
 
 import numpy as np
 
@@ -26,7 +25,7 @@ class Delta:
 
     tensors: Mapping[str, Array]
 
-    def __add__(self, other: Self) -> Delta:
+    def __add__(self, other: Delta) -> Delta:
         """Sum by name; a missing tensor counts as zero."""
         names = [*self.tensors, *(name for name in other.tensors if name not in self.tensors)]
         return Delta({name: _sum(self.tensors.get(name), other.tensors.get(name)) for name in names})

@@ -17,7 +17,7 @@ import os
 import pathlib
 from collections.abc import Iterator, Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
@@ -116,7 +116,7 @@ class TensorFile(Mapping[str, Array]):
         """Drop our arrays; the mapping goes when the last array handed out goes."""
         self._arrays = {}
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> TensorFile:
         """A tensor file is its own context."""
         return self
 
