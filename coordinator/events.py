@@ -1,0 +1,267 @@
+"""What `rounds` is told (events) and what it asks for (instructions). Data alone.
+
+The daemon turns messages, finished jobs and time into events, and executes instructions in the order in which they come:
+whatever has to outlive a crash is written to the ledger before anything is sent.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from edge_sdk.wire.blobs import Blob
+from edge_sdk.wire.messages import (
+    Hello,
+    Presence,
+    Receipt,
+    RefusalReason,
+    Report,
+    ResultOffer,
+    Task,
+    TaskDeclined,
+    TaskFailed,
+    TaskProgress,
+)
+
+
+class TaskState(enum.Enum):
+    """How far a task is. All but the first two are final."""
+
+    OFFERED = "offered"
+    FETCHING = "fetching"
+    COMMITTED = "committed"
+    REFUSED = "refused"
+    DECLINED = "declined"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def final(self) -> bool:
+        """Whether nothing more can come of it."""
+        return self not in {TaskState.OFFERED, TaskState.FETCHING}
+
+
+# ---------------------------------------------------------------------------------------------------------------- events
+
+
+@dataclass(frozen=True, slots=True)
+class HelloHeard:
+    """A device introduced itself, perhaps again."""
+
+    hello: Hello
+
+
+@dataclass(frozen=True, slots=True)
+class PresenceHeard:
+    """A device came or went."""
+
+    presence: Presence
+
+
+@dataclass(frozen=True, slots=True)
+class DeclineHeard:
+    """`device` will not do a task."""
+
+    device: str
+    message: TaskDeclined
+
+
+@dataclass(frozen=True, slots=True)
+class FailureHeard:
+    """`device` has no result."""
+
+    device: str
+    message: TaskFailed
+
+
+@dataclass(frozen=True, slots=True)
+class ProgressHeard:
+    """`device` is at work."""
+
+    device: str
+    message: TaskProgress
+
+
+@dataclass(frozen=True, slots=True)
+class ResultHeard:
+    """`device` has a delta to be fetched."""
+
+    device: str
+    message: ResultOffer
+
+
+@dataclass(frozen=True, slots=True)
+class ResultCommitted:
+    """A delta was fetched, found good, and is in the ledger."""
+
+    task_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class ResultRefused:
+    """A delta was fetched and found bad, or could not be fetched; the ledger says so."""
+
+    task_id: str
+    reason: RefusalReason
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reconnected:
+    """We are connected to the broker again; it may have forgotten everything."""
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterReady:
+    """The deltas of `round` have become the adapter `blob`, and the ledger says so."""
+
+    round: int
+    blob: Blob
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time passed."""
+
+
+@dataclass(frozen=True, slots=True)
+class StopAsked:
+    """The person at the coordinator pressed Ctrl-C."""
+
+
+Event = (
+    HelloHeard
+    | PresenceHeard
+    | DeclineHeard
+    | FailureHeard
+    | ProgressHeard
+    | ResultHeard
+    | ResultCommitted
+    | ResultRefused
+    | Reconnected
+    | AdapterReady
+    | Tick
+    | StopAsked
+)
+
+# ---------------------------------------------------------------------------------------------------------- instructions
+
+
+@dataclass(frozen=True, slots=True)
+class OpenRound:
+    """Write that the round is open, and announce it."""
+
+    round: int
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class GiveTask:
+    """Write the task, then offer it."""
+
+    device: str
+    level: str
+    attempt: int
+    task: Task
+
+
+@dataclass(frozen=True, slots=True)
+class OfferAgain:
+    """Offer a task that is in the ledger already."""
+
+    device: str
+    task: Task
+
+
+@dataclass(frozen=True, slots=True)
+class CancelTask:
+    """Write that the task is cancelled where it is ours, and tell the device."""
+
+    device: str
+    task_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class RecordDecline:
+    """Write what the device answered."""
+
+    device: str
+    level: str
+    message: TaskDeclined
+
+
+@dataclass(frozen=True, slots=True)
+class RecordFailure:
+    """Write what the device answered."""
+
+    device: str
+    level: str
+    budget_bytes: int
+    message: TaskFailed
+
+
+@dataclass(frozen=True, slots=True)
+class FetchDelta:
+    """Pull the delta, check it, write it to the ledger; then say ResultCommitted or ResultRefused."""
+
+    device: str
+    level: str
+    task: Task
+    delta: Blob
+    report: Report
+
+
+@dataclass(frozen=True, slots=True)
+class SendReceipt:
+    """Tell the device; what it says is in the ledger already."""
+
+    device: str
+    receipt: Receipt
+
+
+@dataclass(frozen=True, slots=True)
+class RepeatRound:
+    """Write that this attempt came to nothing, and say why."""
+
+    round: int
+    attempt: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class AggregateRound:
+    """Make the next adapter of these committed tasks' deltas; then say AdapterReady."""
+
+    round: int
+    attempt: int
+    adapter: Blob
+    task_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """All rounds are done."""
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    """The run cannot go on without somebody doing something about `why`."""
+
+    why: str
+
+
+Instruction = (
+    OpenRound
+    | GiveTask
+    | OfferAgain
+    | CancelTask
+    | RecordDecline
+    | RecordFailure
+    | FetchDelta
+    | SendReceipt
+    | RepeatRound
+    | AggregateRound
+    | Finish
+    | GiveUp
+)
