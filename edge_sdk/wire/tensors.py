@@ -17,7 +17,7 @@ import os
 import pathlib
 from collections.abc import Iterator, Mapping
 from types import TracebackType
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 
@@ -70,6 +70,7 @@ def write_tensors(path: pathlib.Path, tensors: Mapping[str, Array]) -> None:
             file.write(np.ascontiguousarray(array, dtype=DTYPES[dtype_name(array.dtype)]).data)
 
 
+@final
 class TensorFile(Mapping[str, Array]):
     """The tensors of one file, mapped read-only: an array costs memory only where it is touched.
 
