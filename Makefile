@@ -41,13 +41,14 @@ format: .venv/.dev
 
 # ------------------------------------------------------------------------------------------------ the virtual environment
 
-.venv/bin/python:
+.venv/.made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
 		|| { echo "fedpeat needs Python 3.10 or newer; $(PYTHON) is $$($(PYTHON) --version). Try: make PYTHON=python3.11" >&2; exit 2; }
 	$(PYTHON) -c 'import ensurepip, venv' 2> /dev/null \
 		|| { echo "$(PYTHON) cannot make virtual environments. On Debian: apt-get install python3-venv" >&2; exit 2; }
 	echo "Making .venv ..."
 	$(PYTHON) -m venv .venv
+	touch $@
 
 # pip says too much or nothing: show what is fetched, and drop the lists of what is there already. Its errors go to
 # stderr and are not filtered. torch is pinned in pyproject.toml; where the package index carries only its CUDA build, point
@@ -61,10 +62,10 @@ define install
 	touch $@
 endef
 
-.venv/.demo: pyproject.toml | .venv/bin/python
+.venv/.demo: pyproject.toml | .venv/.made
 	$(call install,coordinator$(comma)demo)
 
-.venv/.dev: pyproject.toml | .venv/bin/python
+.venv/.dev: pyproject.toml | .venv/.made
 	$(call install,coordinator$(comma)vision$(comma)demo$(comma)test$(comma)lint)
 
 comma := ,
