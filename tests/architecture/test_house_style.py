@@ -62,14 +62,3 @@ def test_files_have_one_subject() -> None:
     """No file is longer than 500 lines: one that is holds two subjects."""
     lines = {path.relative_to(ROOT): len(path.read_text(encoding="utf-8").splitlines()) for path in sources()}
     assert not {path: count for path, count in lines.items() if count > MAX_FILE_LINES}
-
-
-def test_nothing_is_mocked() -> None:
-    """No test replaces a part by a mock: a real part, or a small working one, takes its place."""
-    mocking = [
-        f"{path.relative_to(ROOT)}:{node.lineno}"
-        for path in sources()
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(("unittest.mock", "mock"))
-    ]
-    assert not mocking
