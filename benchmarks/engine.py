@@ -3,9 +3,9 @@
     python -m benchmarks.engine [--quick] [--check]
 
 SmolLM2-135M, LoRA r=8 on the query and value projections of every layer, one row of 128 random tokens, AdamW. Every
-measurement is a process of its own; peak is its VmHWM, time its median step. Each contender runs once per repetition, in
-turn; the table shows medians over the repetitions. `--quick` makes two repetitions instead of five. `--check` exits 1
-when the largest of our peaks is not under 0.3 of torch + peft's.
+measurement is a process of its own; peak is its VmHWM, time its median step. Each contender runs once per repetition,
+in turn; the table shows medians over the repetitions. `--quick` makes two repetitions instead of five. `--check` exits
+1 when the largest of our peaks is not under 0.3 of torch + peft's.
 
 Ours are the emulator levels of the demo, as `fedpeat-edge probe` runs them: the process that a device would start.
 """
@@ -49,7 +49,12 @@ def contenders(model: pathlib.Path, artifact: pathlib.Path, steps: int) -> list[
             "torch + peft, checkpointing", ours=False, module=peer, arguments=(str(model), *shape, "--checkpointing")
         ),
         *(
-            Contender(f"fedpeat {path.stem}", ours=True, module="edge_sdk.cli", arguments=("probe", str(path), *shape, "--json"))
+            Contender(
+                f"fedpeat {path.stem}",
+                ours=True,
+                module="edge_sdk.cli",
+                arguments=("probe", str(path), *shape, "--json"),
+            )
             for path in sorted(artifact.glob("*.manifest"))
         ),
     ]
@@ -103,15 +108,19 @@ def main() -> int:
     console = Console()
 
     model = assets.smollm2()
-    artifact = studies.smollm2_artifact(model)
+    artifact = studies.artifact_of(studies.speeches_study())
     repetitions, steps = (2, 4) if arguments.quick else (5, 8)
     rows = measure(contenders(model, artifact, steps), repetitions, console)
     show(rows, console)
     largest = max(row["peak_ratio"] for row in rows if row["ours"])
     held = largest < PEAK_BOUND
-    console.print(f"largest peak of ours: {largest:.2f} x torch + peft (bound {PEAK_BOUND}): {'held' if held else 'MISSED'}")
+    console.print(
+        f"largest peak of ours: {largest:.2f} x torch + peft (bound {PEAK_BOUND}): {'held' if held else 'MISSED'}"
+    )
     command = " ".join(["python -m benchmarks.engine", *sys.argv[1:]])
-    machine.write_json(arguments.out, {"command": command, "machine": machine.machine(), "tokens": TOKENS, "rows": rows})
+    machine.write_json(
+        arguments.out, {"command": command, "machine": machine.machine(), "tokens": TOKENS, "rows": rows}
+    )
     return int(arguments.check and not held)
 
 

@@ -1,36 +1,139 @@
-"""What the demo and the benchmarks study: the models, their emulator levels, and the artifacts built from them."""
+"""What the demo and the benchmarks study: a model, its levels, and five devices with their own data and budgets."""
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import pathlib
+import random
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from benchmarks import assets
+from benchmarks.fetch import cache_folder
 
 TOKENS = 128
-ADAPTER: dict[str, Any] = {"kind": "lora", "rank": 8, "alpha": 16, "targets": ["q_proj", "v_proj"]}
-LEVELS: list[dict[str, Any]] = [
-    {"name": "fp32", "bits": 32, "layers": None, "train_last": None},
-    {"name": "int8", "bits": 8, "layers": None, "train_last": None},
-    {"name": "int8-last6", "bits": 8, "layers": None, "train_last": 6},
-]
+PRESIDENTS = ("ulysses_s_grant", "grover_cleveland", "andrew_jackson", "james_buchanan", "zachary_taylor")
+HELD_OUT_PRESIDENT = "rutherford_b_hayes"
+LABELS = ("negative", "positive")
+REVIEWS_PER_DEVICE = 600
+Row = tuple[str, str]
+POSITIVE_SHARES = (0.5, 0.7, 0.3, 0.8, 0.5)  # label skew: no two devices see the same reviewers
 
 
-def smollm2_artifact(model: pathlib.Path) -> pathlib.Path:
-    """The demo's three levels of SmolLM2, built once and kept in the cache folder.
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A device of the demo: `data` is the `[data]` table of its configuration."""
+
+    name: str
+    budget: str
+    data: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """One run of the demo; the mappings are tables of the coordinator's configuration."""
+
+    name: str
+    model: Mapping[str, Any]
+    adapter: Mapping[str, Any]
+    levels: Sequence[Mapping[str, Any]]
+    training: Mapping[str, Any]
+    evaluation: Mapping[str, Any]
+    devices: Sequence[Device]
+
+
+def speeches_study() -> Study:
+    """SmolLM2-135M on State of the Union speeches: one president a device, a sixth one held out."""
+    folders = assets.speeches()
+    names = [*PRESIDENTS, HELD_OUT_PRESIDENT]
+    if not set(names) <= folders.keys():  # movie reviews in their place, where npm is missing
+        names = sorted(folders)[: len(names)]
+    budgets = ("640MB", "320MB", "256MB", "192MB", "64MB")
+    return Study(
+        name="speeches",
+        model={"dir": str(assets.smollm2()), "task": "causal-lm"},
+        adapter={"kind": "lora", "rank": 8, "alpha": 16, "targets": ["q_proj", "v_proj"]},
+        levels=(
+            {"name": "fp32", "bits": 32},
+            {"name": "int8", "bits": 8},
+            {"name": "int8-last6", "bits": 8, "train_last": 6},
+        ),
+        training={"steps": 8, "batch": 1, "tokens": TOKENS, "learning_rate": 2e-3, "warmup_steps": 2},
+        evaluation={"kind": "text", "path": str(folders[names[-1]]), "rows": 24},
+        devices=[
+            Device(name.replace("_", "-"), budget, {"kind": "text-folder", "path": str(folders[name])})
+            for name, budget in zip(names[:-1], budgets, strict=True)
+        ],
+    )
+
+
+def reviews_study(folder: pathlib.Path) -> Study:
+    """MiniLM on Rotten Tomatoes: each device has reviews of its own, mixed differently. Their files go to `folder`."""
+    reviews = assets.reviews()
+    held_out = folder / "held-out.csv"
+    _write(held_out, _read(reviews.test))
+    devices = []
+    budgets = ("320MB", "192MB", "160MB", "128MB", "48MB")
+    for k, (part, budget) in enumerate(zip(_split_by_device(_read(reviews.train)), budgets, strict=True), 1):
+        path = folder / f"cinema-{k}.csv"
+        _write(path, part)
+        table = {"kind": "csv", "path": str(path), "text_column": "text", "label_column": "label"}
+        devices.append(Device(f"cinema-{k}", budget, table))
+    return Study(
+        name="reviews",
+        model={"dir": str(assets.minilm()), "task": "sequence-classification", "labels": list(LABELS)},
+        adapter={"kind": "lora", "rank": 8, "alpha": 16, "targets": ["query", "value"]},
+        levels=(
+            {"name": "fp32", "bits": 32},
+            {"name": "int8", "bits": 8},
+            {"name": "int8-last2", "bits": 8, "train_last": 2},
+        ),
+        training={"steps": 40, "batch": 16, "tokens": 64, "learning_rate": 2e-3, "warmup_steps": 4},
+        evaluation={"kind": "csv", "path": str(held_out), "rows": 512},
+        devices=devices,
+    )
+
+
+def _read(path: pathlib.Path) -> list[Row]:
+    """Text and name of the label, of each row of a table with the labels 0 and 1."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return [(row["text"], LABELS[int(row["label"])]) for row in csv.DictReader(file)]
+
+
+def _write(path: pathlib.Path, rows: Sequence[Row]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([("text", "label"), *rows])
+
+
+def _split_by_device(rows: Sequence[Row]) -> list[list[Row]]:
+    """Disjoint rows for each device, with its own share of positive ones; the same split every time."""
+    positive, negative = ([row for row in rows if row[1] == label] for label in reversed(LABELS))
+    parts = []
+    for k, share in enumerate(POSITIVE_SHARES):
+        wanted = round(share * REVIEWS_PER_DEVICE)
+        part = [positive.pop() for _ in range(wanted)] + [negative.pop() for _ in range(REVIEWS_PER_DEVICE - wanted)]
+        random.Random(k).shuffle(part)  # noqa: S311 - a fixed order, not a secret
+        parts.append(part)
+    return parts
+
+
+def artifact_of(study: Study) -> pathlib.Path:
+    """The study's levels as artifacts, built once and kept in the cache folder.
 
     Raises RuntimeError with the exporter's own words when the build fails.
     """
-    request = {"model": str(model), "task": "causal-lm", "adapter": ADAPTER, "levels": LEVELS, "labels": []}
-    request |= {"tokens": TOKENS, "parity": True, "seed": 0}
+    levels = [{"layers": None, "train_last": None, **level} for level in study.levels]
+    request = {"model": study.model["dir"], "task": study.model["task"], "adapter": study.adapter, "levels": levels}
+    request |= {"labels": study.model.get("labels", []), "tokens": study.training["tokens"], "parity": True, "seed": 0}
     digest = hashlib.sha256(json.dumps([request, _source_digest()], sort_keys=True).encode()).hexdigest()
-    out = assets.cache_folder() / "artifacts" / digest[:16]
+    out = cache_folder() / "artifacts" / digest[:16]
     if not out.is_dir():
         _build(request, out)
     return out
@@ -51,9 +154,8 @@ def _build(request: dict[str, Any], out: pathlib.Path) -> None:
         folder = pathlib.Path(name)
         asked = folder / "request.json"
         asked.write_text(json.dumps({**request, "out": str(folder / "artifact")}), encoding="utf-8")
-        done = subprocess.run(
-            [sys.executable, "-m", "export.cli", "build", str(asked)], stderr=subprocess.PIPE, text=True, check=False
-        )
+        command = [sys.executable, "-m", "export.cli", "build", str(asked)]
+        done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
         if done.returncode != 0:
             raise RuntimeError((done.stderr.strip().splitlines() or ["the export failed without a word"])[-1])
         shutil.move(folder / "artifact", out)

@@ -2,8 +2,8 @@
 
     python -m benchmarks.peers.torch_peft MODEL_DIR --tokens 128 --batch 1 --steps 5 [--checkpointing]
 
-LoRA r=8 on the query and value projections of every layer, AdamW, random tokens. Prints one JSON object: the peak resident
-memory of the process (VmHWM), the median step time, and the loss.
+LoRA r=8 on the query and value projections of every layer, AdamW, random tokens. Prints one JSON object: the peak
+resident memory of the process (VmHWM), the median step time, and the loss.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def main() -> None:
         optimizer.zero_grad(set_to_none=True)
         times_ms.append((time.perf_counter() - begin) * 1e3)
     # The first step allocates and warms up, on both sides: it counts for memory, not for time.
-    print(  # noqa: T201 - the JSON on stdout is the result
+    print(
         json.dumps(
             {
                 "peak_bytes": peak_bytes(),
