@@ -1,0 +1,1 @@
+"""The coordinator: decides rounds, keeps the ledger, validates and aggregates deltas. Never loads torch."""

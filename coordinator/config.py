@@ -217,7 +217,9 @@ def _check(config: Config) -> None:
     wrong_names = [name for name in names if not NAME.fullmatch(name)]
     task, rounds = config.model.task, config.rounds
     complaints = {
-        f"fleet is {config.fleet!r}; letters, digits, dot, dash, underscore, at most 64": not FLEET.fullmatch(config.fleet),
+        f"fleet is {config.fleet!r}; letters, digits, dot, dash, underscore, at most 64": not FLEET.fullmatch(
+            config.fleet
+        ),
         "at least one [[levels]] table is needed": not names,
         f"levels share a name: {', '.join(names)}": len(set(names)) != len(names),
         f"level names are letters, digits, dot, dash, underscore: {wrong_names}": bool(wrong_names),

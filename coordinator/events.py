@@ -41,7 +41,7 @@ class TaskState(enum.Enum):
         return self not in {TaskState.OFFERED, TaskState.FETCHING}
 
 
-# ---------------------------------------------------------------------------------------------------------------- events
+# ---- events
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +92,11 @@ class ResultHeard:
 
 @dataclass(frozen=True, slots=True)
 class ResultCommitted:
-    """A delta was fetched, found good, and is in the ledger."""
+    """A delta was fetched, found good, and is in the ledger. The bytes are those of its report."""
 
     task_id: str
+    budget_bytes: int
+    peak_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +146,7 @@ Event = (
     | StopAsked
 )
 
-# ---------------------------------------------------------------------------------------------------------- instructions
+# ---- instructions
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,11 +48,7 @@ def _learn(state: State, answers: tuple[Answer, ...]) -> State:
 
 
 def _choose(device: DeviceView, levels: tuple[Level, ...], state: State) -> str | None:
-    over = [
-        level
-        for level in levels
-        if state.exceeded.get((device.name, level.name), 0) > device.budget_bytes
-    ]
+    over = [level for level in levels if state.exceeded.get((device.name, level.name), 0) > device.budget_bytes]
     smallest_over = min((level.needs_bytes for level in over), default=None)
     for level in levels:
         below = smallest_over is None or level.needs_bytes < smallest_over

@@ -1,0 +1,4 @@
+"""How deltas become the next adapter: one file per rule, each `init`, `accumulate`, `finish` over explicit state.
+
+There is no rule that averages LoRA's A and B apart: `mean(B) @ mean(A)` is not the mean of the devices' changes.
+"""

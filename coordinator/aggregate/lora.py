@@ -1,0 +1,146 @@
+"""The mean of LoRA's products, brought back to rank r.
+
+A device's module adds `s * B_i @ A_i`, B (out, r), A (r, in). Federated averaging means `P = sum(w_i B_i A_i) / sum(w_i)`; its rank
+is up to r times the number of devices. The best rank-r approximation (Eckart and Young 1936) is its truncated singular value
+decomposition, which never needs P itself: with the stacked factors `L = [w_1 B_1 ...]` and `R = [A_1; ...]`, the thin QR
+decompositions `L = Q_l R_l`, `R' = Q_r R_r` and the small SVD `R_l R_r' = U S V'` give `P = (Q_l U) S (Q_r V)'`
+(Bai et al., Federated Fine-tuning of Large Language Models under Heterogeneous Tasks and Client Resources, 2024,
+aggregate and redistribute in this way).
+
+The factors come out balanced, `B = Q_l U sqrt(S)`, `A = sqrt(S) (Q_r V)'`: equal norms, so that neither trains faster than the other.
+
+- Where nobody changed a module, its factors stay bit for bit: a decomposition would only rotate them.
+- A direction in which P is zero gets a zero column in B and a unit row, scaled like its neighbours, in A. Zeros on both sides
+  would be a saddle that no gradient leaves.
+- Tensors that are no LoRA factors (a classification head) are averaged plainly; see `mean`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from coordinator.aggregate import mean
+from edge_sdk.wire.delta import Delta
+from edge_sdk.wire.tensors import Array
+
+A, B = "lora_A", "lora_B"
+NEGLIGIBLE = 1e-7  # singular values below this share of the largest are rounding of float32
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """A weighted sum of products as `left @ right` (out, k) @ (k, in), float64, and the sum of the weights."""
+
+    left: Array
+    right: Array
+    weight: float
+    changed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """`stacks` by module; everything else is in `plain`."""
+
+    plain: mean.State
+    stacks: Mapping[str, Stack]
+
+
+@dataclass(frozen=True, slots=True)
+class Truncation:
+    """What rank r lost, squared, and what there was, squared (Frobenius), of one module or of several."""
+
+    lost: float = 0.0
+    whole: float = 0.0
+
+    def __add__(self, other: Truncation) -> Truncation:
+        """Of both."""
+        return Truncation(self.lost + other.lost, self.whole + other.whole)
+
+    @property
+    def relative(self) -> float:
+        """`|P - B A| / |P|`, zero where P is zero."""
+        return math.sqrt(self.lost / self.whole) if self.whole else 0.0
+
+
+def init(adapter: Mapping[str, Array]) -> State:
+    """Nothing was accumulated. `adapter` holds `<module>.lora_A` and `<module>.lora_B` pairs, and other tensors."""
+    return State(mean.init(adapter), {})
+
+
+def accumulate(state: State, delta: Delta, weight: float) -> State:
+    """With one more device; a module of which only one factor moved has the other as it was."""
+    adapter, stacks = state.plain.adapter, dict(state.stacks)
+    modules = {name.removesuffix(suffix) for name in delta.tensors for suffix in (A, B) if name.endswith(suffix)}
+    for module in sorted(modules):
+        a, b = (_after(adapter, delta, module + factor) for factor in (A, B))
+        changed = any(np.any(delta.tensors[module + f]) for f in (A, B) if module + f in delta.tensors)
+        stacks[module] = _stacked(stacks.get(module), weight * b, a, weight, changed=changed)
+    others = {name: array for name, array in delta.tensors.items() if not name.endswith((A, B))}
+    return State(mean.accumulate(state.plain, Delta(others), weight), stacks)
+
+
+def finish(state: State) -> tuple[dict[str, Array], Truncation]:
+    """The next adapter, float32, and what was lost."""
+    tensors, truncation = mean.finish(state.plain), Truncation()
+    for module, stack in state.stacks.items():
+        if stack.changed:
+            a, b, lost = best_of_rank(stack.left / stack.weight, stack.right, tensors[module + A])
+            tensors[module + A], tensors[module + B] = a, b
+            truncation += lost
+    return tensors, truncation
+
+
+def best_of_rank(left: Array, right: Array, before: Array) -> tuple[Array, Array, Truncation]:
+    """The best `B @ A` of the rank of `before`, (r, in), for `left @ right`; `before` stays as A where the product is zero."""
+    rank = len(before)
+    columns, values, rows = _svd(left, right)
+    truncation = Truncation(float(np.sum(values[rank:] ** 2)), float(np.sum(values**2)))
+    kept = int(np.sum(values[:rank] > NEGLIGIBLE * values[0])) if values[0] > 0 else 0
+    b = np.zeros((len(left), rank), np.float32)
+    if kept == 0:
+        return before, b, truncation
+    roots = np.sqrt(values[:kept])
+    b[:, :kept] = columns[:, :kept] * roots
+    a = _completed(rows[:rank], rank, before)
+    a[:kept] *= roots[:, None]
+    a[kept:] *= math.sqrt(float(np.mean(values[:kept])))
+    return a.astype(np.float32), b, truncation
+
+
+def _after(adapter: Mapping[str, Array], delta: Delta, name: str) -> Array:
+    array = adapter[name].astype(np.float64)
+    return array + delta.tensors[name] if name in delta.tensors else array
+
+
+def _stacked(stack: Stack | None, left: Array, right: Array, weight: float, *, changed: bool) -> Stack:
+    """One more product; once the stack would be larger than the product itself, it is brought back to full rank, without loss."""
+    if stack is None:
+        return Stack(left, right, weight, changed)
+    left, right = np.hstack([stack.left, left]), np.vstack([stack.right, right])
+    if left.shape[1] > 2 * min(len(left), right.shape[1]):
+        columns, values, rows = _svd(left, right)
+        left, right = columns * values, rows
+    return Stack(left, right, stack.weight + weight, stack.changed or changed)
+
+
+def _svd(left: Array, right: Array) -> tuple[Array, Array, Array]:
+    """Of `left @ right`: columns (out, k), values (k,), rows (k, in); signs such that each row's largest entry is positive."""
+    q_left, r_left = np.linalg.qr(left)
+    q_right, r_right = np.linalg.qr(right.T)
+    u, values, vt = np.linalg.svd(r_left @ r_right.T, full_matrices=False)
+    columns, rows = q_left @ u, vt @ q_right.T
+    signs = np.sign(rows[np.arange(len(rows)), np.argmax(np.abs(rows), axis=1)])
+    return columns * signs, values, rows * signs[:, None]
+
+
+def _completed(rows: Array, rank: int, before: Array) -> Array:
+    """`rank` rows that begin with `rows`, orthonormal as far as there are dimensions, then zero; the others from `before`."""
+    basis, _ = np.linalg.qr(np.vstack([rows, before.astype(np.float64)]).T)
+    completed = np.zeros((rank, rows.shape[1]))
+    completed[: basis.shape[1]] = basis.T[:rank]
+    completed[: len(rows)] = rows
+    return completed

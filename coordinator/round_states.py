@@ -1,0 +1,62 @@
+"""The states of a run, and every way from one to another. docs/protocol.md draws its diagram from `TRANSITIONS`."""
+
+from __future__ import annotations
+
+import enum
+from typing import Final
+
+
+class State(enum.Enum):
+    """Where the run is."""
+
+    WAITING = "waiting"
+    OPEN = "open"
+    CLOSING = "closing"
+    AGGREGATING = "aggregating"
+    DONE = "done"
+    GAVE_UP = "gave-up"
+    STOPPED = "stopped"
+
+
+class Trigger(enum.Enum):
+    """Why the state changes."""
+
+    ENOUGH_DEVICES = "enough devices are there"
+    NOBODY_FITS = "no device can take part"
+    ALL_ANSWERED = "every device has answered"
+    DEADLINE = "the deadline passed"
+    QUORUM = "enough results"
+    NO_QUORUM = "too few results"
+    ATTEMPTS_SPENT = "too few results, for the last time"
+    ADAPTER_READY = "the next adapter is there"
+    LAST_ADAPTER_READY = "the last adapter is there"
+    STOP = "somebody asked to stop"
+
+
+TRANSITIONS: Final[dict[State, dict[Trigger, State]]] = {
+    State.WAITING: {
+        Trigger.ENOUGH_DEVICES: State.OPEN,
+        Trigger.NOBODY_FITS: State.WAITING,
+        Trigger.ATTEMPTS_SPENT: State.GAVE_UP,
+        Trigger.STOP: State.STOPPED,
+    },
+    State.OPEN: {
+        Trigger.ALL_ANSWERED: State.CLOSING,
+        Trigger.DEADLINE: State.CLOSING,
+        Trigger.STOP: State.STOPPED,
+    },
+    State.CLOSING: {
+        Trigger.QUORUM: State.AGGREGATING,
+        Trigger.NO_QUORUM: State.WAITING,
+        Trigger.ATTEMPTS_SPENT: State.GAVE_UP,
+        Trigger.STOP: State.STOPPED,
+    },
+    State.AGGREGATING: {
+        Trigger.ADAPTER_READY: State.WAITING,
+        Trigger.LAST_ADAPTER_READY: State.DONE,
+        Trigger.STOP: State.STOPPED,
+    },
+    State.DONE: {},
+    State.GAVE_UP: {},
+    State.STOPPED: {},
+}

@@ -1,0 +1,392 @@
+"""The course of the rounds, without sockets, files or clocks: `handle(event, now_s)` gives instructions.
+
+Rules:
+
+- `round_states.TRANSITIONS` lists every change of state there is.
+- A device has at most one unfinished task. A device that speaks up in an open round and has none gets one.
+- Every message may come twice, late, or never: an offer is repeated when its device says Hello, when the broker comes back,
+  and when nothing was heard of it for a while; a result is answered by the same receipt however often it is offered.
+- A device over its budget gets the policy's next choice within the same round; one that fails otherwise sits the round out.
+- Results that are being fetched at the deadline get `GRACE_S` to arrive; everything else is cancelled.
+- A round with fewer results than the quorum is repeated from the start, and its results are not used.
+
+All times are seconds of one clock that only moves forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final, Generic, TypeVar
+
+from coordinator.config import RoundsConfig
+from coordinator.events import (
+    AdapterReady,
+    AggregateRound,
+    CancelTask,
+    DeclineHeard,
+    Event,
+    FailureHeard,
+    FetchDelta,
+    Finish,
+    GiveTask,
+    GiveUp,
+    HelloHeard,
+    Instruction,
+    OfferAgain,
+    OpenRound,
+    PresenceHeard,
+    ProgressHeard,
+    Reconnected,
+    RecordDecline,
+    RecordFailure,
+    RepeatRound,
+    ResultCommitted,
+    ResultHeard,
+    ResultRefused,
+    SendReceipt,
+    StopAsked,
+    TaskState,
+    Tick,
+)
+from coordinator.fleet import Device, Fleet
+from coordinator.policy.types import Answer, DeviceView, Level, Observation, Outcome, Policy
+from coordinator.round_states import TRANSITIONS, State, Trigger
+from coordinator.task_book import Entry, TaskBook, TaskMaker, with_time_left
+from edge_sdk.wire.blobs import Blob
+from edge_sdk.wire.messages import DeclineReason, FailureReason, Receipt, RefusalReason
+
+S = TypeVar("S")
+
+GRACE_S: Final = 30.0
+SILENCE_S: Final = 30.0  # an offer of which nothing was heard for so long is repeated
+BUSY_S: Final = 5.0  # the same for a device that said it was busy
+REPEAT_S: Final = 5.0  # before a round is tried again
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What does not change in a run: `artifacts` are the manifests of the `levels`, which are best first."""
+
+    rounds: RoundsConfig
+    tasks: TaskMaker
+    levels: tuple[Level, ...]
+    artifacts: dict[str, Blob]
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """What the ledger remembers: `version` rounds are done and gave `adapter`; `attempt` is the next one's, or `open`."""
+
+    version: int
+    adapter: Blob
+    attempt: int = 1
+    open: bool = False
+    entries: tuple[Entry, ...] = ()
+    answers: tuple[Answer, ...] = ()
+    fleet: Fleet = field(default_factory=Fleet)
+
+
+class Rounds(Generic[S]):
+    """See the module. `state`, `round`, `attempt`, `adapter`, `fleet` and `deadline_at_s` may be read, never written."""
+
+    def __init__(self, plan: Plan, policy: Policy[S], past: Past, now_s: float) -> None:
+        """Continue where the ledger ends. An open round gets its whole deadline again: no clock outlives a process."""
+        self._plan, self._policy, self._policy_state = plan, policy, policy.initial()
+        self._answers = list(past.answers)
+        self._book = TaskBook(past.entries)
+        self._sits_out: dict[str, str] = {}  # device: the session that said so, or "" for this attempt alone
+        self.fleet = past.fleet.with_all_offline()
+        self.round, self.attempt, self.adapter = past.version + 1, past.attempt, past.adapter
+        self.state = State.OPEN if past.open else State.WAITING
+        if past.version >= plan.rounds.count:
+            self.state = State.DONE
+        self._wait_until_s = now_s + plan.rounds.wait_s
+        self.deadline_at_s = now_s + plan.rounds.deadline_s
+        self._handlers = self._handler_by_event()
+        self._expected_back = (
+            {e.device for e in self._current() if e.state is TaskState.CANCELLED} if past.open else set()
+        )
+
+    def handle(self, event: Event, now_s: float) -> list[Instruction]:
+        """What is to be done because of `event`, in this order."""
+        return [*self._handlers[type(event)](event, now_s), *self._advance(now_s)]
+
+    def entries(self) -> tuple[Entry, ...]:
+        """The tasks of the current attempt."""
+        return tuple(self._current())
+
+    def _handler_by_event(self) -> dict[type, Callable[[Any, float], Iterator[Instruction]]]:
+        return {
+            HelloHeard: self._on_hello,
+            PresenceHeard: self._on_presence,
+            Reconnected: self._on_reconnected,
+            DeclineHeard: self._on_decline,
+            FailureHeard: self._on_failure,
+            ProgressHeard: self._on_progress,
+            ResultHeard: self._on_result,
+            ResultCommitted: self._on_committed,
+            ResultRefused: self._on_refused,
+            AdapterReady: self._on_adapter,
+            Tick: self._on_tick,
+            StopAsked: self._on_stop,
+        }
+
+    # ---- devices
+
+    def _on_hello(self, event: HelloHeard, now_s: float) -> Iterator[Instruction]:
+        hello = event.hello
+        self.fleet = self.fleet.with_hello(hello)
+        unfinished = self._unfinished(hello.device)
+        if hello.task_id and (unfinished is None or unfinished.task.task_id != hello.task_id):
+            yield self._last_word(hello.device, hello.task_id)
+        if self.state is not State.OPEN:
+            return
+        if unfinished is None:
+            yield from self._give(hello.device, now_s)
+        elif unfinished.state is TaskState.OFFERED:
+            yield self._offer_again(unfinished, now_s)
+
+    def _on_presence(self, event: PresenceHeard, _now_s: float) -> Iterator[Instruction]:
+        self.fleet = self.fleet.with_presence(event.presence)
+        yield from ()
+
+    def _on_reconnected(self, _event: Reconnected, now_s: float) -> Iterator[Instruction]:
+        if self.state is State.OPEN:
+            for entry in self._current():
+                if entry.state is TaskState.OFFERED:
+                    yield self._offer_again(entry, now_s)
+
+    # ---- answers
+
+    def _on_decline(self, event: DeclineHeard, now_s: float) -> Iterator[Instruction]:
+        message = event.message
+        entry = self._open_entry(message.task_id, event.device)
+        if entry is None:
+            return
+        if message.reason is DeclineReason.BUSY:
+            entry.heard_s = now_s - SILENCE_S + BUSY_S
+            return
+        entry.state = TaskState.DECLINED
+        yield RecordDecline(entry.device, entry.level, message)
+        if message.reason is DeclineReason.OVER_BUDGET:
+            self._over_budget(entry, message.budget_bytes, message.needed_bytes)
+            yield from self._give(entry.device, now_s)
+        else:
+            self._sits_out[entry.device] = self.fleet.devices[entry.device].hello.session
+
+    def _on_failure(self, event: FailureHeard, now_s: float) -> Iterator[Instruction]:
+        message = event.message
+        entry = self._open_entry(message.task_id, event.device)
+        if entry is None:
+            return
+        entry.state = TaskState.FAILED
+        budget_bytes = self.fleet.devices[entry.device].hello.budget_bytes
+        yield RecordFailure(entry.device, entry.level, budget_bytes, message)
+        if message.reason is FailureReason.OVER_BUDGET:
+            self._over_budget(entry, budget_bytes, message.peak_bytes)
+            yield from self._give(entry.device, now_s)
+        else:
+            self._sits_out[entry.device] = ""
+
+    def _on_progress(self, event: ProgressHeard, now_s: float) -> Iterator[Instruction]:
+        entry = self._book.get(event.message.task_id, event.device)
+        if entry is None or entry.state.final:
+            yield self._last_word(event.device, event.message.task_id)
+        else:
+            entry.heard_s = now_s
+
+    def _on_result(self, event: ResultHeard, now_s: float) -> Iterator[Instruction]:
+        message = event.message
+        entry = self._book.get(message.task_id, event.device)
+        if entry is None:
+            detail = "this coordinator never gave that task to this device"
+            receipt = Receipt(message.task_id, accepted=False, reason=RefusalReason.UNKNOWN_TASK, detail=detail)
+            yield SendReceipt(event.device, receipt)
+        elif (known := entry.receipt()) is not None:
+            yield SendReceipt(event.device, known)
+        elif self.state in {State.OPEN, State.CLOSING}:
+            entry.state, entry.heard_s = TaskState.FETCHING, now_s
+            yield FetchDelta(entry.device, entry.level, entry.task, message.delta, message.report)
+
+    def _on_committed(self, event: ResultCommitted, _now_s: float) -> Iterator[Instruction]:
+        entry = self._book[event.task_id]
+        entry.state = TaskState.COMMITTED
+        answer = Answer(entry.device, entry.level, Outcome.DONE, event.budget_bytes, event.peak_bytes)
+        self._answers.append(answer)
+        yield from self._receipt(entry)
+
+    def _on_refused(self, event: ResultRefused, _now_s: float) -> Iterator[Instruction]:
+        entry = self._book[event.task_id]
+        entry.state, entry.refusal, entry.detail = TaskState.REFUSED, event.reason, event.detail
+        self._sits_out[entry.device] = ""
+        yield from self._receipt(entry)
+
+    def _last_word(self, device: str, task_id: str) -> Instruction:
+        """What to tell a device that is busy with a task that is not open: its receipt where there is one, or to stop."""
+        entry = self._book.get(task_id, device)
+        if entry is not None and entry.state in {TaskState.COMMITTED, TaskState.REFUSED} and (word := entry.receipt()):
+            return SendReceipt(device, word)
+        return CancelTask(device, task_id, "this task is not open any more")
+
+    def _receipt(self, entry: Entry) -> Iterator[Instruction]:
+        receipt = entry.receipt()
+        if receipt is not None:
+            yield SendReceipt(entry.device, receipt)
+
+    # ---- time
+
+    def _on_tick(self, _event: Tick, now_s: float) -> Iterator[Instruction]:
+        if self.state is not State.OPEN:
+            return
+        for entry in self._current():
+            silent = now_s - entry.heard_s >= SILENCE_S and self.fleet.devices[entry.device].online
+            if entry.state is TaskState.OFFERED and silent:
+                yield self._offer_again(entry, now_s)
+
+    def _on_stop(self, _event: StopAsked, _now_s: float) -> Iterator[Instruction]:
+        if Trigger.STOP in TRANSITIONS[self.state]:
+            yield from self._cancel_unfinished("the coordinator was stopped")
+            self._go(Trigger.STOP)
+
+    def _on_adapter(self, event: AdapterReady, now_s: float) -> Iterator[Instruction]:
+        if self.state is not State.AGGREGATING or event.round != self.round:
+            return
+        self.adapter = event.blob
+        if self.round == self._plan.rounds.count:
+            self._go(Trigger.LAST_ADAPTER_READY)
+            yield Finish()
+            return
+        self._go(Trigger.ADAPTER_READY)
+        self.round, self.attempt, self._wait_until_s = self.round + 1, 1, now_s
+
+    # ---- changes of state
+
+    def _advance(self, now_s: float) -> Iterator[Instruction]:
+        """Make every transition that is due. One may make another due: a round that all answered is closed, then counted."""
+        while True:
+            before = (self.state, self.round, self.attempt)
+            if self.state is State.WAITING:
+                yield from self._open_if_ready(now_s)
+            elif self.state is State.OPEN:
+                yield from self._close_if_due(now_s)
+            elif self.state is State.CLOSING:
+                yield from self._count_if_closed(now_s)
+            if (self.state, self.round, self.attempt) == before:
+                return
+
+    def _open_if_ready(self, now_s: float) -> Iterator[Instruction]:
+        rounds, online = self._plan.rounds, len(self.fleet.online())
+        patient = now_s < self._wait_until_s
+        if online < (rounds.devices if patient else rounds.min_devices):
+            return
+        if patient and self.attempt > 1:
+            return  # a round that came to nothing is not repeated at once
+        self._sits_out = {name: session for name, session in self._sits_out.items() if session}
+        chosen = self._decide(tuple(d for d in self.fleet.online() if self._takes_part(d)))
+        if not chosen:
+            least = min(level.needs_bytes for level in self._plan.levels)
+            why = f"none of the {online} devices here takes part; the smallest level needs {least / 1e6:.0f} MB"
+            yield from self._repeat(now_s, Trigger.NOBODY_FITS, why)
+            return
+        self._go(Trigger.ENOUGH_DEVICES)
+        self.deadline_at_s = now_s + rounds.deadline_s
+        yield OpenRound(self.round, self.attempt)
+        for device, level in chosen.items():
+            yield self._new_task(device, level, now_s)
+
+    def _close_if_due(self, now_s: float) -> Iterator[Instruction]:
+        if now_s >= self.deadline_at_s:
+            self._go(Trigger.DEADLINE)
+            yield from self._cancel_unfinished("the round's deadline passed", TaskState.OFFERED)
+        elif all(entry.state.final for entry in self._current()) and not self._awaited(now_s):
+            self._go(Trigger.ALL_ANSWERED)
+
+    def _count_if_closed(self, now_s: float) -> Iterator[Instruction]:
+        if now_s >= self.deadline_at_s + GRACE_S:
+            yield from self._cancel_unfinished("the round is closed")
+        if not all(entry.state.final for entry in self._current()):
+            return
+        committed = tuple(e.task.task_id for e in self._current() if e.state is TaskState.COMMITTED)
+        if len(committed) >= self._plan.rounds.quorum:
+            self._go(Trigger.QUORUM)
+            yield AggregateRound(self.round, self.attempt, self.adapter, committed)
+        else:
+            why = f"{len(committed)} results, the quorum is {self._plan.rounds.quorum}"
+            yield from self._repeat(now_s, Trigger.NO_QUORUM, why)
+
+    def _repeat(self, now_s: float, trigger: Trigger, why: str) -> Iterator[Instruction]:
+        yield RepeatRound(self.round, self.attempt, why)
+        if self.attempt >= self._plan.rounds.attempts:
+            self._go(Trigger.ATTEMPTS_SPENT)
+            yield GiveUp(f"round {self.round} was tried {self.attempt} times; the last time: {why}")
+            return
+        self._go(trigger)
+        self.attempt += 1
+        self._wait_until_s = now_s + REPEAT_S
+
+    def _go(self, trigger: Trigger) -> None:
+        self.state = TRANSITIONS[self.state][trigger]
+
+    # ---- tasks
+
+    def _current(self) -> Iterator[Entry]:
+        return self._book.of(self.round, self.attempt)
+
+    def _unfinished(self, device: str) -> Entry | None:
+        return next((e for e in self._current() if e.device == device and not e.state.final), None)
+
+    def _open_entry(self, task_id: str, device: str) -> Entry | None:
+        """The task that a device may still decline or fail; None for what is late, repeated or not its own."""
+        entry = self._book.get(task_id, device)
+        return entry if entry is not None and device in self.fleet and entry.state is TaskState.OFFERED else None
+
+    def _awaited(self, now_s: float) -> bool:
+        """Whether a device whose task was cancelled when we were stopped may still come back for another."""
+        return bool(self._expected_back) and now_s < self._wait_until_s
+
+    def _takes_part(self, device: Device) -> bool:
+        said = self._sits_out.get(device.hello.device)
+        return said is None or said not in {"", device.hello.session}
+
+    def _give(self, device: str, now_s: float) -> Iterator[Instruction]:
+        """A task for a device that has none in this open round, unless it has delivered or sits it out."""
+        self._expected_back.discard(device)
+        served = any(e.device == device and e.state is TaskState.COMMITTED for e in self._current())
+        if self.state is not State.OPEN or served or not self._takes_part(self.fleet.devices[device]):
+            return
+        for name, level in self._decide((self.fleet.devices[device],)).items():
+            yield self._new_task(name, level, now_s)
+
+    def _decide(self, devices: tuple[Device, ...]) -> dict[str, str]:
+        views = tuple(DeviceView(d.hello.device, d.hello.budget_bytes) for d in devices)
+        observation = Observation(views, self._plan.levels, tuple(self._answers))
+        self._answers.clear()
+        decision, self._policy_state = self._policy.decide(observation, self._policy_state)
+        return dict(decision.levels)
+
+    def _new_task(self, device: str, level: str, now_s: float) -> GiveTask:
+        task = self._plan.tasks.make(
+            device=device,
+            round_=self.round,
+            attempt=self.attempt,
+            number=sum(e.device == device for e in self._current()),
+            artifact=self._plan.artifacts[level],
+            adapter=self.adapter,
+            left_s=self.deadline_at_s - now_s,
+        )
+        self._book.add(Entry(device, level, self.attempt, task, TaskState.OFFERED, heard_s=now_s))
+        return GiveTask(device, level, self.attempt, task)
+
+    def _offer_again(self, entry: Entry, now_s: float) -> OfferAgain:
+        entry.heard_s = now_s
+        return OfferAgain(entry.device, with_time_left(entry.task, self.deadline_at_s - now_s))
+
+    def _over_budget(self, entry: Entry, budget_bytes: int, needed_bytes: int) -> None:
+        self._answers.append(Answer(entry.device, entry.level, Outcome.OVER_BUDGET, budget_bytes, needed_bytes))
+
+    def _cancel_unfinished(self, reason: str, *states: TaskState) -> Iterator[Instruction]:
+        for entry in list(self._current()):
+            if not entry.state.final and (not states or entry.state in states):
+                entry.state = TaskState.CANCELLED
+                yield CancelTask(entry.device, entry.task.task_id, reason)

@@ -1,0 +1,110 @@
+"""Every task of the run, and what was said about it. State alone; `rounds` decides."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from coordinator.config import Rule, TrainingConfig
+from coordinator.events import TaskState
+from edge_sdk.wire.blobs import Blob
+from edge_sdk.wire.messages import Receipt, RefusalReason, Task
+
+FROZEN = {Rule.LORA_SVD: (), Rule.FREEZE_A: ("lora_A",)}
+
+
+@dataclass(slots=True)
+class Entry:
+    """One task. `heard_s` is when the device last spoke of it; `refusal` and `detail` say why a delta was refused."""
+
+    device: str
+    level: str
+    attempt: int
+    task: Task
+    state: TaskState
+    refusal: RefusalReason | None = None
+    detail: str = ""
+    heard_s: float = 0.0
+
+    def receipt(self) -> Receipt | None:
+        """The final word on this task's result, or None while there is none."""
+        task_id = self.task.task_id
+        if self.state is TaskState.COMMITTED:
+            return Receipt(task_id, accepted=True, reason=None, detail="")
+        if self.state is TaskState.REFUSED:
+            return Receipt(task_id, accepted=False, reason=self.refusal, detail=self.detail)
+        if self.state.final:
+            return Receipt(
+                task_id, accepted=False, reason=RefusalReason.CLOSED, detail=f"the task was {self.state.value}"
+            )
+        return None
+
+
+class TaskBook:
+    """The tasks by id, and those of the current attempt by device."""
+
+    def __init__(self, entries: Iterable[Entry]) -> None:
+        """Begin with what the ledger holds."""
+        self._entries = {entry.task.task_id: entry for entry in entries}
+
+    def get(self, task_id: str, device: str) -> Entry | None:
+        """The device's task of that id; another device's is as unknown as none."""
+        entry = self._entries.get(task_id)
+        return entry if entry is not None and entry.device == device else None
+
+    def __getitem__(self, task_id: str) -> Entry:
+        """The task of that id. Raises KeyError."""
+        return self._entries[task_id]
+
+    def add(self, entry: Entry) -> None:
+        """A new task."""
+        self._entries[entry.task.task_id] = entry
+
+    def of(self, round_: int, attempt: int) -> Iterator[Entry]:
+        """The tasks of one attempt at a round, in the order in which they were made."""
+        return (e for e in self._entries.values() if e.task.round == round_ and e.attempt == attempt)
+
+
+@dataclass(frozen=True, slots=True)
+class TaskMaker:
+    """Makes tasks. Two coordinators with the same run, round and device make the same one."""
+
+    run: str
+    training: TrainingConfig
+    rule: Rule
+
+    def make(
+        self, *, device: str, round_: int, attempt: int, number: int, artifact: Blob, adapter: Blob, left_s: float
+    ) -> Task:
+        """The `number`-th task of `device` in this attempt."""
+        training = self.training
+        return Task(
+            task_id=f"{self.run}.{round_}.{attempt}.{number}.{device}",
+            round=round_,
+            artifact=artifact,
+            adapter=adapter,
+            steps=training.steps,
+            batch=training.batch,
+            tokens=training.tokens,
+            optimizer=training.optimizer,
+            learning_rate=training.learning_rate,
+            weight_decay=training.weight_decay,
+            schedule=training.schedule,
+            warmup_steps=training.warmup_steps,
+            clip_norm=training.clip_norm,
+            seed=_seed(training.seed, round_, device),
+            freeze=FROZEN[self.rule],
+            deadline_s=left_s,
+        )
+
+
+def with_time_left(task: Task, left_s: float) -> Task:
+    """The task as it is offered again, later."""
+    return dataclasses.replace(task, deadline_s=max(0.0, left_s))
+
+
+def _seed(seed: int, round_: int, device: str) -> int:
+    """A seed of its own for each device and round: devices that draw the same rows would add nothing to each other."""
+    return int.from_bytes(hashlib.sha256(f"{seed}.{round_}.{device}".encode()).digest()[:4], "big")

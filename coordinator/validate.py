@@ -1,0 +1,101 @@
+"""A delta is checked here before it touches the model; nothing else looks at a device's numbers first.
+
+In this order, the cheap before the dear: size, form, task and device, round and adapter, names, shapes and types, finite numbers.
+The first check that fails gives the refusal. A delta that passes is exactly what the task asked for, however hostile its sender.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from edge_sdk.wire.delta import Delta, decode_delta
+from edge_sdk.wire.errors import DecodeError, TooLargeError
+from edge_sdk.wire.manifest import Manifest
+from edge_sdk.wire.messages import DeltaFile, RefusalReason, Task
+
+MAX_EXAMPLES = 10**9  # weights of the mean stay exact in float64, whatever devices claim
+ENTRY_BYTES = 256  # msgpack around one tensor: name, keys, shape
+FILE_BYTES = 4096  # msgpack around all of them
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What the delta of one task must be: `shapes` of its tensors by global name, all float32."""
+
+    task: Task
+    device: str
+    shapes: Mapping[str, tuple[int, ...]]
+
+    @property
+    def max_bytes(self) -> int:
+        """No honest delta is longer."""
+        tensors = sum(4 * math.prod(shape) + len(name) + ENTRY_BYTES for name, shape in self.shapes.items())
+        return tensors + FILE_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """The delta, and its weight in the mean."""
+
+    delta: Delta
+    examples: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Why not."""
+
+    reason: RefusalReason
+    detail: str
+
+
+def expected(task: Task, device: str, manifest: Manifest) -> Expected:
+    """What `device` must deliver for `task` at the level of `manifest`: all that trains there, less what is frozen."""
+    shapes = {name: shape for name, shape in manifest.trained_shapes().items() if not name.endswith(task.freeze)}
+    return Expected(task, device, shapes)
+
+
+def check_delta(data: bytes, wanted: Expected) -> Accepted | Refused:
+    """Read the bytes of a delta blob and check all that they claim."""
+    try:
+        file, delta = decode_delta(data, wanted.max_bytes)
+    except TooLargeError as error:
+        return Refused(RefusalReason.TOO_LARGE, _line(error))
+    except DecodeError as error:
+        return Refused(RefusalReason.MALFORMED, _line(error))
+    return _check_claims(file, wanted) or _check_tensors(delta, wanted) or Accepted(delta, file.examples)
+
+
+def _check_claims(file: DeltaFile, wanted: Expected) -> Refused | None:
+    task = wanted.task
+    if file.task_id != task.task_id or file.device != wanted.device:
+        return Refused(RefusalReason.UNKNOWN_TASK, "the delta is of another task or another device")
+    if file.round != task.round:
+        return Refused(RefusalReason.WRONG_ROUND, f"the delta is of round {file.round}, the task of round {task.round}")
+    if file.adapter != task.adapter.sha256:
+        return Refused(RefusalReason.WRONG_ROUND, "the delta started from another adapter than the task's")
+    if not 1 <= file.examples <= MAX_EXAMPLES:
+        return Refused(RefusalReason.MALFORMED, f"{file.examples} examples; from 1 to {MAX_EXAMPLES} are possible")
+    return None
+
+
+def _check_tensors(delta: Delta, wanted: Expected) -> Refused | None:
+    if odd := sorted(set(delta.tensors) ^ set(wanted.shapes)):
+        lacks = "lacks" if odd[0] in wanted.shapes else "has the unknown"
+        return Refused(RefusalReason.WRONG_NAMES, f"the delta {lacks} {odd[0][:120]!r}; {len(odd)} names differ")
+    for name, array in delta.tensors.items():
+        if array.shape != wanted.shapes[name]:
+            return Refused(RefusalReason.WRONG_SHAPE, f"{name} has shape {array.shape}, not {wanted.shapes[name]}")
+        if array.dtype != np.float32:
+            return Refused(RefusalReason.MALFORMED, f"{name} is {array.dtype}, not float32")
+        if not np.isfinite(array).all():
+            return Refused(RefusalReason.NOT_FINITE, f"{name} has numbers that are not finite")
+    return None
+
+
+def _line(error: Exception) -> str:
+    return str(error).replace("\n", " ")[:300]
