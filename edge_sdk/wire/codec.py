@@ -115,7 +115,9 @@ def _read(kind: Any, value: object, where: str) -> object:  # noqa: ANN401 - a t
         return tuple(_read(arguments[0], item, f"{where}[{k}]") for k, item in enumerate(items))
     if origin is Mapping:
         entries = _expect(dict, value, where)
-        return {_expect(str, key, where): _read(arguments[1], item, f"{where}[{key!r}]") for key, item in entries.items()}
+        return {
+            _expect(str, key, where): _read(arguments[1], item, f"{where}[{key!r}]") for key, item in entries.items()
+        }
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
         return kind(_expect(str, value, where))
     return _read_scalar(kind, value, where)

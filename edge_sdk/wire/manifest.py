@@ -5,11 +5,12 @@ names each file by size and SHA-256. The artifact's id is the SHA-256 of the man
 
 A model is a walk:  embed -> block.a -> block.b -> ... -> norm -> loss,  and back.
 
-- A **structure** is a pair of graphs (forward; backward, which recomputes its own forward) shared by all segments built alike.
-- A **segment** is one place in the walk: a structure and a tensor file. `block.7` is layer 7 *of the full model*, whichever
-  layers the emulator kept: the adapter goes back into the full model by that name.
-- Graph inputs: `x` (batch, tokens, width), `dy` like `y`, then context, frozen and trained tensors by name. Outputs: `y`
-  forward; `dx` and `d.<trained>` backward. Batch and tokens are dynamic.
+- A **structure** is a pair of graphs (forward; backward, which recomputes its own forward) shared by all segments
+  built alike.
+- A **segment** is one place in the walk: a structure and a tensor file. `block.7` is layer 7 *of the full model*,
+  whichever layers the emulator kept: the adapter goes back into the full model by that name.
+- Graph inputs: `x` (batch, tokens, width), `dy` like `y`, then context, frozen and trained tensors by name. Outputs:
+  `y` forward; `dx` and `d.<trained>` backward. Batch and tokens are dynamic.
 - An adapter tensor's name is `<segment>/<trained input>`; all are float32.
 - A quantised matrix `w` (out, in) is two inputs: `w` int8 and `w.scale` float32 (out,).
 """
@@ -131,8 +132,8 @@ class VocabularyLoss:
 class ClassesLoss:
     """Cross-entropy over classes, one graph.
 
-    `step`: `x`, `attention_mask`, `labels` (batch,) int64, `weight` () float32, frozen, trained -> `loss` (), the weighted
-    sum; `logits` (batch, classes); `dx`; `d.<trained>`. Adapter tensors are named `head/<trained input>`.
+    `step`: `x`, `attention_mask`, `labels` (batch,) int64, `weight` () float32, frozen, trained -> `loss` (), the
+    weighted sum; `logits` (batch, classes); `dx`; `d.<trained>`. Adapter tensors are named `head/<trained input>`.
     """
 
     step: str
@@ -145,8 +146,8 @@ class ClassesLoss:
 class Cost:
     """A measured cost of one structure (or `process`, `loss`) at one shape.
 
-    `peak_bytes` is the growth of resident memory while it ran; for `process` the resident memory of the worker before its
-    first step (interpreter, runtime, sessions).
+    `peak_bytes` is the growth of resident memory while it ran; for `process` the resident memory of the worker before
+    its first step (interpreter, runtime, sessions).
     """
 
     structure: str

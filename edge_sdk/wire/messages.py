@@ -1,10 +1,10 @@
 """Every message, as a frozen dataclass with units in its field names.
 
-The envelope is a msgpack map `{"v": 1, "type": <name>, "body": <map>}`. `Message` lists what exists; `encode_message` and
-`decode_message` are the only way in and out. Strings as keys live in `codec` alone.
+The envelope is a msgpack map `{"v": 1, "type": <name>, "body": <map>}`. `Message` lists what exists; `encode_message`
+and `decode_message` are the only way in and out. Strings as keys live in `codec` alone.
 
-A device sends Hello, TaskDeclined, TaskProgress, TaskFailed, ResultOffer; the coordinator sends Announcement, TaskOffer,
-TaskCancel, Receipt. ChunkRequest, Chunk and TransferRefused go both ways: whoever needs a blob asks for it.
+A device sends Hello, TaskDeclined, TaskProgress, TaskFailed, ResultOffer; the coordinator sends Announcement,
+TaskOffer, TaskCancel, Receipt. ChunkRequest, Chunk and TransferRefused go both ways: whoever needs a blob asks for it.
 """
 
 from __future__ import annotations
@@ -95,9 +95,9 @@ class RefusalReason(enum.Enum):
 class Task:
     """What one device does in one round.
 
-    `artifact` is the manifest; `adapter` the tensor file to start from. Adapter inputs whose name ends in one of `freeze`
-    are held fixed. `batch` rows of `tokens` tokens make one optimizer step; the device's plan splits them into
-    micro-batches. `deadline_s` is the time left when the offer was sent, so no clocks need agree.
+    `artifact` is the manifest; `adapter` the tensor file to start from. Adapter inputs whose name ends in one of
+    `freeze` are held fixed. `batch` rows of `tokens` tokens make one optimizer step; the device's plan splits them
+    into micro-batches. `deadline_s` is the time left when the offer was sent, so no clocks need agree.
     """
 
     task_id: str
@@ -136,8 +136,9 @@ class Task:
 class Report:
     """What a worker measured over one task. Losses are means over the same held-aside rows of the device's own data.
 
-    `peak_bytes` is the largest resident memory of any process that did the task (VmHWM); `predicted_bytes` what the plan
-    expected. `step_ms` is the median. `down_bytes`, `up_bytes` are blob bytes on the wire for this task, both directions.
+    `peak_bytes` is the largest resident memory of any process that did the task (VmHWM); `predicted_bytes` what the
+    plan expected. `step_ms` is the median. `down_bytes`, `up_bytes` are blob bytes on the wire for this task, both
+    directions.
     """
 
     steps: int

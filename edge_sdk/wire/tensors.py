@@ -1,8 +1,8 @@
 """Tensor files: the safetensors format, memory-mapped and checked before use.
 
-The bytes (https://github.com/huggingface/safetensors, section Format): an unsigned 64-bit little-endian length N, N bytes
-of JSON, then the data. The JSON maps each name to `{"dtype", "shape", "data_offsets": [begin, end]}`, offsets relative
-to the data; tensors are row-major and little-endian, in order, without holes. `__metadata__` is ignored.
+The bytes (https://github.com/huggingface/safetensors, section Format): an unsigned 64-bit little-endian length N, N
+bytes of JSON, then the data. The JSON maps each name to `{"dtype", "shape", "data_offsets": [begin, end]}`, offsets
+relative to the data; tensors are row-major and little-endian, in order, without holes. `__metadata__` is ignored.
 
 We write each file so that its data begins at a multiple of 64 bytes and each tensor is as aligned as its predecessors'
 sizes allow (largest element first): the runtime reads the mapping in place, without a copy.
@@ -74,8 +74,9 @@ def write_tensors(path: pathlib.Path, tensors: Mapping[str, Array]) -> None:
 class TensorFile(Mapping[str, Array]):
     """The tensors of one file, mapped read-only: an array costs memory only where it is touched.
 
-    `evict` gives the touched pages back to the kernel (they are clean: a later touch reads them again). Arrays handed out
-    keep the mapping alive. Raises DecodeError when the file is not a well-formed tensor file, FileNotFoundError.
+    `evict` gives the touched pages back to the kernel (they are clean: a later touch reads them again). Arrays handed
+    out keep the mapping alive. Raises DecodeError when the file is not a well-formed tensor file,
+    FileNotFoundError.
     """
 
     def __init__(self, path: pathlib.Path) -> None:
@@ -121,7 +122,9 @@ class TensorFile(Mapping[str, Array]):
         """A tensor file is its own context."""
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Close."""
         self.close()
 
