@@ -1,0 +1,16 @@
+"""From a foundation model to training artifacts, and from a trained adapter back to a PEFT checkpoint.
+
+- `foundation`  a model folder -> the model, its family and its sizes
+- `families/`   where each family's blocks are and how they are called
+- `adapters`    the trained tensors and their names
+- `capture`     a part of the model -> ONNX graphs, forward and backward
+- `lowering`    graph passes, each with a contract
+- `compress/`   what makes a level smaller than the model: fewer layers, fewer bits
+- `artifact`    blobs and manifests
+- `build`       all of the above, for several levels at once
+- `parity`      the proof: every gradient against torch's
+- `plug_in`     an adapter -> a PEFT checkpoint of the full model
+- `evaluate`    held-out loss of the full model
+
+Nothing here is imported with the package: torch takes seconds to load, and a command's --help should not.
+"""

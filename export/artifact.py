@@ -1,0 +1,210 @@
+"""A captured program and a level -> blobs and a manifest.
+
+An artifact folder holds `blobs/<sha256>` and one `<level>.manifest` per level; levels share every blob of equal content.
+Equal input gives equal bytes. A folder changes all at once: files are staged beside it and moved in at the end.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from edge_sdk.wire.blobs import Blob, BlobStore, written_atomically
+from edge_sdk.wire.manifest import (
+    FORMAT,
+    AdapterSpec,
+    ClassesLoss,
+    LevelSpec,
+    Manifest,
+    Segment,
+    Structure,
+    VocabularyLoss,
+    decode_manifest,
+    encode_manifest,
+)
+from edge_sdk.wire.tensors import Array, write_tensors
+from export.adapters import adapter_arrays
+from export.compress.quantize import QuantizeInputs, quantize_tensors
+from export.errors import ExportError
+from export.lowering import Canonicalize, serialize
+from export.program import Place, Program, frozen_arrays, uses_vocabulary, vocabulary_matrix
+from export.structures import Captured
+
+FULL_BITS = 32
+
+
+@dataclass(slots=True)
+class ArtifactWriter:
+    """Writes the blobs of one program's levels into `store`, each content once."""
+
+    program: Program
+    store: BlobStore
+    _written: dict[tuple[int, str], Blob] = field(default_factory=dict)
+
+    def write(self, level: LevelSpec, reference_tokens: int) -> Manifest:
+        """Write all blobs of `level`; its manifest as yet without costs."""
+        files: dict[str, Blob] = {}
+        walk = tuple(self._segment(place, level, files) for place in self._kept(level))
+        structures = {s.structure: self._structure(s.structure, level.bits, files) for s in walk}
+        return Manifest(
+            format=FORMAT,
+            model=self.program.adapted.foundation.spec,
+            level=level,
+            adapter=self._adapter(files),
+            context=self._graph("context.onnx", self.program.context, (), FULL_BITS, files),
+            structures=structures,
+            walk=walk,
+            vocabulary_loss=self._vocabulary_loss(level.bits, files) if uses_vocabulary(self.program) else None,
+            classes_loss=self._classes_loss(level.bits, files),
+            tokenizer=self._tokenizer(files),
+            reference_tokens=reference_tokens,
+            costs=(),
+            needs_bytes=0,
+            files=dict(sorted(files.items())),
+        )
+
+    def _kept(self, level: LevelSpec) -> Iterator[Place]:
+        return (place for place in self.program.walk if place.layer is None or place.layer in level.layers)
+
+    def _segment(self, place: Place, level: LevelSpec, files: dict[str, Blob]) -> Segment:
+        name = self._tensors(f"{place.segment}.safetensors", place.frozen(), level.bits, files)
+        return Segment(place.segment, place.structure, name, trains=place.layer in level.trained_layers)
+
+    def _structure(self, name: str, bits: int, files: dict[str, Blob]) -> Structure:
+        captured = self.program.structures[name]
+        matrices = _matrices(captured)
+        backward = ""
+        if captured.backward is not None:
+            backward = self._graph(f"{name}.backward.onnx", captured.backward, matrices, bits, files)
+        return Structure(
+            forward=self._graph(f"{name}.forward.onnx", captured.forward, matrices, bits, files),
+            backward=backward,
+            context=captured.context,
+            frozen=_frozen_names(captured, bits),
+            trained=captured.trained,
+        )
+
+    def _vocabulary_loss(self, bits: int, files: dict[str, Blob]) -> VocabularyLoss:
+        matrix, tied = vocabulary_matrix(self.program.adapted)
+        tensors = "embed.safetensors"  # where the walk has put it, if it is the embedding's
+        if not tied:
+            tensors = self._tensors("vocabulary.safetensors", {"matrix": matrix.detach().numpy()}, bits, files)
+        graphs = {
+            name: self._graph(f"vocabulary.{name}.onnx", graph, ("matrix",), bits, files)
+            for name, graph in self.program.vocabulary.items()
+        }
+        return VocabularyLoss(project=graphs["project"], unproject=graphs["unproject"], tensors=tensors)
+
+    def _classes_loss(self, bits: int, files: dict[str, Blob]) -> ClassesLoss | None:
+        step, head = self.program.step, self.program.head
+        if step is None or head is None:
+            return None
+        return ClassesLoss(
+            step=self._graph("head.step.onnx", step.forward, _matrices(step), bits, files),
+            tensors=self._tensors("head.safetensors", frozen_arrays(head), bits, files),
+            frozen=_frozen_names(step, bits),
+            trained=step.trained,
+        )
+
+    def _adapter(self, files: dict[str, Blob]) -> AdapterSpec:
+        """The adapter of the full model, whatever the level: all levels start from the same file."""
+        request = self.program.adapted.request
+        values = adapter_arrays(self.program.adapted.parameters)
+        initial = self._tensors("adapter.safetensors", values, FULL_BITS, files)
+        return AdapterSpec(request.kind, request.rank, request.alpha, request.targets, initial)
+
+    def _tokenizer(self, files: dict[str, Blob]) -> str:
+        path = self.program.adapted.foundation.tokenizer
+        if path is None:
+            return ""
+        files["tokenizer.json"] = self.store.put(path.read_bytes())
+        return "tokenizer.json"
+
+    def _tensors(self, name: str, tensors: Mapping[str, Array], bits: int, files: dict[str, Blob]) -> str:
+        if (bits, name) not in self._written:
+            path = self.store.folder / "writing"
+            write_tensors(path, tensors if bits == FULL_BITS else quantize_tensors(tensors))
+            self._written[bits, name] = self.store.adopt(path)
+        files[name] = self._written[bits, name]
+        return name
+
+    def _graph(self, name: str, graph: ir.Model, matrices: tuple[str, ...], bits: int, files: dict[str, Blob]) -> str:
+        if (bits, name) not in self._written:
+            self._written[bits, name] = self.store.put(serialize(_in_bits(graph, matrices, bits)))
+        files[name] = self._written[bits, name]
+        return name
+
+
+def _matrices(captured: Captured) -> tuple[str, ...]:
+    return tuple(name for name, shape in captured.frozen.items() if len(shape) == 2)  # noqa: PLR2004 - a matrix
+
+
+def _frozen_names(captured: Captured, bits: int) -> tuple[str, ...]:
+    """Input names of the frozen tensors; at 8 bits each matrix has its scale behind it."""
+    matrices = () if bits == FULL_BITS else _matrices(captured)
+    return tuple(n for name in captured.frozen for n in ((name, f"{name}.scale") if name in matrices else (name,)))
+
+
+def _in_bits(graph: ir.Model, matrices: tuple[str, ...], bits: int) -> ir.Model:
+    if bits == FULL_BITS or not matrices:
+        return graph
+    copy = ir.from_proto(ir.to_proto(graph))
+    ir.passes.Sequential(QuantizeInputs(matrices), Canonicalize())(copy)
+    return copy
+
+
+@contextmanager
+def staged(out: pathlib.Path) -> Iterator[BlobStore]:
+    """A store beside `out` whose blobs and manifests move into `out` if the block succeeds; else nothing is left behind."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        staging = pathlib.Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    except OSError as error:
+        msg = f"cannot write to {out.parent}: {error.strerror}"
+        raise ExportError(msg) from error
+    try:
+        yield BlobStore(staging)
+        _move_in(staging, out)
+    except OSError as error:
+        msg = f"cannot write the artifact {out}: {error.strerror or error}"
+        raise ExportError(msg) from error
+    finally:
+        shutil.rmtree(staging)
+
+
+def _move_in(staging: pathlib.Path, out: pathlib.Path) -> None:
+    """Blobs first, manifests last: a manifest that is there finds its blobs there."""
+    target = BlobStore(out)
+    for blob in sorted((staging / "blobs").iterdir()):
+        if not target.path(blob.name).exists():
+            target.adopt(blob)
+    for path in sorted(staging.glob("*.manifest")):
+        path.replace(out / path.name)
+
+
+def write_manifest(folder: pathlib.Path, manifest: Manifest) -> pathlib.Path:
+    """Write `<level>.manifest`. Raises ExportError when it exceeds what devices accept."""
+    path = folder / f"{manifest.level.name}.manifest"
+    try:
+        data = encode_manifest(manifest)
+    except ValueError as error:
+        raise ExportError(str(error)) from error
+    with written_atomically(path) as file:
+        file.write(data)
+    return path
+
+
+def read_artifact(folder: pathlib.Path) -> dict[str, Manifest]:
+    """The manifests of an artifact folder by level, largest level first. Raises ExportError, WireError."""
+    found = [decode_manifest(path.read_bytes()) for path in folder.glob("*.manifest")]
+    if not found:
+        msg = f"{folder} is no artifact: it has no *.manifest"
+        raise ExportError(msg)
+    found.sort(key=lambda m: (-sum(b.size_bytes for b in set(m.files.values())), m.level.name))
+    return {manifest.level.name: manifest for manifest in found}

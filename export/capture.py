@@ -1,0 +1,150 @@
+"""A function of named tensors -> an ONNX graph with those names, of any batch and any number of tokens.
+
+The backward pass is part of the function: autograd is traced away by `make_fx`, what is left are ATen operators, which
+torch's exporter turns into ONNX operators. So a stock runtime can train.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from torch import Tensor
+from torch._decomp import core_aten_decompositions
+from torch.fx.experimental.proxy_tensor import make_fx
+
+OPSET = 21  # the newest that onnxruntime 1.19.2 runs, as is IR version 10
+IR_VERSION = 10
+Tensors = Mapping[str, Tensor]
+Function = Callable[[Tensors], Tensors]
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """The batch and tokens that examples are made with: two numbers that no other dimension has.
+
+    They are told apart from the model's own dimensions by value, and tracing takes equal numbers for the same dimension.
+    """
+
+    batch: int
+    tokens: int
+
+    @staticmethod
+    def unlike(dimensions: set[int]) -> Sizes:
+        """The first two primes that divide none of `dimensions`: no number of heads, and no size of a head, is one either."""
+        free = (n for n in range(5, 10_000) if _is_prime(n) and all(d % n for d in dimensions))
+        return Sizes(batch=next(free), tokens=next(free))
+
+
+def _is_prime(number: int) -> bool:
+    return all(number % k for k in range(2, math.isqrt(number) + 1))
+
+
+def capture(function: Function, examples: Tensors, sizes: Sizes) -> ir.Model:
+    """Trace `function` on `examples` to a graph whose inputs and outputs have their names, in order.
+
+    A dimension that equals `sizes.batch` or `sizes.tokens` becomes dynamic, all others are fixed. Inputs that the function
+    does not use stay inputs. The graph is as torch's exporter leaves it: see `export.lowering`.
+    """
+    outputs: list[str] = []
+
+    def flat(*values: Tensor) -> tuple[Tensor, ...]:
+        found = function(dict(zip(examples, values, strict=True)))
+        outputs[:] = found
+        return tuple(found.values())
+
+    values = tuple(examples.values())
+    dynamic = tuple(_dynamic(value, sizes) for value in values)
+    with _quiet():
+        traced = make_fx(
+            flat, decomposition_table=_decompositions(), tracing_mode="symbolic", _allow_non_fake_inputs=True
+        )(*values)
+        traced.graph.eliminate_dead_code()
+        traced.recompile()
+        exported = torch.export.export(_Flat(traced), values, dynamic_shapes=(dynamic,), strict=False)
+        program: Any = torch.onnx.export(exported, (), dynamo=True, opset_version=OPSET, optimize=True, verbose=False)
+    return _with_names(program.model, examples, outputs, sizes)
+
+
+class _Flat(torch.nn.Module):
+    """torch.export takes modules; this one only calls."""
+
+    def __init__(self, traced: torch.fx.GraphModule) -> None:
+        super().__init__()
+        self.traced = traced
+
+    def forward(self, *values: Tensor) -> Any:  # noqa: ANN401
+        return self.traced(*values)
+
+
+def _dynamic(value: Tensor, sizes: Sizes) -> dict[int, Any]:
+    found = (sizes.batch, sizes.tokens)
+    return {k: torch.export.Dim.DYNAMIC for k, length in enumerate(value.shape) if length in found}
+
+
+def _with_names(model: ir.Model, examples: Tensors, outputs: Sequence[str], sizes: Sizes) -> ir.Model:
+    known = {sizes.batch: "batch", sizes.tokens: "tokens"}
+    for value, (name, example) in zip(model.graph.inputs, examples.items(), strict=True):
+        value.name = name
+        value.shape = ir.Shape([known.get(n, n) for n in example.shape])
+    for k, (value, name) in enumerate(zip(list(model.graph.outputs), outputs, strict=True)):
+        node = ir.node("Identity", [value])  # an output of its own, whatever else the value is (an input, a second output)
+        model.graph.append(node)
+        node.outputs[0].name, node.outputs[0].type = name, value.type
+        model.graph.outputs[k] = node.outputs[0]
+    model.ir_version = IR_VERSION
+    return model
+
+
+def _slice_backward(grad: Tensor, sizes: Sequence[int], dim: int, start: int, end: int, step: int) -> Tensor:
+    """Gradient of a slice as padding: torch's own decomposition scatters into zeros, index by index."""
+    length = sizes[dim]
+    begin = start + length if start < 0 else start
+    if step != 1:
+        return torch.ops.aten.slice_scatter(grad.new_zeros(sizes), grad, dim, start, end, step)
+    return _padded(grad, dim, len(sizes), begin, length - begin - grad.shape[dim])
+
+
+def _select_backward(grad: Tensor, sizes: Sequence[int], dim: int, index: int) -> Tensor:
+    """Gradient of taking one index, as padding."""
+    begin = index + sizes[dim] if index < 0 else index
+    dim = dim % len(sizes)
+    return _padded(grad.unsqueeze(dim), dim, len(sizes), begin, sizes[dim] - begin - 1)
+
+
+def _padded(grad: Tensor, dim: int, dimensions: int, before: int, after: int) -> Tensor:
+    if before == 0 and after == 0:
+        return grad.clone()
+    padding = [0, 0] * (dimensions - dim % dimensions - 1) + [before, after]
+    return torch.ops.aten.constant_pad_nd(grad, padding, 0.0)
+
+
+def _decompositions() -> dict[Any, Callable[..., Any]]:
+    aten = torch.ops.aten
+    return {
+        **core_aten_decompositions(),
+        aten.slice_backward.default: _slice_backward,
+        aten.select_backward.default: _select_backward,
+    }
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep torch's exporter from reporting on torchvision and on its own deprecations."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

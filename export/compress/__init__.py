@@ -1,0 +1,1 @@
+"""What makes an emulator level smaller than its model: one technique per file."""

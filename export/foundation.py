@@ -1,0 +1,157 @@
+"""A model folder, as transformers' `save_pretrained` writes it -> the model, its family and its sizes.
+
+Class and sizes are resolved by optimum (`TasksManager`, `NormalizedConfigManager`), so that no family file repeats them.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transformers
+from optimum.exporters.tasks import TasksManager
+from optimum.utils import NormalizedConfigManager
+from safetensors import SafetensorError
+from torch import nn
+
+from edge_sdk.wire.manifest import ModelSpec, TaskType
+from export.errors import ExportError, UnsupportedError
+from export.families import Family, family_of
+
+OPTIMUM_TASKS = {
+    TaskType.CAUSAL_LM: "text-generation",
+    TaskType.SEQUENCE_CLASSIFICATION: "text-classification",
+}
+NEW_WITH_THE_TASK = ("classifier.",)  # parameters that a checkpoint may lack: the adapter brings them
+
+
+@dataclass(frozen=True, slots=True)
+class Foundation:
+    """A model folder that was looked at and not yet loaded. `config` is transformers' configuration with our labels."""
+
+    folder: pathlib.Path
+    family: Family
+    spec: ModelSpec
+    config: Any
+
+    @property
+    def tokenizer(self) -> pathlib.Path | None:
+        """The folder's tokenizer file, where it has one."""
+        path = self.folder / "tokenizer.json"
+        return path if path.is_file() else None
+
+    def load(self, seed: int = 0) -> nn.Module:
+        """The model in float32, in evaluation mode; `seed` draws what the checkpoint lacks (a new classifier).
+
+        Raises ExportError when there are no weights, or weights of another model.
+        """
+        model_class = TasksManager.get_model_class_for_task(OPTIMUM_TASKS[self.spec.task], framework="pt")
+        with seeded(seed), _quiet():
+            try:
+                model, report = model_class.from_pretrained(
+                    self.folder,
+                    config=self.config,
+                    dtype=torch.float32,
+                    attn_implementation="eager",
+                    local_files_only=True,
+                    output_loading_info=True,
+                )
+            except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+                msg = f"cannot load the weights in {self.folder}: {first_line(error)}"
+                raise ExportError(msg) from error
+        if missing := sorted(k for k in report["missing_keys"] if not k.startswith(NEW_WITH_THE_TASK)):
+            msg = f"the weights in {self.folder} lack {len(missing)} tensors of the model, the first is {missing[0]}"
+            raise ExportError(msg)
+        loaded: nn.Module = model.eval()
+        return loaded
+
+
+def open_foundation(folder: pathlib.Path, task: TaskType, labels: tuple[str, ...]) -> Foundation:
+    """Look at a model folder.
+
+    `labels` names the classes of a classifier by index; where it is empty, the folder's own are taken.
+
+    Raises:
+        ExportError: there is no such folder, or it is no model folder, or the labels do not fit the task.
+        UnsupportedError: family or task is not one that export knows.
+    """
+    config = _read_config(folder)
+    family = family_of(config.model_type)
+    if task not in family.tasks:
+        msg = f"{family.name} is supported for {', '.join(t.value for t in family.tasks)}, not for {task.value}"
+        raise UnsupportedError(msg)
+    if why := family.check(config):
+        raise UnsupportedError(why)
+    labels = _apply_labels(config, task, labels)
+    sizes = NormalizedConfigManager.get_normalized_config_class(config.model_type)(config)
+    spec = ModelSpec(
+        family=family.name,
+        task=task,
+        layers=sizes.num_layers,
+        width=sizes.hidden_size,
+        vocabulary=sizes.vocab_size,
+        labels=labels,
+        max_tokens=config.max_position_embeddings,
+    )
+    return Foundation(folder, family, spec, config)
+
+
+def _read_config(folder: pathlib.Path) -> Any:  # noqa: ANN401 - transformers' configurations are typed by attribute
+    if not folder.is_dir():
+        msg = f"there is no model folder {folder}"
+        raise ExportError(msg)
+    if not (folder / "config.json").is_file():
+        msg = f"{folder} has no config.json: give a folder as save_pretrained writes it"
+        raise ExportError(msg)
+    try:
+        plain, _ = transformers.PretrainedConfig.get_config_dict(folder, local_files_only=True)
+        family_of(str(plain.get("model_type")))  # before transformers, whose answer to an unknown type fills a screen
+        return transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        msg = f"cannot read {folder / 'config.json'}: {first_line(error)}"
+        raise ExportError(msg) from error
+
+
+def _apply_labels(config: Any, task: TaskType, labels: tuple[str, ...]) -> tuple[str, ...]:  # noqa: ANN401
+    if task is TaskType.CAUSAL_LM:
+        if labels:
+            msg = "labels are for sequence-classification, a causal-lm has none"
+            raise ExportError(msg)
+        return ()
+    labels = labels or tuple(config.id2label[k] for k in sorted(config.id2label))
+    if len(labels) < 2 or len(set(labels)) != len(labels):  # noqa: PLR2004 - one class is no choice
+        msg = f"{len(labels)} labels {labels!r}: give two or more different ones"
+        raise ExportError(msg)
+    config.id2label = dict(enumerate(labels))
+    config.label2id = {label: index for index, label in enumerate(labels)}
+    return labels
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Draw random numbers from `seed`, and leave torch's generator as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers from reporting to standard error what we report ourselves."""
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers.logging.enable_progress_bar()
+        transformers.logging.set_verbosity(verbosity)
+
+
+def first_line(error: BaseException) -> str:
+    """A foreign exception's first line: theirs run over several."""
+    return next(iter(str(error).splitlines()), type(error).__name__)

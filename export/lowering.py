@@ -1,0 +1,156 @@
+"""Graph passes between torch's exporter and the artifact. Each says what it requires and ensures; none changes a result.
+
+`lower` runs them all. What they are for: on a device, weights are graph inputs, which no runtime folds or pre-packs; a
+Transpose of a weight is a copy of it at every step, and a scatter costs more than the product next to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+MICROSOFT = "com.microsoft"  # onnxruntime's own operators, in every build of it
+CONTRIB_VERSION = 1
+
+
+def lower(model: ir.Model) -> ir.Model:
+    """All passes in order, in place."""
+    ir.passes.Sequential(
+        common.IdentityEliminationPass(),
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        DropNeutral(),
+        FoldTransposes(),
+        common.IdentityEliminationPass(),
+        common.DeduplicateInitializersPass(),
+        common.CommonSubexpressionEliminationPass(),
+        common.RemoveUnusedNodesPass(),
+        common.RemoveUnusedFunctionsPass(),
+        Canonicalize(),
+    )(model)
+    return model
+
+
+def serialize(model: ir.Model) -> bytes:
+    """The graph's bytes: equal graphs give equal bytes."""
+    data: bytes = ir.to_proto(model).SerializeToString(deterministic=True)
+    return data
+
+
+class FoldTransposes(ir.passes.InPlacePass):
+    """MatMul(a, Transpose(b)) -> FusedMatMul(a, b, transB=1), and the same for a: no transposed copy is made.
+
+    Ensures: no MatMul has an operand that only swaps the last two dimensions of something.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Rewrite each product whose operand is a swap, looking through swaps of swaps."""
+        changed = [_fold_product(node) for node in list(model.graph) if node.op_type == "MatMul"]
+        if any(changed):
+            model.graph.opset_imports[MICROSOFT] = CONTRIB_VERSION
+        return ir.passes.PassResult(model, modified=any(changed))
+
+    def ensures(self, model: ir.Model) -> None:
+        """No product is left with a swapped operand."""
+        for node in model.graph:
+            if node.op_type == "MatMul" and any(_unswapped(value)[1] for value in node.inputs):
+                msg = f"{node.name} still multiplies a transposed copy"
+                raise ir.passes.PostconditionError(msg)
+
+
+def _fold_product(node: ir.Node) -> bool:
+    sources = [_unswapped(value) for value in node.inputs]
+    for index, (source, _) in enumerate(sources):
+        node.replace_input_with(index, source)
+    if not any(swapped for _, swapped in sources):
+        return False
+    node.op_type, node.domain, node.version = "FusedMatMul", MICROSOFT, CONTRIB_VERSION
+    for attribute, (_, swapped) in zip(("transA", "transB"), sources, strict=True):
+        if swapped:
+            node.attributes[attribute] = ir.AttrInt64(attribute, 1)
+    return True
+
+
+def _unswapped(value: ir.Value | None) -> tuple[ir.Value | None, bool]:
+    """The value under any swaps of its last two dimensions, and whether their number is odd."""
+    swapped = False
+    while value is not None and (node := value.producer()) is not None and node.op_type == "Transpose":
+        order = node.attributes.get_ints("perm", [])
+        if not _is_swap(order):
+            break
+        value, swapped = node.inputs[0], not swapped
+    return value, swapped
+
+
+def _is_swap(order: Sequence[int]) -> bool:
+    rank = len(order)
+    return rank >= 2 and list(order) == [*range(rank - 2), rank - 1, rank - 2]  # noqa: PLR2004 - the two that swap
+
+
+class DropNeutral(ir.passes.InPlacePass):
+    """Remove what computes its own input: x * 1, x / 1, x ** 1.
+
+    Torch's gradient formulas are full of them (the derivative of x ** 2 is 2 * x ** 1), and a power costs a call per element.
+    Requires: constants are initializers.
+    """
+
+    NEUTRAL = frozenset({"Mul", "Div", "Pow"})
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Replace each by its first operand."""
+        modified = False
+        for node in list(model.graph):
+            if node.op_type in self.NEUTRAL and _is_one(node.inputs[1]):
+                source = node.inputs[0]
+                if source is not None and not node.outputs[0].is_graph_output():
+                    node.outputs[0].replace_all_uses_with(source)
+                    modified = True
+        return ir.passes.PassResult(model, modified=modified)
+
+
+def _is_one(value: ir.Value | None) -> bool:
+    """A scalar constant 1: one with dimensions could broadcast its neighbour to another shape."""
+    if value is None or value.const_value is None or len(value.const_value.shape) != 0:
+        return False
+    return bool(np.all(value.const_value.numpy() == 1))
+
+
+class Canonicalize(ir.passes.InPlacePass):
+    """Names, order and metadata that depend on the graph alone, so that equal models give equal bytes.
+
+    Ensures: values between inputs and outputs are called v0, v1, ... and constants c0, c1, ...; no shapes of
+    intermediate values (the runtime infers them), no doc strings, no paths of the exporting machine.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Rename and strip."""
+        common.ClearMetadataAndDocStringPass()(model)
+        graph = model.graph
+        graph.name, graph.doc_string = "graph", None
+        model.producer_name, model.producer_version, model.domain = "fedpeat", None, None
+        _rename_constants(graph)
+        fixed = {id(value) for value in (*graph.inputs, *graph.outputs)}
+        inner = (value for node in graph for value in node.outputs if id(value) not in fixed)
+        for index, value in enumerate(inner):
+            value.name, value.shape, value.type = f"v{index}", None, None
+        for index, node in enumerate(graph):
+            node.name = f"n{index}"
+        for value in graph.outputs:
+            value.shape = None
+        common.RemoveUnusedOpsetsPass()(model)
+        return ir.passes.PassResult(model, modified=True)
+
+
+def _rename_constants(graph: ir.Graph) -> None:
+    """Give initializers their names in the order of first use."""
+    order = {id(value): None for node in graph for value in node.inputs if value is not None and value.is_initializer()}
+    constants = {id(value): value for value in graph.initializers.values()}
+    graph.initializers.clear()
+    for index, key in enumerate(order):
+        value = constants[key]
+        value.name = f"c{index}"
+        tensor = ir.tensor(value.const_value.numpy().copy(), name=value.name)
+        value.const_value = tensor
+        graph.initializers[value.name] = value

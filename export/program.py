@@ -1,0 +1,145 @@
+"""A model with its adapter, captured: every graph, and which tensors go where in the walk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from peft import PeftModel
+from torch import nn
+
+from edge_sdk.wire.manifest import TaskType
+from edge_sdk.wire.tensors import Array
+from export.adapters import AdapterRequest, adapter_parameters, attach, named
+from export.errors import ExportError
+from export.families import Family, Part
+from export.foundation import Foundation
+from export.structures import (
+    Captured,
+    capture_block,
+    capture_context,
+    capture_embed,
+    capture_step,
+    signature,
+    sizes_for,
+    vocabulary_graphs,
+)
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Adapted:
+    """A loaded model with a new adapter on it. `parameters` are the adapter's, by global name."""
+
+    foundation: Foundation
+    request: AdapterRequest
+    peft_model: PeftModel
+    parameters: Mapping[str, nn.Parameter]
+
+    @property
+    def base(self) -> Any:  # noqa: ANN401 - transformers' modules are typed by attribute
+        """The model below peft's wrapper, with the adapter's layers in it."""
+        return self.peft_model.get_base_model()
+
+    @property
+    def backbone(self) -> Any:  # noqa: ANN401
+        """The model below its head."""
+        return self.foundation.family.backbone(self.base)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A place in the walk of the full model; `layer` is None for all but blocks."""
+
+    segment: str
+    structure: str
+    part: Part
+    layer: int | None
+
+    def frozen(self) -> dict[str, Array]:
+        """The frozen tensors by input name, float32, sharing the model's memory."""
+        return frozen_arrays(self.part)
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """Everything that was captured of one model: shared by all levels."""
+
+    adapted: Adapted
+    context: ir.Model
+    structures: Mapping[str, Captured]
+    walk: tuple[Place, ...]
+    vocabulary: Mapping[str, ir.Model]
+    step: Captured | None
+    head: Part | None
+
+
+def adapt(foundation: Foundation, request: AdapterRequest, seed: int) -> Adapted:
+    """Load the model and put a new adapter on it, both drawn from `seed`. Raises ExportError."""
+    model = foundation.load(seed)
+    peft_model = attach(model, foundation.spec.task, request, seed)
+    return Adapted(foundation, request, peft_model, adapter_parameters(peft_model, foundation.family))
+
+
+def capture_program(adapted: Adapted, report: Report) -> Program:
+    """Capture every structure once. `report` is told the name of each before it is captured. Raises ExportError."""
+    family, backbone, width = adapted.foundation.family, adapted.backbone, adapted.foundation.spec.width
+    walk = tuple(_walk(family, backbone))
+    sizes = sizes_for(adapted.base)
+    attention_mask = torch.ones(sizes.batch, sizes.tokens, dtype=torch.int64)
+    context = family.context(backbone, attention_mask)
+    report("context")
+    context_graph = capture_context(family, backbone, sizes)
+    structures: dict[str, Captured] = {}
+    for place in walk:
+        if place.structure in structures:
+            continue
+        report(place.structure)
+        if place.structure == "embed":
+            structures["embed"] = capture_embed(place.part, sizes)
+        else:
+            structures[place.structure] = capture_block(place.part, context, width, sizes)
+    report("loss")
+    head = None if family.head is None else family.head(adapted.base)
+    step = None if head is None else capture_step(head, width, sizes)
+    vocabulary = {} if head is not None else vocabulary_graphs(width)
+    return Program(adapted, context_graph, structures, walk, vocabulary, step, head)
+
+
+def frozen_arrays(part: Part) -> dict[str, Array]:
+    """A part's frozen tensors by input name, float32, sharing the model's memory."""
+    return {name: entry.value.detach().numpy() for name, entry in named(part).items() if not entry.trained}
+
+
+def vocabulary_matrix(adapted: Adapted) -> tuple[nn.Parameter, bool]:
+    """The projection to the vocabulary (vocabulary, width), and whether it is the embedding's matrix.
+
+    Raises ExportError when it has a bias, which no family that we support has.
+    """
+    projection = adapted.base.get_output_embeddings()
+    if getattr(projection, "bias", None) is not None:
+        msg = "a vocabulary projection with a bias is not supported"
+        raise ExportError(msg)
+    matrix: nn.Parameter = projection.weight
+    return matrix, matrix is adapted.base.get_input_embeddings().weight
+
+
+def uses_vocabulary(program: Program) -> bool:
+    """Whether the loss is over the vocabulary."""
+    return program.adapted.foundation.spec.task is TaskType.CAUSAL_LM
+
+
+def _walk(family: Family, backbone: Any) -> Iterator[Place]:  # noqa: ANN401
+    yield Place("embed", "embed", family.embed(backbone), None)
+    structures: dict[tuple[Any, ...], str] = {}
+    for layer, module in enumerate(family.blocks(backbone)):
+        part = family.block(module)
+        number = len(structures) + 1
+        structure = structures.setdefault(signature(part), "block" if number == 1 else f"block{number}")
+        yield Place(f"block.{layer}", structure, part, layer)
+    if (norm := family.norm(backbone)) is not None:
+        yield Place("norm", "norm", norm, None)
