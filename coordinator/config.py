@@ -139,7 +139,7 @@ class TrainingConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AggregationConfig:
-    """How deltas become the next adapter. A delta longer than `clip_norm` is scaled down to it; 0 leaves all as they are."""
+    """How deltas become the next adapter. A delta longer than `clip_norm` is scaled down to it; 0: none is."""
 
     rule: Rule = Rule.LORA_SVD
     clip_norm: float = _number(0, 1e9, 0)
@@ -261,7 +261,7 @@ def _read_table(kind: type[T], table: object, where: str, base: pathlib.Path) ->
     return kind(**values)
 
 
-def _read(kind: Any, value: Any, where: str, base: pathlib.Path) -> object:  # noqa: ANN401 - any annotation, any TOML value
+def _read(kind: Any, value: Any, where: str, base: pathlib.Path) -> object:  # noqa: ANN401, PLR0911 - one per kind
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is types.UnionType:
         return _read(arguments[0], value, where, base)

@@ -1,7 +1,7 @@
 """What `rounds` is told (events) and what it asks for (instructions). Data alone.
 
-The daemon turns messages, finished jobs and time into events, and executes instructions in the order in which they come:
-whatever has to outlive a crash is written to the ledger before anything is sent.
+The daemon turns messages, finished jobs and time into events, and executes instructions in the order in which they
+come: whatever has to outlive a crash is written to the ledger before anything is sent.
 """
 
 from __future__ import annotations

@@ -4,9 +4,9 @@ Rules:
 
 - `round_states.TRANSITIONS` lists every change of state there is.
 - A device has at most one unfinished task. A device that speaks up in an open round and has none gets one.
-- Every message may come twice, late, or never: an offer is repeated when its device says Hello, when the broker comes back,
-  and when nothing was heard of it for a while; a result is answered by the same receipt however often it is offered.
-- A device over its budget gets the policy's next choice within the same round; one that fails otherwise sits the round out.
+- Every message may come twice, late, or never: an offer is repeated when its device says Hello, when the broker comes
+  back, and when nothing was heard of it for a while; a result gets the same receipt however often it is offered.
+- A device over its budget gets the policy's next choice within the same round; one that fails otherwise sits it out.
 - Results that are being fetched at the deadline get `GRACE_S` to arrive; everything else is cancelled.
 - A round with fewer results than the quorum is repeated from the start, and its results are not used.
 
@@ -76,7 +76,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Past:
-    """What the ledger remembers: `version` rounds are done and gave `adapter`; `attempt` is the next one's, or `open`."""
+    """What the ledger remembers: `version` rounds are done and gave `adapter`; the next `attempt` may be `open`."""
 
     version: int
     adapter: Blob
@@ -88,7 +88,7 @@ class Past:
 
 
 class Rounds(Generic[S]):
-    """See the module. `state`, `round`, `attempt`, `adapter`, `fleet` and `deadline_at_s` may be read, never written."""
+    """See the module. `state`, `round`, `attempt`, `adapter`, `fleet`, `deadline_at_s` may be read, never written."""
 
     def __init__(self, plan: Plan, policy: Policy[S], past: Past, now_s: float) -> None:
         """Continue where the ledger ends. An open round gets its whole deadline again: no clock outlives a process."""
@@ -223,7 +223,7 @@ class Rounds(Generic[S]):
         yield from self._receipt(entry)
 
     def _last_word(self, device: str, task_id: str) -> Instruction:
-        """What to tell a device that is busy with a task that is not open: its receipt where there is one, or to stop."""
+        """What to tell a device that is busy with a task that is not open: its receipt if it has one, or to stop."""
         entry = self._book.get(task_id, device)
         if entry is not None and entry.state in {TaskState.COMMITTED, TaskState.REFUSED} and (word := entry.receipt()):
             return SendReceipt(device, word)
@@ -263,7 +263,7 @@ class Rounds(Generic[S]):
     # ---- changes of state
 
     def _advance(self, now_s: float) -> Iterator[Instruction]:
-        """Make every transition that is due. One may make another due: a round that all answered is closed, then counted."""
+        """Make every transition that is due; one may make another due: a round is closed, then counted."""
         while True:
             before = (self.state, self.round, self.attempt)
             if self.state is State.WAITING:

@@ -1,17 +1,17 @@
 """The mean of LoRA's products, brought back to rank r.
 
-A device's module adds `s * B_i @ A_i`, B (out, r), A (r, in). Federated averaging means `P = sum(w_i B_i A_i) / sum(w_i)`; its rank
-is up to r times the number of devices. The best rank-r approximation (Eckart and Young 1936) is its truncated singular value
-decomposition, which never needs P itself: with the stacked factors `L = [w_1 B_1 ...]` and `R = [A_1; ...]`, the thin QR
-decompositions `L = Q_l R_l`, `R' = Q_r R_r` and the small SVD `R_l R_r' = U S V'` give `P = (Q_l U) S (Q_r V)'`
-(Bai et al., Federated Fine-tuning of Large Language Models under Heterogeneous Tasks and Client Resources, 2024,
-aggregate and redistribute in this way).
+A device's module adds `s * B_i @ A_i`, B (out, r), A (r, in). Federated averaging means
+`P = sum(w_i B_i A_i) / sum(w_i)`; its rank is up to r times the number of devices. The best rank-r approximation (Eckart and Young 1936) is its truncated
+singular value decomposition, which never needs P itself: with the stacked factors `L = [w_1 B_1 ...]` and
+`R = [A_1; ...]`, the thin QR decompositions `L = Q_l R_l`, `R' = Q_r R_r` and the small SVD `R_l R_r' = U S V'` give
+`P = (Q_l U) S (Q_r V)'` (J. Bai et al., Federated Fine-tuning of Large Language Models under Heterogeneous Tasks and
+Client Resources, 2024, aggregate and redistribute in this way).
 
-The factors come out balanced, `B = Q_l U sqrt(S)`, `A = sqrt(S) (Q_r V)'`: equal norms, so that neither trains faster than the other.
+The factors come out balanced, `B = Q_l U sqrt(S)`, `A = sqrt(S) (Q_r V)'`: neither trains faster than the other.
 
 - Where nobody changed a module, its factors stay bit for bit: a decomposition would only rotate them.
-- A direction in which P is zero gets a zero column in B and a unit row, scaled like its neighbours, in A. Zeros on both sides
-  would be a saddle that no gradient leaves.
+- A direction in which P is zero gets a zero column in B and a unit row, scaled like its neighbours, in A. Zeros on both
+  sides would be a saddle that no gradient leaves.
 - Tensors that are no LoRA factors (a classification head) are averaged plainly; see `mean`.
 """
 
@@ -95,7 +95,7 @@ def finish(state: State) -> tuple[dict[str, Array], Truncation]:
 
 
 def best_of_rank(left: Array, right: Array, before: Array) -> tuple[Array, Array, Truncation]:
-    """The best `B @ A` of the rank of `before`, (r, in), for `left @ right`; `before` stays as A where the product is zero."""
+    """The best A (r, in) and B for `left @ right`, r as in `before`, which stays as A where the product is zero."""
     rank = len(before)
     columns, values, rows = _svd(left, right)
     truncation = Truncation(float(np.sum(values[rank:] ** 2)), float(np.sum(values**2)))
@@ -117,7 +117,7 @@ def _after(adapter: Mapping[str, Array], delta: Delta, name: str) -> Array:
 
 
 def _stacked(stack: Stack | None, left: Array, right: Array, weight: float, *, changed: bool) -> Stack:
-    """One more product; once the stack would be larger than the product itself, it is brought back to full rank, without loss."""
+    """One more product; a stack larger than the product itself is brought back to full rank, without loss."""
     if stack is None:
         return Stack(left, right, weight, changed)
     left, right = np.hstack([stack.left, left]), np.vstack([stack.right, right])
@@ -128,7 +128,7 @@ def _stacked(stack: Stack | None, left: Array, right: Array, weight: float, *, c
 
 
 def _svd(left: Array, right: Array) -> tuple[Array, Array, Array]:
-    """Of `left @ right`: columns (out, k), values (k,), rows (k, in); signs such that each row's largest entry is positive."""
+    """Of `left @ right`: columns (out, k), values (k,), rows (k, in). Each row's largest entry is positive."""
     q_left, r_left = np.linalg.qr(left)
     q_right, r_right = np.linalg.qr(right.T)
     u, values, vt = np.linalg.svd(r_left @ r_right.T, full_matrices=False)
@@ -138,7 +138,7 @@ def _svd(left: Array, right: Array) -> tuple[Array, Array, Array]:
 
 
 def _completed(rows: Array, rank: int, before: Array) -> Array:
-    """`rank` rows that begin with `rows`, orthonormal as far as there are dimensions, then zero; the others from `before`."""
+    """`rank` rows that begin with `rows` and go on orthonormally within `before`, zero where dimensions run out."""
     basis, _ = np.linalg.qr(np.vstack([rows, before.astype(np.float64)]).T)
     completed = np.zeros((rank, rows.shape[1]))
     completed[: basis.shape[1]] = basis.T[:rank]

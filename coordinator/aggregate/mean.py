@@ -1,8 +1,9 @@
 """Layer-wise weighted mean: `new = old + sum(w_i * delta_i) / sum(w_i)`, over the devices that trained the tensor.
 
-H. B. McMahan et al., Communication-Efficient Learning of Deep Networks from Decentralized Data, AISTATS 2017, algorithm 1,
-with the weights normalised per tensor: a layer that only some devices trained is the mean of those, not drawn towards
-zero by the others. Sums are float64, so the order of the devices does not matter. One delta at a time is in memory.
+H. B. McMahan et al., Communication-Efficient Learning of Deep Networks from Decentralized Data, AISTATS 2017,
+algorithm 1, with the weights normalised per tensor: a layer that only some devices trained is the mean of those, not
+drawn towards zero by the others. Sums are float64, so the order of the devices does not matter. One delta at a time is
+in memory.
 
 Exact for LoRA where A is frozen: B A is linear in B. Not for A and B together; see `lora`.
 """
@@ -33,7 +34,7 @@ def init(adapter: Mapping[str, Array]) -> State:
 
 
 def accumulate(state: State, delta: Delta, weight: float) -> State:
-    """With one more device. Raises KeyError for a tensor that the adapter lacks, ValueError for a weight not above zero."""
+    """With one more device. Raises KeyError for a tensor that the adapter lacks, ValueError for a weight of zero."""
     if not weight > 0:
         msg = f"a weight of {weight}"
         raise ValueError(msg)

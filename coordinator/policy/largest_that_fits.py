@@ -1,9 +1,9 @@
 """The best level that fits each device's budget.
 
-1. A level fits when its needs, as far as they are known, are within the budget. Known at first: the exporter's prediction;
-   then, per device, what it declined or failed with, if that is more.
-2. The best level that fits is taken, best first as configured. A level over which the device went before makes every level
-   that needs as much or more too large as well, until the budget has grown past what was seen.
+1. A level fits when its needs, as far as they are known, are within the budget. Known at first: the exporter's
+   prediction; then, per device, what it declined or failed with, if that is more.
+2. The best level that fits is taken, best first as configured. A level over which the device went before makes every
+   level that needs as much or more too large as well, until the budget has grown past what was seen.
 3. Where none fits, the smallest is offered once all the same: the prediction was made on another machine, and only the
    device knows. Its answer is an observation like any other, so it is not asked again while nothing changed.
 """

@@ -1,0 +1,179 @@
+"""The ledger, read: for the report, the tables and `fedpeat status`. Never writes, and needs no lock."""
+
+from __future__ import annotations
+
+import pathlib
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from coordinator.errors import LedgerError
+from edge_sdk.wire import codec
+from edge_sdk.wire.messages import Hello, Report
+
+ROW_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class ResultRow:
+    """One accepted delta."""
+
+    round: int
+    attempt: int
+    device: str
+    level: str
+    examples: int
+    report: Report
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerRow:
+    """One decline, failure or refusal: `bytes` is what was needed or the peak, zero where neither is known."""
+
+    round: int
+    device: str
+    level: str
+    kind: str
+    reason: str
+    bytes: int
+    budget_bytes: int
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class RoundRow:
+    """One attempt at a round."""
+
+    round: int
+    attempt: int
+    state: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterRow:
+    """One version of the global adapter."""
+
+    version: int
+    sha256: str
+    size_bytes: int
+    truncation: float
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationRow:
+    """A held-out loss, in nats per token or per example."""
+
+    version: int
+    kind: str
+    loss: float
+    accuracy: float | None
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class TrafficRow:
+    """Bytes of blobs that the coordinator sent to and received from a device."""
+
+    device: str
+    sent_bytes: int
+    received_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """All of it, at one moment. `open_tasks` counts the tasks without an end."""
+
+    run: str
+    name: str
+    devices: tuple[Hello, ...]
+    rounds: tuple[RoundRow, ...]
+    adapters: tuple[AdapterRow, ...]
+    results: tuple[ResultRow, ...]
+    answers: tuple[AnswerRow, ...]
+    evaluations: tuple[EvaluationRow, ...]
+    traffic: tuple[TrafficRow, ...]
+    open_tasks: int
+
+    def used(self, row: ResultRow) -> bool:
+        """Whether a result is in an adapter: its attempt was not repeated."""
+        return any((r.round, r.attempt, r.state) == (row.round, row.attempt, "aggregated") for r in self.rounds)
+
+    def loss(self, version: int, kind: str) -> float | None:
+        """A held-out loss, if it was measured."""
+        return next((e.loss for e in self.evaluations if (e.version, e.kind) == (version, kind)), None)
+
+
+def read_history(path: pathlib.Path) -> History:
+    """Read the ledger at `path`, which may be in use. Raises LedgerError when there is none."""
+    if not path.is_file():
+        msg = f"{path} does not exist: this run was never served"
+        raise LedgerError(msg)
+    try:
+        with _opened(path) as db:
+            return _read_all(db)
+    except sqlite3.Error as error:
+        msg = f"{path} cannot be read: {error}"
+        raise LedgerError(msg) from error
+
+
+@contextmanager
+def _opened(path: pathlib.Path) -> Iterator[sqlite3.Connection]:
+    db = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, isolation_level=None)
+    try:
+        db.execute("BEGIN")  # one moment for all the queries
+        yield db
+    finally:
+        db.close()
+
+
+def _read_all(db: sqlite3.Connection) -> History:
+    run, name = db.execute("SELECT id, name FROM run").fetchone()
+    results = db.execute(
+        "SELECT t.round, t.attempt, r.device, t.level, r.examples, r.report FROM results r JOIN tasks t "
+        "USING (task_id) ORDER BY t.round, t.attempt, r.device"
+    )
+    (open_tasks,) = db.execute("SELECT COUNT(*) FROM tasks WHERE state = 'offered'").fetchone()
+    return History(
+        run=run,
+        name=name,
+        devices=tuple(
+            codec.decode(Hello, body, ROW_BYTES) for (body,) in db.execute("SELECT hello FROM devices ORDER BY device")
+        ),
+        rounds=tuple(
+            RoundRow(*row)
+            for row in db.execute("SELECT round, attempt, state, why FROM rounds ORDER BY round, attempt")
+        ),
+        adapters=tuple(
+            AdapterRow(*row)
+            for row in db.execute("SELECT version, sha256, size_bytes, truncation FROM adapters ORDER BY version")
+        ),
+        results=tuple(
+            ResultRow(round_, attempt, device, level, examples, codec.decode(Report, report, ROW_BYTES))
+            for round_, attempt, device, level, examples, report in results
+        ),
+        answers=tuple(_answers(db)),
+        evaluations=tuple(
+            EvaluationRow(*row)
+            for row in db.execute("SELECT version, kind, loss, accuracy, rows FROM evaluations ORDER BY version, kind")
+        ),
+        traffic=tuple(
+            TrafficRow(*row)
+x
+        ),
+        open_tasks=open_tasks,
+    )
+
+
+def _answers(db: sqlite3.Connection) -> Iterator[AnswerRow]:
+    query = """
+        SELECT round, device, level, 'declined', reason, needed_bytes, budget_bytes, detail
+            FROM declines JOIN tasks USING (task_id)
+        UNION ALL SELECT round, device, level, 'failed', reason, peak_bytes, budget_bytes, detail
+            FROM failures JOIN tasks USING (task_id)
+        UNION ALL SELECT round, device, level, 'refused', reason, 0, 0, detail
+            FROM refusals JOIN tasks USING (task_id)
+        ORDER BY 1, 2"""
+    for row in db.execute(query):
+        yield AnswerRow(*row)

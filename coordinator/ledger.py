@@ -1,0 +1,293 @@
+"""What was promised and what was received: SQLite, one writer, on disk before anything is said.
+
+Rules:
+
+- WAL with `synchronous = FULL`: what a method wrote survives a power cut once it has returned;
+- a method is one transaction; a process killed anywhere leaves the state before or after it;
+- `results` is unique by device and task, and an adapter's version is its key: nothing counts twice, however often said;
+- everything the daemon needs to go on is here or is a blob named here; `past` gives it to `rounds`.
+
+Times of day are for people to read; nothing is decided by them.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import pathlib
+import secrets
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Final, TypeVar
+
+from coordinator.errors import LedgerError
+from coordinator.events import TaskState
+from coordinator.fleet import Device, Fleet
+from coordinator.policy.types import Answer, Outcome
+from coordinator.rounds import Past
+from coordinator.task_book import Entry
+from edge_sdk.wire import codec
+from edge_sdk.wire.blobs import Blob
+from edge_sdk.wire.messages import (
+    DeclineReason,
+    FailureReason,
+    Hello,
+    RefusalReason,
+    Report,
+    Task,
+    TaskDeclined,
+    TaskFailed,
+)
+
+T = TypeVar("T")
+
+FORMAT: Final = 1
+ROW_BYTES: Final = 1 << 20  # a stored message is far smaller
+
+SCHEMA: Final = """
+CREATE TABLE run (id TEXT NOT NULL, name TEXT NOT NULL, digest TEXT NOT NULL, created_at REAL NOT NULL);
+CREATE TABLE adapters (version INTEGER PRIMARY KEY, sha256 TEXT NOT NULL, size_bytes INTEGER NOT NULL,
+    truncation REAL NOT NULL, created_at REAL NOT NULL);
+CREATE TABLE rounds (round INTEGER NOT NULL, attempt INTEGER NOT NULL,
+    state TEXT NOT NULL CHECK (state IN ('open', 'repeated', 'aggregated')), why TEXT NOT NULL DEFAULT '',
+    opened_at REAL NOT NULL, PRIMARY KEY (round, attempt));
+CREATE TABLE devices (device TEXT PRIMARY KEY, hello BLOB NOT NULL, seen_at REAL NOT NULL);
+CREATE TABLE tasks (task_id TEXT PRIMARY KEY, device TEXT NOT NULL, level TEXT NOT NULL, round INTEGER NOT NULL,
+    attempt INTEGER NOT NULL, body BLOB NOT NULL, state TEXT NOT NULL, created_at REAL NOT NULL,
+    FOREIGN KEY (round, attempt) REFERENCES rounds);
+CREATE TABLE results (device TEXT NOT NULL, task_id TEXT NOT NULL REFERENCES tasks, sha256 TEXT NOT NULL,
+    size_bytes INTEGER NOT NULL, examples INTEGER NOT NULL, report BLOB NOT NULL, committed_at REAL NOT NULL,
+    UNIQUE (device, task_id));
+CREATE TABLE refusals (task_id TEXT PRIMARY KEY REFERENCES tasks, reason TEXT NOT NULL, detail TEXT NOT NULL);
+CREATE TABLE declines (task_id TEXT PRIMARY KEY REFERENCES tasks, reason TEXT NOT NULL, needed_bytes INTEGER NOT NULL,
+    budget_bytes INTEGER NOT NULL, detail TEXT NOT NULL);
+CREATE TABLE failures (task_id TEXT PRIMARY KEY REFERENCES tasks, reason TEXT NOT NULL, peak_bytes INTEGER NOT NULL,
+    budget_bytes INTEGER NOT NULL, detail TEXT NOT NULL);
+CREATE TABLE evaluations (version INTEGER NOT NULL, kind TEXT NOT NULL, loss REAL NOT NULL, accuracy REAL,
+    rows INTEGER NOT NULL, PRIMARY KEY (version, kind));
+CREATE TABLE traffic (device TEXT PRIMARY KEY, sent_bytes INTEGER NOT NULL, received_bytes INTEGER NOT NULL);
+"""
+
+
+class Ledger:
+    """The open ledger of one run, for the thread that opened it."""
+
+    def __init__(self, path: pathlib.Path, name: str, digest: str) -> None:
+        """Open or begin the ledger at `path`.
+
+        Raises LedgerError when another process has it open, or when it is another run's, told by its `digest`.
+        """
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = path.with_suffix(".lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self._lock.close()
+            msg = f"{path} is in use: another coordinator is running; stop it, or choose another out folder"
+            raise LedgerError(msg) from error
+        self._db = sqlite3.connect(path, isolation_level=None)
+        try:
+            self.run = self._begin(path, name, digest)
+        except BaseException:
+            self.close()
+            raise
+
+    def _begin(self, path: pathlib.Path, name: str, digest: str) -> str:
+        self._db.executescript("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON;")
+        (found,) = self._db.execute("PRAGMA user_version").fetchone()
+        if found == 0:
+            new = (secrets.token_hex(4), name, digest, time.time())
+            with self._transaction():
+                for statement in SCHEMA.split(";")[:-1]:
+                    self._db.execute(statement)
+                self._db.execute("INSERT INTO run VALUES (?, ?, ?, ?)", new)
+                self._db.execute(f"PRAGMA user_version = {FORMAT}")
+        elif found != FORMAT:
+            msg = f"{path} has format {found}, this version reads {FORMAT}; choose another out folder"
+            raise LedgerError(msg)
+        run, known = self._db.execute("SELECT id, digest FROM run").fetchone()
+        if known != digest:
+            msg = f"{path} is of a run with another configuration; choose another out folder, or go back to it"
+            raise LedgerError(msg)
+        return str(run)
+
+    # ---- what rounds asks to be written
+
+    def begin(self, adapter: Blob) -> None:
+        """The adapter that the run starts from."""
+values = (adapter.sha256, adapter.size_bytes, time.time())
+        self._write("INSERT OR IGNORE INTO adapters VALUES (0, ?, ?, 0, ?)", *values)
+
+    def hello(self, hello: Hello) -> None:
+        """What a device last said of itself."""
+        self._write("INSERT OR REPLACE INTO devices VALUES (?, ?, ?)", hello.device, codec.encode(hello), time.time())
+
+    def open_round(self, round_: int, attempt: int) -> None:
+        """An attempt at a round has begun."""
+        self._write("INSERT INTO rounds VALUES (?, ?, 'open', '', ?)", round_, attempt, time.time())
+
+    def repeat_round(self, round_: int, attempt: int, why: str) -> None:
+        """An attempt came to nothing, perhaps before it was opened."""
+        self._write(
+            "INSERT INTO rounds VALUES (?, ?, 'repeated', ?, ?) "
+            "ON CONFLICT DO UPDATE SET state = 'repeated', why = excluded.why",
+            *(round_, attempt, why, time.time()),
+        )
+
+    def give_task(self, device: str, level: str, attempt: int, task: Task) -> None:
+        """A task was made."""
+        values = (task.task_id, device, level, task.round, attempt, codec.encode(task), time.time())
+        self._write("INSERT INTO tasks VALUES (?, ?, ?, ?, ?, ?, 'offered', ?)", *values)
+
+    def cancel_task(self, task_id: str) -> None:
+        """A task was taken back; one that has an end already keeps it, and an unknown one is none of ours."""
+        self._write("UPDATE tasks SET state = 'cancelled' WHERE task_id = ? AND state = 'offered'", task_id)
+
+    def decline(self, message: TaskDeclined) -> None:
+        """A device will not do it."""
+        values = (message.task_id, message.reason.value, message.needed_bytes, message.budget_bytes, message.detail)
+        with self._transaction():
+            self._end(message.task_id, TaskState.DECLINED)
+            self._db.execute("INSERT INTO declines VALUES (?, ?, ?, ?, ?)", values)
+
+    def failure(self, message: TaskFailed, budget_bytes: int) -> None:
+        """A device could not do it."""
+        values = (message.task_id, message.reason.value, message.peak_bytes, budget_bytes, message.detail)
+        with self._transaction():
+            self._end(message.task_id, TaskState.FAILED)
+            self._db.execute("INSERT INTO failures VALUES (?, ?, ?, ?, ?)", values)
+
+    def commit_result(self, device: str, task_id: str, delta: Blob, examples: int, report: Report) -> None:
+        """A delta was checked and its blob is on disk. Doing it again changes nothing."""
+        values = (device, task_id, delta.sha256, delta.size_bytes, examples, codec.encode(report), time.time())
+        with self._transaction():
+            self._db.execute("INSERT OR IGNORE INTO results VALUES (?, ?, ?, ?, ?, ?, ?)", values)
+            self._end(task_id, TaskState.COMMITTED)
+
+    def refuse_result(self, task_id: str, reason: RefusalReason, detail: str) -> None:
+        """A delta was checked and must not be used."""
+        with self._transaction():
+            self._db.execute("INSERT OR IGNORE INTO refusals VALUES (?, ?, ?)", (task_id, reason.value, detail))
+            self._end(task_id, TaskState.REFUSED)
+
+    def commit_adapter(self, round_: int, attempt: int, adapter: Blob, truncation: float) -> None:
+        """The round's deltas have become the adapter of version `round_`. Raises sqlite3.IntegrityError if it has one."""
+        values = (round_, adapter.sha256, adapter.size_bytes, truncation, time.time())
+        with self._transaction():
+            self._db.execute("INSERT INTO adapters VALUES (?, ?, ?, ?, ?)", values)
+            done = "UPDATE rounds SET state = 'aggregated' WHERE round = ? AND attempt = ?"
+            self._db.execute(done, (round_, attempt))
+
+    def evaluation(self, version: int, kind: str, loss: float, accuracy: float | None, rows: int) -> None:
+        """A held-out loss of an adapter version was measured."""
+        self._write("INSERT OR REPLACE INTO evaluations VALUES (?, ?, ?, ?, ?)", version, kind, loss, accuracy, rows)
+
+    def traffic(self, device: str, sent_bytes: int, received_bytes: int) -> None:
+        """So many more bytes of blobs went to and came from a device."""
+        self._write(
+            "INSERT INTO traffic VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET "
+            "sent_bytes = sent_bytes + excluded.sent_bytes, received_bytes = received_bytes + excluded.received_bytes",
+            *(device, sent_bytes, received_bytes),
+        )
+
+    # ---- what the daemon needs to go on
+
+    def past(self) -> Past | None:
+        """Where the run stands, or None before `begin`."""
+        latest = self._db.execute(
+            "SELECT version, sha256, size_bytes FROM adapters ORDER BY version DESC LIMIT 1"
+        ).fetchone()
+        if latest is None:
+            return None
+        version, sha256, size_bytes = latest
+        tried = "SELECT attempt, state FROM rounds WHERE round = ? ORDER BY attempt DESC LIMIT 1"
+        attempt, state = self._db.execute(tried, (version + 1,)).fetchone() or (0, "repeated")
+        is_open = state == "open"
+        return Past(
+            version=version,
+            adapter=Blob(sha256, size_bytes),
+            attempt=attempt if is_open else attempt + 1,
+            open=is_open,
+            entries=tuple(self._entries()),
+            answers=tuple(self._answers()),
+            fleet=Fleet({hello.device: Device(hello, online=False) for hello in self._hellos()}),
+        )
+
+    def deltas(self, task_ids: tuple[str, ...]) -> list[tuple[Blob, str, Task]]:
+        """Blob, device and task of each of these committed results, ordered by task. Raises KeyError for one without."""
+        found = {
+            row[0]: (Blob(row[1], row[2]), row[3], _read(Task, row[4]))
+            for row in self._db.execute(
+                "SELECT r.task_id, r.sha256, r.size_bytes, r.device, t.body FROM results r JOIN tasks t USING (task_id)"
+            )
+        }
+        return [found[task_id] for task_id in sorted(task_ids)]
+
+    def _entries(self) -> Iterator[Entry]:
+        query = (
+            "SELECT t.device, t.level, t.attempt, t.body, t.state, r.reason, r.detail "
+            "FROM tasks t LEFT JOIN refusals r USING (task_id) ORDER BY t.rowid"
+        )
+        for device, level, attempt, body, state, reason, detail in self._db.execute(query):
+            refusal = None if reason is None else RefusalReason(reason)
+            yield Entry(device, level, attempt, _read(Task, body), TaskState(state), refusal, detail or "")
+
+    def _answers(self) -> Iterator[Answer]:
+        declined = (
+            "SELECT device, level, budget_bytes, needed_bytes FROM declines JOIN tasks USING (task_id) WHERE reason = ?"
+        )
+        failed = (
+            "SELECT device, level, budget_bytes, peak_bytes FROM failures JOIN tasks USING (task_id) WHERE reason = ?"
+        )
+        for query, reason in ((declined, DeclineReason.OVER_BUDGET.value), (failed, FailureReason.OVER_BUDGET.value)):
+            for device, level, budget_bytes, size_bytes in self._db.execute(f"{query} WHERE reason = ?", (reason,)):
+                yield Answer(device, level, Outcome.OVER_BUDGET, budget_bytes, size_bytes)
+        for device, level, body in self._db.execute(
+            "SELECT r.device, t.level, r.report FROM results r JOIN tasks t USING (task_id) ORDER BY r.rowid"
+        ):
+            report = _read(Report, body)
+            yield Answer(device, level, Outcome.DONE, report.budget_bytes, report.peak_bytes)
+
+    def _hellos(self) -> Iterator[Hello]:
+        for (body,) in self._db.execute("SELECT hello FROM devices"):
+            yield _read(Hello, body)
+
+    # ---- plumbing
+
+    def _end(self, task_id: str, state: TaskState) -> None:
+        self._db.execute("UPDATE tasks SET state = ? WHERE task_id = ?", (state.value, task_id))
+
+    def _write(self, statement: str, *values: object) -> None:
+        with self._transaction():
+            self._db.execute(statement, values)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")
+
+    def close(self) -> None:
+        """Let go of the file; another process may open it then."""
+        self._db.close()
+        self._lock.close()
+
+    def __enter__(self) -> Ledger:  # noqa: PYI034 - typing.Self is newer than Python 3.10
+        """A ledger is its own context."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close."""
+        self.close()
+
+
+def _read(kind: type[T], body: bytes) -> T:
+    return codec.decode(kind, body, ROW_BYTES)
