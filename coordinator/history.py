@@ -160,7 +160,7 @@ def _read_all(db: sqlite3.Connection) -> History:
         ),
         traffic=tuple(
             TrafficRow(*row)
-x
+            for row in db.execute("SELECT device, sent_bytes, received_bytes FROM traffic ORDER BY device")
         ),
         open_tasks=open_tasks,
     )

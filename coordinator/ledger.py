@@ -117,7 +117,7 @@ class Ledger:
 
     def begin(self, adapter: Blob) -> None:
         """The adapter that the run starts from."""
-values = (adapter.sha256, adapter.size_bytes, time.time())
+        values = (adapter.sha256, adapter.size_bytes, time.time())
         self._write("INSERT OR IGNORE INTO adapters VALUES (0, ?, ?, 0, ?)", *values)
 
     def hello(self, hello: Hello) -> None:
@@ -173,7 +173,7 @@ values = (adapter.sha256, adapter.size_bytes, time.time())
             self._end(task_id, TaskState.REFUSED)
 
     def commit_adapter(self, round_: int, attempt: int, adapter: Blob, truncation: float) -> None:
-        """The round's deltas have become the adapter of version `round_`. Raises sqlite3.IntegrityError if it has one."""
+        """The round's deltas are now the adapter of version `round_`. Raises sqlite3.IntegrityError if it has one."""
         values = (round_, adapter.sha256, adapter.size_bytes, truncation, time.time())
         with self._transaction():
             self._db.execute("INSERT INTO adapters VALUES (?, ?, ?, ?, ?)", values)
@@ -215,15 +215,11 @@ values = (adapter.sha256, adapter.size_bytes, time.time())
             fleet=Fleet({hello.device: Device(hello, online=False) for hello in self._hellos()}),
         )
 
-    def deltas(self, task_ids: tuple[str, ...]) -> list[tuple[Blob, str, Task]]:
-        """Blob, device and task of each of these committed results, ordered by task. Raises KeyError for one without."""
-        found = {
-            row[0]: (Blob(row[1], row[2]), row[3], _read(Task, row[4]))
-            for row in self._db.execute(
-                "SELECT r.task_id, r.sha256, r.size_bytes, r.device, t.body FROM results r JOIN tasks t USING (task_id)"
-            )
-        }
-        return [found[task_id] for task_id in sorted(task_ids)]
+    def deltas(self, task_ids: tuple[str, ...]) -> tuple[Blob, ...]:
+        """The delta of each of these committed results, ordered by task. Raises KeyError for one that is not."""
+        rows = self._db.execute("SELECT task_id, sha256, size_bytes FROM results")
+        found = {task_id: Blob(sha256, size_bytes) for task_id, sha256, size_bytes in rows}
+        return tuple(found[task_id] for task_id in sorted(task_ids))
 
     def _entries(self) -> Iterator[Entry]:
         query = (
@@ -235,12 +231,8 @@ values = (adapter.sha256, adapter.size_bytes, time.time())
             yield Entry(device, level, attempt, _read(Task, body), TaskState(state), refusal, detail or "")
 
     def _answers(self) -> Iterator[Answer]:
-        declined = (
-            "SELECT device, level, budget_bytes, needed_bytes FROM declines JOIN tasks USING (task_id) WHERE reason = ?"
-        )
-        failed = (
-            "SELECT device, level, budget_bytes, peak_bytes FROM failures JOIN tasks USING (task_id) WHERE reason = ?"
-        )
+        declined = "SELECT device, level, budget_bytes, needed_bytes FROM declines JOIN tasks USING (task_id)"
+        failed = "SELECT device, level, budget_bytes, peak_bytes FROM failures JOIN tasks USING (task_id)"
         for query, reason in ((declined, DeclineReason.OVER_BUDGET.value), (failed, FailureReason.OVER_BUDGET.value)):
             for device, level, budget_bytes, size_bytes in self._db.execute(f"{query} WHERE reason = ?", (reason,)):
                 yield Answer(device, level, Outcome.OVER_BUDGET, budget_bytes, size_bytes)

@@ -1,8 +1,8 @@
 """A delta is checked here before it touches the model; nothing else looks at a device's numbers first.
 
-In this order, the cheap before the dear: size, form, task and device, round and adapter, names, shapes and types, finite
-numbers. The first check that fails gives the refusal. A delta that passes has the form that the task asked for, however
-hostile its sender; whether its numbers are good is another question.
+In this order, the cheap before the dear: size, form, task and device, round and adapter, names, shapes and types,
+finite numbers. The first check that fails gives the refusal. A delta that passes has the form that the task asked for,
+however hostile its sender; whether its numbers are good is another question.
 """
 
 from __future__ import annotations
