@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import pathlib
 import shutil
 import sys
@@ -53,6 +54,17 @@ def test_edge_command_works(bare: Bare, tmp_path: pathlib.Path) -> None:
     run = bare.run("fedpeat-edge", "--version", cwd=tmp_path)
     assert (run.returncode, run.stderr) == (0, "")
     assert run.stdout.strip().endswith("0.1.0")
+
+
+def test_bare_install_trains_a_step(bare: Bare, tiny_artifact: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """`fedpeat-edge probe` trains real steps from an artifact made elsewhere, and prints what they took."""
+    manifest = next(tiny_artifact.glob("*.manifest"))
+    shape = ("--tokens", "16", "--batch", "1", "--steps", "2")
+    run = bare.run("fedpeat-edge", "probe", str(manifest), *shape, "--json", cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    measured = json.loads(run.stdout)
+    assert measured["peak_bytes"] > 10_000_000
+    assert measured["step_ms"] > 0
 
 
 def test_device_tests_pass_bare(bare: Bare, tiny_artifact: pathlib.Path, tmp_path: pathlib.Path) -> None:
