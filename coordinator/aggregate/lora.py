@@ -4,8 +4,8 @@ A device's module adds `s * B_i @ A_i`, B (out, r), A (r, in). Federated averagi
 `P = sum(w_i B_i A_i) / sum(w_i)`, whose rank is up to r times the number of devices. The best rank-r approximation
 (Eckart and Young 1936) is its truncated singular value decomposition, which never needs P itself: with the stacked
 factors `L = [w_1 B_1 ...]` and `R = [A_1; ...]`, the thin QR decompositions `L = Q_l R_l`, `R' = Q_r R_r` and the small
-SVD `R_l R_r' = U S V'` give `P = (Q_l U) S (Q_r V)'` (J. Bai et al., Federated Fine-tuning of Large Language Models under
-Heterogeneous Tasks and Client Resources, 2024, aggregate and redistribute in this way).
+SVD `R_l R_r' = U S V'` give `P = (Q_l U) S (Q_r V)'` (J. Bai et al., Federated Fine-tuning of Large Language Models
+under Heterogeneous Tasks and Client Resources, 2024, aggregate and redistribute in this way).
 
 The factors come out balanced, `B = Q_l U sqrt(S)`, `A = sqrt(S) (Q_r V)'`: neither trains faster than the other.
 

@@ -1,0 +1,151 @@
+"""The broker: one that is given, or one on this machine that lives as long as the coordinator.
+
+`auto` takes the first of: a `mosquitto` on PATH or in /usr/sbin, with a configuration of ours; amqtt, in a process of its
+own. Either listens on loopback alone, on a free port that is kept for the whole run (in `broker.json`), so that devices
+find it again after a restart of the broker or of the coordinator. It has no durable state, and needs none: see
+docs/protocol.md.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.parse
+from collections.abc import Callable
+from typing import Final
+
+from coordinator.errors import BrokerError, ConfigError
+from edge_sdk.wire.blobs import written_atomically
+
+START_S: Final = 20.0
+RESTART_S: Final = 1.0  # between two attempts to bring a dead broker back
+LOOPBACK: Final = "127.0.0.1"
+PORT: Final = 1883
+
+MOSQUITTO: Final = """\
+listener {port} {host}
+allow_anonymous true
+persistence false
+log_dest stderr
+log_type error
+log_type warning
+"""
+
+
+def check_url(url: str, *, insecure: bool) -> str:
+    """The URL itself. Raises ConfigError for one that is malformed, or that leaves this machine without `insecure`."""
+    parts = urllib.parse.urlsplit(url)
+    if parts.scheme != "mqtt" or not parts.hostname:
+        msg = f"broker.url is {url!r}; write mqtt://host:port, or auto"
+        raise ConfigError(msg)
+    if not insecure and parts.hostname not in {"localhost", LOOPBACK, "::1"}:
+        msg = (
+            f"broker {parts.hostname} is another machine, and messages are neither encrypted nor authenticated: "
+            "pass --insecure if that network is yours alone"
+        )
+        raise ConfigError(msg)
+    return url
+
+
+class Broker:
+    """A broker process of ours. `url` is where it is, `what` says which one it is."""
+
+    def __init__(self, folder: pathlib.Path) -> None:
+        """Start it, or find the one that a coordinator before us left running. Raises BrokerError."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder, self._tried_at_s = folder, 0.0
+        self._process: subprocess.Popen[bytes] | None = None
+        self._pid, self._port = _recorded(folder)
+        self.what, self._command = _choose(folder)
+        self.url = f"mqtt://{LOOPBACK}:{self._port}"
+        if not (_listens(self._port) and _is_alive(self._pid)):
+            self._start()
+
+    def revive(self) -> bool:
+        """Start it again if it died; True when that was so. Call it now and then."""
+        if self._process is not None and self._process.poll() is None:
+            return False
+        if self._process is None and _is_alive(self._pid):
+            return False
+        if time.monotonic() - self._tried_at_s < RESTART_S:
+            return False
+        self._start()
+        return True
+
+    def close(self) -> None:
+        """End it."""
+        if self._process is not None:
+            self._process.terminate()
+            try:
+                self._process.wait(5)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        elif _is_alive(self._pid):
+            os.kill(self._pid, signal.SIGTERM)
+        (self._folder / "broker.json").unlink(missing_ok=True)
+
+    def _start(self) -> None:
+        self._tried_at_s = time.monotonic()
+        (self._folder / "mosquitto.conf").write_text(MOSQUITTO.format(port=self._port, host=LOOPBACK), "utf-8")
+        log = self._folder / "broker.log"
+        with log.open("ab") as file:
+            process = self._process = subprocess.Popen(
+                self._command(self._port), stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True
+            )
+        self._pid = process.pid
+        with written_atomically(self._folder / "broker.json") as record:
+            record.write(json.dumps({"pid": self._pid, "port": self._port}).encode())
+        deadline_s = time.monotonic() + START_S
+        while not _listens(self._port):
+            if process.poll() is not None or time.monotonic() > deadline_s:
+                process.kill()
+                said = log.read_text("utf-8", errors="replace").strip().splitlines()
+                msg = f"{self.what} does not start: {said[-1] if said else 'it said nothing'}; see {log}"
+                raise BrokerError(msg)
+            time.sleep(0.05)
+
+
+def _choose(folder: pathlib.Path) -> tuple[str, Callable[[int], list[str]]]:
+    found = shutil.which("mosquitto", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/usr/local/sbin")
+    if found:
+        return "mosquitto", lambda _port: [found, "-c", str(folder / "mosquitto.conf")]
+    if importlib.util.find_spec("amqtt"):
+        return "amqtt", lambda port: [sys.executable, "-m", "coordinator.amqtt_broker", LOOPBACK, str(port)]
+    msg = "no broker here: install mosquitto, or pip install 'fedpeat[coordinator]', or set broker.url"
+    raise BrokerError(msg)
+
+
+def _recorded(folder: pathlib.Path) -> tuple[int, int]:
+    """The process id and port of last time, or 0 and a free port."""
+    try:
+        record = json.loads((folder / "broker.json").read_text("utf-8"))
+        return int(record["pid"]), int(record["port"])
+    except (OSError, ValueError, KeyError, TypeError):
+        with socket.create_server((LOOPBACK, 0)) as server:
+            return 0, int(server.getsockname()[1])
+
+
+def _listens(port: int) -> bool:
+    try:
+        with socket.create_connection((LOOPBACK, port), timeout=1):
+            return True
+    except OSError:
+        return False
+
+
+def _is_alive(pid: int) -> bool:
+    """Whether the process exists and is a broker: process ids are used again."""
+    try:
+        command = pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+    return pid > 0 and (b"mosquitto" in command or b"amqtt_broker" in command)

@@ -1,0 +1,163 @@
+"""From the configuration to an artifact folder, by `python -m export.cli build`, once.
+
+The request is a JSON file. Its digest, with a fingerprint of the model's files, is recorded beside the artifact when the
+build has ended well: a daemon that starts again with the same request builds nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pathlib
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from coordinator.config import Config
+from coordinator.errors import ConfigError, JobError
+from coordinator.jobs import Jobs, Line
+from coordinator.policy.types import Level
+from edge_sdk.wire.blobs import Blob, BlobStore, written_atomically
+from edge_sdk.wire.errors import WireError
+from edge_sdk.wire.manifest import Manifest, decode_manifest
+from edge_sdk.wire.tensors import read_tensors
+
+RECORD = "built.json"
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltLevel:
+    """One emulator level: its manifest, the manifest's own blob, and where the manifest lies."""
+
+    manifest: Manifest
+    blob: Blob
+    path: pathlib.Path
+
+    def level(self) -> Level:
+        """As a policy sees it."""
+        return Level(self.manifest.level.name, self.manifest.needs_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """What was built: `levels` best first; `full` covers every layer, so its adapter is the model's whole adapter."""
+
+    store: BlobStore
+    levels: Mapping[str, BuiltLevel]
+    full: BuiltLevel
+
+    def initial_adapter(self) -> Blob:
+        """The adapter's starting values, for all layers."""
+        manifest = self.full.manifest
+        return manifest.files[manifest.adapter.initial]
+
+
+def artifact_folder(config: Config) -> pathlib.Path:
+    """Where the artifact of a run lies."""
+    return config.out / "artifact"
+
+
+def request_of(config: Config) -> dict[str, Any]:
+    """What `export.cli build` is asked for."""
+    adapter, model = config.adapter, config.model
+    return {
+        "model": str(model.dir),
+        "task": model.task.value,
+        "out": str(artifact_folder(config)),
+        "adapter": {
+            "kind": adapter.kind,
+            "rank": adapter.rank,
+            "alpha": adapter.alpha,
+            "targets": list(adapter.targets),
+        },
+        "levels": [
+            {
+                "name": level.name,
+                "bits": level.bits,
+                "layers": level.layers or None,
+                "train_last": level.train_last or None,
+            }
+            for level in config.levels
+        ],
+        "labels": list(model.labels),
+        "tokens": config.training.tokens,
+        "parity": True,
+        "seed": config.training.seed,
+    }
+
+
+def is_built(config: Config) -> bool:
+    """Whether the artifact folder already holds what the configuration asks for, with every file in place."""
+    path = artifact_folder(config) / RECORD
+    if not path.is_file() or json.loads(path.read_text("utf-8")) != _record(config):
+        return False
+    try:
+        artifact = load_artifact(config)
+    except (OSError, WireError, JobError):
+        return False
+    return all(artifact.store.has(blob) for level in artifact.levels.values() for blob in level.manifest.files.values())
+
+
+def build(config: Config, jobs: Jobs, say: Callable[[Line], None]) -> Artifact:
+    """Build what is not built yet; for use within a job. Raises JobError, ConfigError, OSError."""
+    if not config.model.dir.is_dir():
+        msg = f"model.dir is {config.model.dir}, which is no folder"
+        raise ConfigError(msg)
+    if not is_built(config):
+        folder = artifact_folder(config)
+        request = folder / "request.json"
+        _write_json(request, request_of(config))
+        jobs.process([sys.executable, "-m", "export.cli", "build", str(request)], say)
+        _write_json(folder / RECORD, _record(config))
+    return load_artifact(config)
+
+
+def load_artifact(config: Config) -> Artifact:
+    """The artifact on disk. Raises OSError, WireError, JobError when it is not what the configuration asks for."""
+    folder = artifact_folder(config)
+    store = BlobStore(folder)
+    levels = {level.name: _load_level(folder, store, level.name) for level in config.levels}
+    everywhere = [built for built in levels.values() if len(built.manifest.level.layers) == built.manifest.model.layers]
+    if not everywhere:
+        msg = "no level keeps all layers; the adapter's starting values come from one that does: set layers = 0 in one"
+        raise JobError(msg)
+    return Artifact(store, levels, everywhere[0])
+
+
+def _load_level(folder: pathlib.Path, store: BlobStore, name: str) -> BuiltLevel:
+    path = folder / f"{name}.manifest"
+    data = path.read_bytes()
+    manifest = decode_manifest(data)
+    if manifest.level.name != name:
+        msg = f"{path} is the manifest of level {manifest.level.name}"
+        raise JobError(msg)
+    return BuiltLevel(manifest, store.put(data), path)
+
+
+def check_initial(artifact: Artifact) -> None:
+    """Raise JobError unless the starting values have exactly the tensors that all levels together need."""
+    initial = read_tensors(artifact.store.path(artifact.initial_adapter().sha256))
+    shapes = {name: array.shape for name, array in initial.items()}
+    for name, built in artifact.levels.items():
+        for tensor, shape in built.manifest.adapter_shapes().items():
+            if shapes.get(tensor) != shape:
+                msg = f"level {name} needs the adapter tensor {tensor} {shape}, which the starting values lack"
+                raise JobError(msg)
+
+
+def _record(config: Config) -> dict[str, Any]:
+    request = request_of(config)
+    request.pop("out")
+    files = [
+        f"{path.relative_to(config.model.dir)} {path.stat().st_size} {path.stat().st_mtime_ns}"
+        for path in sorted(config.model.dir.rglob("*"))
+        if path.is_file()
+    ]
+    text = json.dumps([request, files], sort_keys=True)
+    return {"digest": hashlib.sha256(text.encode()).hexdigest()}
+
+
+def _write_json(path: pathlib.Path, value: object) -> None:
+    with written_atomically(path) as file:
+        file.write(json.dumps(value, indent=1).encode())
