@@ -53,6 +53,7 @@ def capture(function: Function, examples: Tensors, sizes: Sizes) -> ir.Model:
 
     A dimension that equals `sizes.batch` or `sizes.tokens` becomes dynamic, all others are fixed. Inputs that the function
     does not use stay inputs. The graph is as torch's exporter leaves it: see `export.lowering`.
+    Raises ValueError when one tensor is the example of two inputs.
     """
     outputs: list[str] = []
 
@@ -62,6 +63,9 @@ def capture(function: Function, examples: Tensors, sizes: Sizes) -> ir.Model:
         return tuple(found.values())
 
     values = tuple(examples.values())
+    if len({id(value) for value in values}) != len(values):  # tracing would take the two inputs for one
+        msg = "two examples are the same tensor"
+        raise ValueError(msg)
     dynamic = tuple(_dynamic(value, sizes) for value in values)
     with _quiet():
         traced = make_fx(

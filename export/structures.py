@@ -65,7 +65,7 @@ def capture_block(part: Part, context: Tensors, width: int, sizes: Sizes) -> Cap
     x = torch.zeros(sizes.batch, sizes.tokens, width)
     tensors = {**{name: context[name] for name in part.context}, **_examples(part)}
     forward = capture(lambda t: {"y": _call(part, t["x"], t)}, {"x": x, **tensors}, sizes)
-    backward = capture(_backward(part), {"x": x, "dy": x, **tensors}, sizes)
+    backward = capture(_backward(part), {"x": x, "dy": torch.zeros_like(x), **tensors}, sizes)
     return _captured(part, lower(forward), lower(backward))
 
 

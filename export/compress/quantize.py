@@ -113,6 +113,8 @@ def _dequantize_rows_after(graph: ir.Graph, gather: ir.Node, scale: ir.Value) ->
     scales = ir.node("Gather", [scale, looked_up], {"axis": 0})
     column = ir.node("Unsqueeze", [scales.outputs[0], last.outputs[0]])
     product = ir.node("Mul", [cast.outputs[0], column.outputs[0]])
+    product.outputs[0].name, rows.name = rows.name, None
+    product.outputs[0].type = rows.type
     rows.replace_all_uses_with(product.outputs[0], replace_graph_outputs=True)
     cast.replace_input_with(0, rows)
     graph.insert_after(gather, [last, cast, scales, column, product])

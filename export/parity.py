@@ -1,0 +1,138 @@
+"""The proof of an artifact: its graphs, run by onnxruntime, give the gradients that torch's autograd gives.
+
+The model is put into the level's state (layers dropped, matrices rounded to int8 and back), both sides get the same adapter
+(drawn, so that no gradient vanishes behind a zero factor) and the same batch (drawn, with padding).
+The error of a tensor is max |ours - torch's| / max |torch's|.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from peft import PeftModel
+from torch import nn
+
+from edge_sdk.wire.blobs import BlobStore
+from edge_sdk.wire.manifest import LevelSpec, Manifest, ModelSpec, TaskType
+from edge_sdk.wire.tensors import Array
+from export.adapters import adapter_parameters, set_adapter
+from export.compress.quantize import dequantize_rows, is_quantized, quantize_rows
+from export.errors import ParityError
+from export.families import Family
+from export.program import Adapted
+from export.reference import Batch, Outcome, ReferenceWalk
+
+BOUND = 1e-4  # over everything seen in float32 by a factor of 3, under any wrong formula by orders of magnitude
+ROWS, TOKENS = 3, 24
+IGNORED = -100  # the label that torch's cross-entropy leaves out
+
+
+@dataclass(frozen=True, slots=True)
+class Parity:
+    """Relative errors of one level: of the loss, and the largest per trained input over all segments."""
+
+    level: str
+    loss: float
+    gradients: Mapping[str, float]
+
+    @property
+    def worst(self) -> float:
+        """The largest of them."""
+        return max(self.loss, *self.gradients.values())
+
+    @property
+    def holds(self) -> bool:
+        """Whether all are within the bound. Not so for NaN."""
+        return bool(self.worst <= BOUND) and not any(np.isnan(e) for e in (self.loss, *self.gradients.values()))
+
+
+def check_parity(adapted: Adapted, store: BlobStore, manifest: Manifest, seed: int = 0) -> Parity:
+    """Compare one level with its model. The model is left as it was."""
+    generator = np.random.default_rng(seed)
+    adapter = {
+        name: generator.normal(0, 0.05, tuple(value.shape)).astype(np.float32)
+        for name, value in adapted.parameters.items()
+    }
+    batch = _draw_batch(manifest.model, generator)
+    wanted = _torch_outcome(adapted, manifest.level, adapter, batch)
+    found = ReferenceWalk(store, manifest).run(adapter, batch)
+    gradients: dict[str, float] = {}
+    for name in manifest.trained_shapes():
+        group = name.partition("/")[2]
+        error = relative_error(found.gradients[name], wanted.gradients[name])
+        gradients[group] = float(np.maximum(gradients.get(group, 0.0), error))  # np.maximum keeps a NaN, max may not
+    return Parity(manifest.level.name, abs(found.loss - wanted.loss) / abs(wanted.loss), gradients)
+
+
+def require_parity(parity: Parity) -> None:
+    """Raise ParityError unless all errors are within the bound."""
+    if not parity.holds:
+        group = max(parity.gradients, key=lambda name: parity.gradients[name])
+        msg = f"level {parity.level}: gradient of {group} is off by {parity.gradients[group]:.1e}, allowed is {BOUND:.0e}"
+        raise ParityError(msg)
+
+
+def relative_error(found: Array, wanted: Array) -> float:
+    """max |found - wanted| / max |wanted|; the absolute error where `wanted` is zero throughout."""
+    scale = float(np.abs(wanted).max())
+    return float(np.abs(found - wanted).max()) / (scale or 1.0)
+
+
+def emulator(adapted: Adapted, level: LevelSpec) -> tuple[PeftModel, dict[str, nn.Parameter]]:
+    """A copy of the model in the level's state, and its adapter's parameters by their names in the full model."""
+    model = copy.deepcopy(adapted.peft_model)
+    family = adapted.foundation.family
+    parameters = adapter_parameters(model, family)
+    _keep_layers(model, family, level.layers)
+    if level.bits < 32:  # noqa: PLR2004 - bits of a float
+        _round_matrices(model)
+    return model, parameters
+
+
+def _keep_layers(model: PeftModel, family: Family, layers: tuple[int, ...]) -> None:
+    base: Any = model.get_base_model()
+    blocks = family.blocks(family.backbone(base))
+    kept = [blocks[k] for k in layers]
+    del blocks[:]
+    blocks.extend(kept)
+    base.config.num_hidden_layers = len(kept)  # some families count, some iterate
+
+
+def _round_matrices(model: PeftModel) -> None:
+    with torch.no_grad():
+        for parameter in model.parameters():  # each once, tied or not
+            array = parameter.detach().numpy()
+            if not parameter.requires_grad and is_quantized(array):
+                parameter.copy_(torch.from_numpy(dequantize_rows(*quantize_rows(array))))
+
+
+def _torch_outcome(adapted: Adapted, level: LevelSpec, adapter: Mapping[str, Array], batch: Batch) -> Outcome:
+    model, parameters = emulator(adapted, level)
+    set_adapter(parameters, adapter)
+    loss = torch_loss(model, adapted.foundation.spec.task, batch)
+    loss.backward()  # type: ignore[no-untyped-call]
+    gradients = {name: p.grad.numpy() for name, p in parameters.items() if p.grad is not None}
+    return Outcome(loss.item(), gradients)
+
+
+def torch_loss(model: nn.Module, task: TaskType, batch: Batch) -> torch.Tensor:
+    """The loss as transformers computes it: mean over predicted tokens, or over rows."""
+    ids, mask = torch.from_numpy(batch.ids), torch.from_numpy(batch.attention_mask)
+    labels = torch.from_numpy(batch.labels)
+    if task is TaskType.CAUSAL_LM:
+        labels = ids.masked_fill(mask == 0, IGNORED)
+    loss: torch.Tensor = model(input_ids=ids, attention_mask=mask, labels=labels).loss
+    return loss
+
+
+def _draw_batch(model: ModelSpec, generator: np.random.Generator) -> Batch:
+    tokens = min(TOKENS, model.max_tokens)
+    lengths = np.array([tokens, *generator.integers(2, tokens, ROWS - 1)])  # one full row, the others padded
+    mask = (np.arange(tokens) < lengths[:, None]).astype(np.int64)
+    ids = generator.integers(0, model.vocabulary, (ROWS, tokens))
+    return Batch(ids * mask, mask, generator.integers(0, max(1, len(model.labels)), ROWS))

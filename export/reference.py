@@ -1,0 +1,124 @@
+"""The walk, written down once more: the shortest program that trains from an artifact, in numpy over onnxruntime.
+
+The device's engine streams, chunks and stays within a budget; this does none of it. Parity runs on it, so that a defect of
+the export and a defect of the engine cannot hide each other. It reads nothing but a manifest and its blobs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from edge_sdk.wire.blobs import BlobStore
+from edge_sdk.wire.manifest import ClassesLoss, Manifest, Segment, VocabularyLoss
+from edge_sdk.wire.tensors import Array, TensorFile
+
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # its wheels report home from 1.29 on; any later call would be too late
+import onnxruntime  # noqa: E402 - see the line above
+
+Arrays = dict[str, Array]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Token ids (batch, tokens) int64, attention_mask alike, 1 where a token is; labels (batch,) int64 for classes."""
+
+    ids: Array
+    attention_mask: Array
+    labels: Array
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Mean loss over what the batch predicts, and its gradient by adapter tensor."""
+
+    loss: float
+    gradients: Arrays
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceWalk:
+    """One artifact level, ready to run with any adapter of the right shapes."""
+
+    store: BlobStore
+    manifest: Manifest
+    _sessions: dict[str, Any] = field(default_factory=dict)
+
+    def run(self, adapter: Mapping[str, Array], batch: Batch) -> Outcome:
+        """There and back: loss and the gradient of every trained tensor."""
+        walk = self.manifest.walk
+        context = self._graph(self.manifest.context, {"attention_mask": batch.attention_mask})
+        inputs: list[Arrays] = []
+        flowing = {"ids": batch.ids}
+        for segment in walk:
+            inputs.append({**flowing, **self._tensors(segment, context, adapter)})
+            structure = self.manifest.structures[segment.structure]
+            flowing = {"x": self._graph(structure.forward, inputs[-1])["y"]}
+        loss, dy, gradients = self._loss(flowing["x"], batch, adapter)
+        lowest = next((k for k, segment in enumerate(walk) if segment.trains), len(walk))
+        for segment, given in reversed(list(zip(walk, inputs, strict=True))[lowest:]):
+            found = self._graph(self.manifest.structures[segment.structure].backward, {**given, "dy": dy})
+            dy = found.pop("dx")
+            if segment.trains:
+                gradients |= {f"{segment.name}/{name.removeprefix('d.')}": value for name, value in found.items()}
+        return Outcome(loss, gradients)
+
+    def _tensors(self, segment: Segment, context: Arrays, adapter: Mapping[str, Array]) -> Arrays:
+        structure = self.manifest.structures[segment.structure]
+        return {
+            **{name: context[name] for name in structure.context},
+            **self._file(segment.tensors, structure.frozen),
+            **{name: adapter[f"{segment.name}/{name}"] for name in structure.trained},
+        }
+
+    def _loss(self, x: Array, batch: Batch, adapter: Mapping[str, Array]) -> tuple[float, Array, Arrays]:
+        manifest = self.manifest
+        if manifest.vocabulary_loss is not None:
+            return *self._vocabulary_loss(manifest.vocabulary_loss, x, batch), {}
+        if manifest.classes_loss is None:  # the manifest refuses to be without a loss
+            raise AssertionError
+        return self._classes_loss(manifest.classes_loss, x, batch, adapter)
+
+    def _vocabulary_loss(self, loss: VocabularyLoss, x: Array, batch: Batch) -> tuple[float, Array]:
+        matrix = self._file(loss.tensors, ("matrix", "matrix.scale"))
+        predicts = np.zeros(batch.ids.shape, dtype=bool)
+        predicts[:, :-1] = batch.attention_mask[:, 1:] > 0
+        logits = self._graph(loss.project, {"z": x[predicts], **matrix})["logits"]
+        logits -= logits.max(axis=1, keepdims=True)
+        logarithms = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+        labels, rows = batch.ids[:, 1:][predicts[:, :-1]], np.arange(len(logits))
+        dlogits = np.exp(logarithms)
+        dlogits[rows, labels] -= 1
+        dx = np.zeros_like(x)
+        dx[predicts] = self._graph(loss.unproject, {"dlogits": dlogits / len(rows), **matrix})["dz"]
+        return float(-logarithms[rows, labels].mean()), dx
+
+    def _classes_loss(
+        self, loss: ClassesLoss, x: Array, batch: Batch, adapter: Mapping[str, Array]
+    ) -> tuple[float, Array, Arrays]:
+        given = {
+            "x": x,
+            "attention_mask": batch.attention_mask,
+            "labels": batch.labels,
+            "weight": np.array(1 / len(x), dtype=np.float32),
+            **self._file(loss.tensors, loss.frozen),
+            **{name: adapter[f"head/{name}"] for name in loss.trained},
+        }
+        found = self._graph(loss.step, given)
+        return float(found["loss"]), found["dx"], {f"head/{name}": found[f"d.{name}"] for name in loss.trained}
+
+    def _file(self, name: str, wanted: Sequence[str]) -> Arrays:
+        with TensorFile(self.store.path(self.manifest.files[name].sha256)) as file:
+            return {key: file[key] for key in wanted if key in file}
+
+    def _graph(self, name: str, given: Mapping[str, Array]) -> Arrays:
+        if name not in self._sessions:
+            path = self.store.path(self.manifest.files[name].sha256)
+            self._sessions[name] = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        session = self._sessions[name]
+        outputs = [value.name for value in session.get_outputs()]
+        return dict(zip(outputs, session.run(outputs, dict(given)), strict=True))
