@@ -1,7 +1,7 @@
 """The broker: one that is given, or one on this machine that lives as long as the coordinator.
 
-`auto` takes the first of: a `mosquitto` on PATH or in /usr/sbin, with a configuration of ours; amqtt, in a process of its
-own. Either listens on loopback alone, on a free port that is kept for the whole run (in `broker.json`), so that devices
+`auto` takes the first of: a `mosquitto` on PATH or in /usr/sbin, with a configuration of ours; amqtt, in a process of
+its own. Either listens on loopback alone, on a free port that is kept for the whole run (in `broker.json`), so that devices
 find it again after a restart of the broker or of the coordinator. It has no durable state, and needs none: see
 docs/protocol.md.
 """

@@ -1,7 +1,7 @@
 """From the configuration to an artifact folder, by `python -m export.cli build`, once.
 
-The request is a JSON file. Its digest, with a fingerprint of the model's files, is recorded beside the artifact when the
-build has ended well: a daemon that starts again with the same request builds nothing.
+The request is a JSON file. Its digest, with a fingerprint of the model's files, is recorded beside the artifact when
+the build has ended well: a daemon that starts again with the same request builds nothing.
 """
 
 from __future__ import annotations

@@ -1,0 +1,108 @@
+"""A configuration is read as it is meant, or refused in one line that names the key."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+
+import pytest
+
+from coordinator.config import Rule, load_config
+from coordinator.errors import ConfigError
+
+GOOD = """
+name = "demo"
+fleet = "demo"
+out = "out"
+
+[model]
+dir = "model"
+task = "causal-lm"
+
+[[levels]]
+name = "fp32"
+
+[[levels]]
+name = "int8"
+bits = 8
+train_last = 6
+
+[rounds]
+count = 3
+devices = 5
+
+[training]
+steps = 20
+learning_rate = 1
+"""
+
+
+def load(tmp_path: pathlib.Path, text: str) -> object:
+    """Load `text` as a file."""
+    path = tmp_path / "coordinator.toml"
+    path.write_text(text)
+    return load_config(path)
+
+
+def test_a_minimal_file_is_enough(tmp_path: pathlib.Path) -> None:
+    """Defaults fill in, whole numbers pass for fractions, and paths are relative to the file."""
+    path = tmp_path / "coordinator.toml"
+    path.write_text(GOOD)
+    config = load_config(path)
+    assert config.model.dir == tmp_path / "model"
+    assert config.out == tmp_path / "out"
+    assert [level.bits for level in config.levels] == [32, 8]
+    assert config.training.learning_rate == 1.0
+    assert config.aggregation.rule is Rule.LORA_SVD
+    assert config.evaluation is None
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "complaint"),
+    [
+        ("count = 3", "count = 3\nqourum = 1", "unknown key 'rounds.qourum'; allowed here: count, devices"),
+        ("count = 3", "count = 0", "rounds.count is 0, it must be from 1 to 100000"),
+        ("count = 3", 'count = "3"', "rounds.count is '3', it must be a whole number"),
+        ("count = 3", "count = true", "rounds.count is True, it must be a whole number"),
+        ("count = 3\n", "", "rounds.count is missing"),
+        ("learning_rate = 1", "learning_rate = nan", "training.learning_rate is nan, it must be from 0 to 100"),
+        ("learning_rate = 1", 'optimizer = "adam"', "training.optimizer is 'adam'; allowed: adamw, sgd"),
+        ('"causal-lm"', '"chat"', "model.task is 'chat'; allowed: causal-lm, sequence-classification"),
+        ('"causal-lm"', '"sequence-classification"', "model.labels are needed"),
+        ('"causal-lm"', '"causal-lm"\nlabels = ["a", "b"]', "model.labels are for sequence-classification"),
+        ("devices = 5", "devices = 5\nquorum = 6", "rounds.quorum is 6, more than rounds.devices"),
+        ("bits = 8", "bits = 7", "levels.int8.bits is 7; allowed: 32, 8"),
+        ("bits = 8", "layers = 4", "levels.int8 trains more layers than it keeps"),
+        ('name = "int8"', 'name = "fp32"', "levels share a name"),
+        ('name = "int8"', 'name = "a/b"', "level names are"),
+        ('fleet = "demo"', 'fleet = "a/+"', "fleet is 'a/+'"),
+        ("[training]", '[adapter]\nkind = "prefix"\n[training]', "adapter.kind is 'prefix'; allowed: lora"),
+        ("[training]", "[aggregation]\nrule = 'mean'\n[training]", "aggregation.rule is 'mean'; allowed: lora-svd, freeze-a"),
+        ("[rounds]", "[[rounds]]", "rounds must be a table"),
+        ("name = ", "name = = ", "cannot be read"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path: pathlib.Path, old: str, new: str, complaint: str) -> None:
+    """Each mistake gives one line with the file, the key and what is allowed."""
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, GOOD.replace(old, new, 1))
+    assert complaint in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert "coordinator.toml" in str(caught.value)
+
+
+def test_a_missing_file_is_said(tmp_path: pathlib.Path) -> None:
+    """No file gives one line, too."""
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_config(tmp_path / "none.toml")
+
+
+def test_the_digest_is_the_run(tmp_path: pathlib.Path) -> None:
+    """More rounds, another broker or another folder continue a run; another learning rate is another run."""
+    path = tmp_path / "coordinator.toml"
+    path.write_text(GOOD)
+    config = load_config(path)
+    longer = dataclasses.replace(config, rounds=dataclasses.replace(config.rounds, count=9), out=pathlib.Path("/x"))
+    other = dataclasses.replace(config, training=dataclasses.replace(config.training, learning_rate=2.0))
+    assert config.digest() == longer.digest()
+    assert config.digest() != other.digest()

@@ -1,0 +1,348 @@
+"""The course of the rounds, driven event by event, without a clock."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import pytest
+
+from coordinator.config import RoundsConfig, Rule, TrainingConfig
+from coordinator.events import (
+    AdapterReady,
+    AggregateRound,
+    CancelTask,
+    DeclineHeard,
+    Event,
+    FailureHeard,
+    FetchDelta,
+    Finish,
+    GiveTask,
+    GiveUp,
+    HelloHeard,
+    Instruction,
+    OfferAgain,
+    OpenRound,
+    PresenceHeard,
+    ProgressHeard,
+    Reconnected,
+    RecordDecline,
+    RepeatRound,
+    ResultCommitted,
+    ResultHeard,
+    ResultRefused,
+    SendReceipt,
+    StopAsked,
+    Tick,
+)
+from coordinator.policy.largest_that_fits import LargestThatFits
+from coordinator.policy.types import Level
+from coordinator.round_states import TRANSITIONS, State, Trigger
+from coordinator.rounds import BUSY_S, GRACE_S, REPEAT_S, SILENCE_S, Past, Plan, Rounds
+from coordinator.task_book import TaskMaker
+from edge_sdk.wire.blobs import blob_of
+from edge_sdk.wire.messages import (
+    DeclineReason,
+    FailureReason,
+    Receipt,
+    RefusalReason,
+    ResultOffer,
+    Task,
+    TaskDeclined,
+    TaskFailed,
+    TaskProgress,
+)
+from tests.coordinator.samples import MB, make_hello, make_presence, make_report
+
+I = TypeVar("I")  # noqa: E741 - an instruction
+DELTA = blob_of(b"delta")
+LEVELS = (Level("large", 200 * MB), Level("small", 100 * MB))
+ARTIFACTS = {"large": blob_of(b"large"), "small": blob_of(b"small")}
+
+
+class Scene:
+    """Rounds, a clock that is told the time, and all that was asked for."""
+
+    def __init__(self, past: Past | None = None, **rounds: Any) -> None:
+        config = RoundsConfig(**{"count": 2, "devices": 2, "wait_s": 10, "deadline_s": 100, **rounds})
+        tasks = TaskMaker("run", TrainingConfig(steps=3), Rule.LORA_SVD)
+        self.now_s, self.asked = 1000.0, list[Instruction]()
+        past = past or Past(0, blob_of(b"adapter 0"))
+        self.rounds = Rounds(Plan(config, tasks, LEVELS, ARTIFACTS), LargestThatFits(), past, self.now_s)
+
+    def tell(self, event: Event, *, after_s: float = 0.0) -> list[Instruction]:
+        """What is asked for because of `event`."""
+        self.now_s += after_s
+        asked = self.rounds.handle(event, self.now_s)
+        self.asked += asked
+        return asked
+
+    def hello(self, device: str, budget_mb: int = 300, **hello: Any) -> list[Instruction]:
+        """A device says Hello."""
+        return self.tell(HelloHeard(make_hello(device, budget_bytes=budget_mb * MB, **hello)))
+
+    def task(self, device: str) -> Task:
+        """The task that the device was given last."""
+        return [i.task for i in self.asked if isinstance(i, GiveTask) and i.device == device][-1]
+
+    def deliver(self, device: str) -> list[Instruction]:
+        """The device's delta is offered, fetched, and committed."""
+        task_id = self.task(device).task_id
+        self.tell(ResultHeard(device, ResultOffer(task_id, DELTA, make_report())))
+        return self.tell(ResultCommitted(task_id, 300 * MB, 200 * MB))
+
+    def decline(self, device: str, reason: DeclineReason = DeclineReason.OVER_BUDGET) -> list[Instruction]:
+        """The device declines."""
+        budget_bytes = self.rounds.fleet.devices[device].hello.budget_bytes
+        message = TaskDeclined(self.task(device).task_id, reason, budget_bytes + MB, budget_bytes, "")
+        return self.tell(DeclineHeard(device, message))
+
+    def fail(self, device: str, reason: FailureReason) -> list[Instruction]:
+        """The device fails."""
+        return self.tell(FailureHeard(device, TaskFailed(self.task(device).task_id, reason, 310 * MB, "")))
+
+
+def only(kind: type[I], asked: list[Instruction]) -> list[I]:
+    """The instructions of one kind."""
+    return [i for i in asked if isinstance(i, kind)]
+
+
+def opened(**rounds: Any) -> Scene:
+    """Two devices with tasks in round 1."""
+    scene = Scene(**rounds)
+    scene.hello("a")
+    scene.hello("b")
+    assert scene.rounds.state is State.OPEN
+    return scene
+
+
+def test_a_round_opens_when_the_expected_devices_are_there() -> None:
+    """The first device waits for the second, then both get a task, the announcement first."""
+    scene = Scene()
+    assert scene.hello("a") == []
+    asked = scene.hello("b")
+    assert asked[0] == OpenRound(1, 1)
+    assert [i.device for i in only(GiveTask, asked)] == ["a", "b"]
+    assert scene.task("a").deadline_s == 100
+    assert scene.task("a").seed != scene.task("b").seed
+
+
+def test_a_round_opens_with_fewer_after_the_wait() -> None:
+    """Patience ends: after `wait_s` the minimum is enough, and without it nothing opens."""
+    scene = Scene(min_devices=1)
+    assert scene.tell(Tick(), after_s=11) == []
+    assert only(OpenRound, scene.hello("a"))
+
+
+def test_a_whole_run() -> None:
+    """Two rounds of two devices: each is aggregated once, from the adapter before it, and the run ends."""
+    scene = opened()
+    first = scene.rounds.adapter
+    scene.deliver("a")
+    aggregate = only(AggregateRound, scene.deliver("b"))[0]
+    assert (aggregate.round, aggregate.adapter) == (1, first)
+    assert set(aggregate.task_ids) == {scene.task("a").task_id, scene.task("b").task_id}
+    assert only(OpenRound, scene.tell(AdapterReady(1, blob_of(b"1")))) == [OpenRound(2, 1)]
+    assert scene.task("a").adapter == blob_of(b"1")
+    assert scene.task("a").round == 2
+    scene.deliver("a")
+    scene.deliver("b")
+    assert scene.tell(AdapterReady(2, blob_of(b"2"))) == [Finish()]
+    assert scene.rounds.state is State.DONE
+
+
+def test_a_late_comer_takes_part() -> None:
+    """A device that speaks up in an open round gets a task with the time that is left."""
+    scene = opened()
+    scene.tell(Tick(), after_s=40)
+    assert only(GiveTask, scene.hello("c"))[0].task.deadline_s == 60
+
+
+def test_hello_again_repeats_the_offer() -> None:
+    """A device that forgot, or a new process of it, is offered the same task; one that has delivered is offered nothing."""
+    scene = opened()
+    again = only(OfferAgain, scene.hello("a", session="s2"))
+    assert [i.task.task_id for i in again] == [scene.task("a").task_id]
+    scene.deliver("a")
+    assert scene.hello("a") == []
+
+
+def test_a_reconnect_and_silence_repeat_offers() -> None:
+    """Offers that a broker may have lost are made again, to devices that are there."""
+    scene = opened()
+    assert len(only(OfferAgain, scene.tell(Reconnected()))) == 2
+    scene.tell(PresenceHeard(make_presence("b", online=False)))
+    scene.tell(ProgressHeard("a", TaskProgress(scene.task("a").task_id, 1, 3, 2.0)), after_s=SILENCE_S - 1)
+    assert scene.tell(Tick(), after_s=1) == []
+    scene.tell(PresenceHeard(make_presence("b", online=True)))
+    assert [i.device for i in only(OfferAgain, scene.tell(Tick()))] == ["b"]
+
+
+def test_busy_with_something_else_is_told_to_stop() -> None:
+    """A device at work on a task that is not open is told so; one whose result is in gets its receipt."""
+    scene = opened()
+    assert only(CancelTask, scene.hello("c", task_id="stale"))[0].task_id == "stale"
+    scene.deliver("a")
+    receipts = only(SendReceipt, scene.hello("a", task_id=scene.task("a").task_id))
+    assert [i.receipt.accepted for i in receipts] == [True]
+
+
+def test_a_busy_device_is_asked_again_soon() -> None:
+    """Busy is not an answer: the offer stands and is made again."""
+    scene = opened()
+    assert scene.decline("a", DeclineReason.BUSY) == []
+    assert [i.device for i in only(OfferAgain, scene.tell(Tick(), after_s=BUSY_S))] == ["a"]
+
+
+def test_over_budget_gets_the_next_level() -> None:
+    """A decline for lack of memory is recorded, and a smaller level is offered in the same round, then none."""
+    scene = opened()
+    asked = scene.decline("a")
+    assert only(RecordDecline, asked)[0].level == "large"
+    assert only(GiveTask, asked)[0].level == "small"
+    assert not only(GiveTask, scene.decline("a"))
+    assert only(AggregateRound, scene.deliver("b"))
+
+
+def test_failing_over_budget_gets_the_next_level_and_other_failures_sit_out() -> None:
+    """A worker killed for its memory is followed by a smaller task; one that diverged rests until the next round."""
+    scene = opened()
+    assert only(GiveTask, scene.fail("a", FailureReason.OVER_BUDGET))[0].level == "small"
+    assert not only(GiveTask, scene.fail("b", FailureReason.NON_FINITE))
+    assert not only(GiveTask, scene.hello("b"))
+    scene.deliver("a")
+    asked = scene.tell(AdapterReady(1, DELTA))
+    assert {i.device: i.level for i in only(GiveTask, asked)} == {"a": "small", "b": "large"}
+
+
+def test_a_device_without_data_is_not_asked_again() -> None:
+    """A decline that no level mends lasts as long as the device's session."""
+    scene = opened()
+    scene.decline("a", DeclineReason.NO_DATA)
+    assert not only(GiveTask, scene.hello("a"))
+    scene.deliver("b")
+    assert [i.device for i in only(GiveTask, scene.tell(AdapterReady(1, DELTA)))] == ["b"]
+    assert only(GiveTask, scene.hello("a", session="s2"))
+
+
+def test_the_deadline_closes() -> None:
+    """At the deadline what was not offered is cancelled; what is being fetched gets its grace; then the quorum counts."""
+    scene = opened()
+    scene.tell(ResultHeard("a", ResultOffer(scene.task("a").task_id, DELTA, make_report())))
+    cancelled = only(CancelTask, scene.tell(Tick(), after_s=100))
+    assert [i.device for i in cancelled] == ["b"]
+    assert scene.rounds.state is State.CLOSING
+    asked = scene.tell(ResultCommitted(scene.task("a").task_id, 0, 0), after_s=1)
+    assert only(AggregateRound, asked)
+
+
+def test_grace_ends() -> None:
+    """A delta that never arrives does not hold the round."""
+    scene = opened(quorum=1)
+    scene.deliver("b")
+    scene.tell(ResultHeard("a", ResultOffer(scene.task("a").task_id, DELTA, make_report())))
+    scene.tell(Tick(), after_s=100)
+    asked = scene.tell(Tick(), after_s=GRACE_S)
+    assert only(AggregateRound, asked)[0].task_ids == (scene.task("b").task_id,)
+
+
+def test_late_results_are_refused_as_closed() -> None:
+    """A result for a cancelled task gets its receipt: not accepted, closed."""
+    scene = opened()
+    late = scene.task("b")
+    scene.deliver("a")
+    scene.tell(Tick(), after_s=100)
+    receipt = only(SendReceipt, scene.tell(ResultHeard("b", ResultOffer(late.task_id, DELTA, make_report()))))[0].receipt
+    assert (receipt.accepted, receipt.reason) == (False, RefusalReason.CLOSED)
+
+
+def test_without_quorum_the_round_is_repeated() -> None:
+    """Too few results: said, waited for a moment, and begun again with new tasks; the old results do not count."""
+    scene = opened(quorum=2)
+    scene.deliver("a")
+    old = scene.task("a").task_id
+    asked = scene.tell(Tick(), after_s=100)
+    assert only(RepeatRound, asked) == [RepeatRound(1, 1, "1 results, the quorum is 2")]
+    assert scene.tell(Tick(), after_s=REPEAT_S - 1) == []
+    assert only(OpenRound, scene.tell(Tick(), after_s=1)) == [OpenRound(1, 2)]
+    scene.deliver("a")
+    assert old not in only(AggregateRound, scene.deliver("b"))[0].task_ids
+
+
+def test_attempts_end() -> None:
+    """A round that comes to nothing again and again is given up, and why is said."""
+    scene = opened(quorum=2, attempts=2)
+    scene.tell(Tick(), after_s=100)
+    scene.tell(Tick(), after_s=REPEAT_S)
+    asked = scene.tell(Tick(), after_s=100)
+    assert "0 results, the quorum is 2" in only(GiveUp, asked)[0].why
+    assert scene.rounds.state is State.GAVE_UP
+
+
+def test_nobody_fits() -> None:
+    """A fleet too small for every level is given up in the end, naming what the smallest level needs."""
+    scene = Scene(devices=1, attempts=2)
+    scene.hello("tiny", budget_mb=64)
+    scene.decline("tiny")
+    asked = scene.tell(Tick(), after_s=REPEAT_S)
+    assert "the smallest level needs 100 MB" in only(GiveUp, asked)[0].why
+
+
+def test_a_refused_delta_is_answered_the_same_each_time() -> None:
+    """The refusal is the last word, and the device sits the round out."""
+    scene = opened()
+    offer = ResultHeard("a", ResultOffer(scene.task("a").task_id, DELTA, make_report()))
+    scene.tell(offer)
+    word = scene.tell(ResultRefused(scene.task("a").task_id, RefusalReason.NOT_FINITE, "nan"))
+    assert word == [SendReceipt("a", Receipt(scene.task("a").task_id, accepted=False, reason=RefusalReason.NOT_FINITE, detail="nan"))]
+    assert scene.tell(offer) == word
+    assert not only(GiveTask, scene.hello("a"))
+
+
+def test_duplicates_do_nothing() -> None:
+    """Every message a second time changes nothing but its own answer."""
+    scene = opened()
+    task_id = scene.task("a").task_id
+    offer = ResultHeard("a", ResultOffer(task_id, DELTA, make_report()))
+    assert only(FetchDelta, scene.tell(offer)) == only(FetchDelta, scene.tell(offer))
+    scene.tell(ResultCommitted(task_id, 0, 0))
+    assert only(SendReceipt, scene.tell(offer))[0].receipt.accepted
+    late = TaskDeclined(task_id, DeclineReason.OVER_BUDGET, 1, 1, "")
+    assert scene.tell(DeclineHeard("a", late)) == []
+    scene.decline("b")
+    first = [i for i in scene.asked if isinstance(i, GiveTask) and i.device == "b"][0].task.task_id
+    assert scene.tell(DeclineHeard("b", TaskDeclined(first, DeclineReason.OVER_BUDGET, 1, 1, ""))) == []
+
+
+def test_a_device_cannot_speak_for_another() -> None:
+    """A result, a decline or a failure of another device's task is of an unknown task."""
+    scene = opened()
+    theirs = scene.task("a").task_id
+    receipt = only(SendReceipt, scene.tell(ResultHeard("b", ResultOffer(theirs, DELTA, make_report()))))[0].receipt
+    assert receipt.reason is RefusalReason.UNKNOWN_TASK
+    assert scene.tell(DeclineHeard("b", TaskDeclined(theirs, DeclineReason.OVER_BUDGET, 1, 1, ""))) == []
+    assert scene.tell(FailureHeard("b", TaskFailed(theirs, FailureReason.OVER_BUDGET, 1, ""))) == []
+    assert scene.tell(FailureHeard("stranger", TaskFailed(theirs, FailureReason.OVER_BUDGET, 1, ""))) == []
+
+
+def test_stopping_cancels_and_is_final() -> None:
+    """Ctrl-C tells the devices, and nothing starts afterwards; results that are in keep their receipts."""
+    scene = opened()
+    scene.deliver("a")
+    assert [i.device for i in only(CancelTask, scene.tell(StopAsked()))] == ["b"]
+    assert scene.rounds.state is State.STOPPED
+    assert scene.tell(Tick(), after_s=1000) == []
+    again = scene.tell(ResultHeard("a", ResultOffer(scene.task("a").task_id, DELTA, make_report())))
+    assert only(SendReceipt, again)[0].receipt.accepted
+
+
+@pytest.mark.parametrize("state", State)
+def test_every_state_can_be_reached_and_left(state: State) -> None:
+    """The table has no state that nothing leads to, and none without a way out but the three ends."""
+    leads = {end for ways in TRANSITIONS.values() for end in ways.values()}
+    assert state in leads | {State.WAITING}
+    assert bool(TRANSITIONS[state]) == (state not in {State.DONE, State.GAVE_UP, State.STOPPED})
+
+
+def test_every_trigger_is_used() -> None:
+    """No trigger is in the vocabulary alone."""
+    assert {trigger for ways in TRANSITIONS.values() for trigger in ways} == set(Trigger)

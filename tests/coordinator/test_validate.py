@@ -1,0 +1,116 @@
+"""What a device claims is checked before it counts."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from coordinator.validate import Accepted, Expected, Refused, check_delta, expected
+from edge_sdk.wire import codec
+from edge_sdk.wire.blobs import blob_of
+from edge_sdk.wire.delta import Delta, pack_array
+from edge_sdk.wire.messages import DeltaFile, RefusalReason, Tensor
+from tests.coordinator.samples import delta_bytes, make_delta, make_manifest, make_task
+
+TASK = make_task()
+WANTED = expected(TASK, "d", make_manifest("small", (1,), 100))
+DELTA = make_delta(dict(WANTED.shapes))
+A = "block.1/q.lora_A"
+
+
+def file(**changes: object) -> bytes:
+    """An honest blob, but for the given fields."""
+    honest = codec.decode(DeltaFile, delta_bytes(TASK, "d", DELTA), 10**6)
+    return codec.encode(dataclasses.replace(honest, **changes))  # type: ignore[arg-type]
+
+
+def tensors(**changes: Tensor) -> dict[str, Tensor]:
+    """Honest tensors, but for the given ones; `A` and `B` stand for the factors' names."""
+    names = {"A": A, "B": "block.1/q.lora_B"}
+    return {n: pack_array(a) for n, a in DELTA.tensors.items()} | {names.get(k, k): v for k, v in changes.items()}
+
+
+def poisoned(value: float) -> Tensor:
+    """A factor with one bad number."""
+    array = np.array(DELTA.tensors[A])
+    array[1, 2] = value
+    return pack_array(array)
+
+
+def test_an_honest_delta_passes() -> None:
+    """What an honest device sends comes through unchanged."""
+    verdict = check_delta(delta_bytes(TASK, "d", DELTA, examples=7), WANTED)
+    assert isinstance(verdict, Accepted)
+    assert verdict.examples == 7
+    assert all(np.array_equal(verdict.delta.tensors[name], array) for name, array in DELTA.tensors.items())
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (file(task_id="other"), RefusalReason.UNKNOWN_TASK),
+        (file(device="other"), RefusalReason.UNKNOWN_TASK),
+        (file(round=2), RefusalReason.WRONG_ROUND),
+        (file(adapter=blob_of(b"older").sha256), RefusalReason.WRONG_ROUND),
+        (file(examples=0), RefusalReason.MALFORMED),
+        (file(examples=10**12), RefusalReason.MALFORMED),
+        (file(tensors={}), RefusalReason.WRONG_NAMES),
+        (file(tensors=tensors(extra=pack_array(np.zeros(1, np.float32)))), RefusalReason.WRONG_NAMES),
+        (file(tensors=tensors(A=pack_array(np.zeros((6, 2), np.float32)))), RefusalReason.WRONG_SHAPE),
+        (file(tensors=tensors(A=pack_array(np.zeros((2, 6), np.float16)))), RefusalReason.MALFORMED),
+        (file(tensors=tensors(A=Tensor("F32", (2, 6), b"short"))), RefusalReason.MALFORMED),
+        (file(tensors=tensors(A=Tensor("O", (2, 6), b""))), RefusalReason.MALFORMED),
+        (file(tensors=tensors(A=poisoned(float("nan")))), RefusalReason.NOT_FINITE),
+        (file(tensors=tensors(A=poisoned(float("-inf")))), RefusalReason.NOT_FINITE),
+        (file(tensors=tensors(junk=Tensor("U8", (99_999,), bytes(99_999)))), RefusalReason.TOO_LARGE),
+        (b"", RefusalReason.MALFORMED),
+        (b"\xc1not msgpack", RefusalReason.MALFORMED),
+    ],
+)
+def test_each_lie_has_its_answer(data: bytes, reason: RefusalReason) -> None:
+    """Every kind of wrong delta is refused for its own reason, in one line."""
+    verdict = check_delta(data, WANTED)
+    assert isinstance(verdict, Refused)
+    assert verdict.reason is reason
+    assert 0 < len(verdict.detail) <= 500
+    assert "\n" not in verdict.detail
+
+
+def test_frozen_factors_are_not_expected() -> None:
+    """With A frozen the delta must not have it, and with nothing frozen it must."""
+    frozen = make_task(freeze=("lora_A",))
+    wanted = expected(frozen, "d", make_manifest("small", (1,), 100))
+    assert set(wanted.shapes) == {"block.1/q.lora_B"}
+    only_b = Delta({name: array for name, array in DELTA.tensors.items() if name.endswith("lora_B")})
+    assert isinstance(check_delta(delta_bytes(frozen, "d", only_b), wanted), Accepted)
+    assert isinstance(check_delta(delta_bytes(frozen, "d", DELTA), wanted), Refused)
+    assert isinstance(check_delta(delta_bytes(TASK, "d", only_b), WANTED), Refused)
+
+
+@given(st.binary(max_size=400))
+def test_no_bytes_break_it(data: bytes) -> None:
+    """Arbitrary bytes are refused, never raised about."""
+    assert isinstance(check_delta(data, WANTED), Refused)
+
+
+@given(st.data())
+def test_no_damage_breaks_it(data: st.DataObject) -> None:
+    """An honest delta with damaged bytes is refused, or still has exactly the form that was asked for."""
+    damaged = bytearray(delta_bytes(TASK, "d", DELTA))
+    for _ in range(data.draw(st.integers(1, 4))):
+        damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+    verdict = check_delta(bytes(damaged), WANTED)
+    if isinstance(verdict, Accepted):
+        assert {n: a.shape for n, a in verdict.delta.tensors.items()} == dict(WANTED.shapes)
+        assert all(np.isfinite(a).all() for a in verdict.delta.tensors.values())
+
+
+def test_the_bound_admits_every_honest_delta() -> None:
+    """The size bound has room for the largest honest delta, and for little more."""
+    wanted = Expected(TASK, "d", {f"block.{k}/{'n' * 100}": (8, 576) for k in range(60)})
+    honest = delta_bytes(TASK, "d", make_delta(dict(wanted.shapes)))
+    assert len(honest) <= wanted.max_bytes <= len(honest) * 1.05
