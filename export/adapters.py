@@ -1,7 +1,7 @@
 """The adapter: which tensors train, and what they are called.
 
-peft makes it; we name its tensors. A tensor's global name is `<segment>/<input>`: `block.3/self_attn.q_proj.lora_A` for a
-factor in layer 3 of the full model, `head/classifier.weight` for the classifier, which trains along with the adapter.
+peft makes it; we name its tensors. A tensor's global name is `<segment>/<input>`: `block.3/self_attn.q_proj.lora_A`
+for a factor in layer 3 of the full model, `head/classifier.weight` for the classifier, which trains with the adapter.
 Dropout is zero. LoRA: https://arxiv.org/abs/2106.09685; A is drawn, B is zero, so that the adapter starts as identity.
 """
 
@@ -30,7 +30,7 @@ _TRAINED = re.compile(r"\.(lora_[AB])\.default\.weight$|\.modules_to_save\.defau
 
 @dataclass(frozen=True, slots=True)
 class AdapterRequest:
-    """The adapter to make: `targets` are the last parts of module names. Raises ExportError for what no adapter can be."""
+    """The adapter to make: `targets` are last parts of module names. Raises ExportError for what no adapter can be."""
 
     kind: str
     rank: int
@@ -60,18 +60,18 @@ def attach(model: nn.Module, task: TaskType, request: AdapterRequest, seed: int)
     """Put a new adapter around `model`, in place. Raises ExportError when a target is no module of it."""
     config = LoraConfig(
         r=request.rank,
-        lora_alpha=request.alpha,  # type: ignore[arg-type]  # peft says int and divides
+        lora_alpha=request.alpha,  # type: ignore[arg-type]  # peft says int, and divides
         target_modules=list(request.targets),
         lora_dropout=0.0,
         task_type=PEFT_TASKS[task],
     )
     with seeded(seed):
         try:
-            adapted = get_peft_model(model, config)  # type: ignore[arg-type]
+            adapted = get_peft_model(model, config)
         except ValueError as error:
             msg = f"cannot adapt {', '.join(request.targets)}: {first_line(error)}"
             raise ExportError(msg) from error
-    found: PeftModel = adapted.eval()  # type: ignore[assignment]
+    found: PeftModel = adapted.eval()
     return found
 
 
@@ -119,10 +119,10 @@ def adapter_arrays(parameters: Mapping[str, Tensor]) -> dict[str, Array]:
 
 
 def set_adapter(parameters: Mapping[str, nn.Parameter], values: Mapping[str, Array]) -> None:
-    """Give the adapter other values, in place; what `values` lacks stays. Raises ExportError on a wrong name or shape."""
+    """Give the adapter other values; what `values` lacks stays. Raises ExportError on a wrong name or shape."""
     for name, array in values.items():
         if name not in parameters:
-            msg = f"the adapter file has the tensor {name!r}, the model's adapter does not: another rank or other targets?"
+            msg = f"the adapter file has the tensor {name!r}, the model's adapter does not: other targets?"
             raise ExportError(msg)
         if tuple(parameters[name].shape) != array.shape:
             msg = f"adapter tensor {name} has shape {array.shape}, the model needs {tuple(parameters[name].shape)}"

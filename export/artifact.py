@@ -1,6 +1,6 @@
 """A captured program and a level -> blobs and a manifest.
 
-An artifact folder holds `blobs/<sha256>` and one `<level>.manifest` per level; levels share every blob of equal content.
+An artifact folder holds `blobs/<sha256>` and a `<level>.manifest` per level; levels share blobs of equal content.
 Equal input gives equal bytes. A folder changes all at once: files are staged beside it and moved in at the end.
 """
 
@@ -25,7 +25,6 @@ from edge_sdk.wire.manifest import (
     Segment,
     Structure,
     VocabularyLoss,
-    decode_manifest,
     encode_manifest,
 )
 from edge_sdk.wire.tensors import Array, write_tensors
@@ -161,7 +160,7 @@ def _in_bits(graph: ir.Model, matrices: tuple[str, ...], bits: int) -> ir.Model:
 
 @contextmanager
 def staged(out: pathlib.Path) -> Iterator[BlobStore]:
-    """A store beside `out` whose blobs and manifests move into `out` if the block succeeds; else nothing is left behind."""
+    """A store beside `out` whose files move into `out` if the block succeeds; else nothing is left behind."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         staging = pathlib.Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
@@ -198,13 +197,3 @@ def write_manifest(folder: pathlib.Path, manifest: Manifest) -> pathlib.Path:
     with written_atomically(path) as file:
         file.write(data)
     return path
-
-
-def read_artifact(folder: pathlib.Path) -> dict[str, Manifest]:
-    """The manifests of an artifact folder by level, largest level first. Raises ExportError, WireError."""
-    found = [decode_manifest(path.read_bytes()) for path in folder.glob("*.manifest")]
-    if not found:
-        msg = f"{folder} is no artifact: it has no *.manifest"
-        raise ExportError(msg)
-    found.sort(key=lambda m: (-sum(b.size_bytes for b in set(m.files.values())), m.level.name))
-    return {manifest.level.name: manifest for manifest in found}

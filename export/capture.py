@@ -31,7 +31,7 @@ Function = Callable[[Tensors], Tensors]
 class Sizes:
     """The batch and tokens that examples are made with: two numbers that no other dimension has.
 
-    They are told apart from the model's own dimensions by value, and tracing takes equal numbers for the same dimension.
+    They are told apart from the model's dimensions by value, and tracing takes equal numbers for one dimension.
     """
 
     batch: int
@@ -39,7 +39,7 @@ class Sizes:
 
     @staticmethod
     def unlike(dimensions: set[int]) -> Sizes:
-        """The first two primes that divide none of `dimensions`: no number of heads, and no size of a head, is one either."""
+        """The first two primes that divide none of `dimensions`: no number or size of heads is one either."""
         free = (n for n in range(5, 10_000) if _is_prime(n) and all(d % n for d in dimensions))
         return Sizes(batch=next(free), tokens=next(free))
 
@@ -51,8 +51,8 @@ def _is_prime(number: int) -> bool:
 def capture(function: Function, examples: Tensors, sizes: Sizes) -> ir.Model:
     """Trace `function` on `examples` to a graph whose inputs and outputs have their names, in order.
 
-    A dimension that equals `sizes.batch` or `sizes.tokens` becomes dynamic, all others are fixed. Inputs that the function
-    does not use stay inputs. The graph is as torch's exporter leaves it: see `export.lowering`.
+    A dimension that equals `sizes.batch` or `sizes.tokens` becomes dynamic, all others are fixed. Inputs that the
+    function does not use stay inputs. The graph is as torch's exporter leaves it: see `export.lowering`.
     Raises ValueError when one tensor is the example of two inputs.
     """
     outputs: list[str] = []
@@ -100,7 +100,9 @@ def _with_names(model: ir.Model, examples: Tensors, outputs: Sequence[str], size
         value.name = name
         value.shape = ir.Shape([known.get(n, n) for n in example.shape])
     for k, (value, name) in enumerate(zip(list(model.graph.outputs), outputs, strict=True)):
-        node = ir.node("Identity", [value])  # an output of its own, whatever else the value is (an input, a second output)
+        node = ir.node(
+            "Identity", [value]
+        )  # an output of its own, whatever else the value is (an input, a second output)
         model.graph.append(node)
         node.outputs[0].name, node.outputs[0].type = name, value.type
         model.graph.outputs[k] = node.outputs[0]
@@ -113,7 +115,7 @@ def _slice_backward(grad: Tensor, sizes: Sequence[int], dim: int, start: int, en
     length = sizes[dim]
     begin = start + length if start < 0 else start
     if step != 1:
-        return torch.ops.aten.slice_scatter(grad.new_zeros(sizes), grad, dim, start, end, step)
+        return torch.slice_scatter(grad.new_zeros(sizes), grad, dim, start, end, step)
     return _padded(grad, dim, len(sizes), begin, length - begin - grad.shape[dim])
 
 
@@ -128,7 +130,7 @@ def _padded(grad: Tensor, dim: int, dimensions: int, before: int, after: int) ->
     if before == 0 and after == 0:
         return grad.clone()
     padding = [0, 0] * (dimensions - dim % dimensions - 1) + [before, after]
-    return torch.ops.aten.constant_pad_nd(grad, padding, 0.0)
+    return torch.constant_pad_nd(grad, padding, 0.0)
 
 
 def _decompositions() -> dict[Any, Callable[..., Any]]:

@@ -2,7 +2,7 @@
 
 ExportError               what was asked for cannot be done; the message is one line and says what to do
 ├── UnsupportedError      the model is of a family, or for a task, that export does not know
-└── ParityError           the exported graphs do not compute what the model computes: a defect of ours, or of the runtime
+└── ParityError           the graphs do not compute what the model computes: a defect of ours, or of the runtime
 """
 
 

@@ -1,6 +1,6 @@
 """A model folder, as transformers' `save_pretrained` writes it -> the model, its family and its sizes.
 
-Class and sizes are resolved by optimum (`TasksManager`, `NormalizedConfigManager`), so that no family file repeats them.
+Class and sizes are resolved by optimum (`TasksManager`, `NormalizedConfigManager`): no family file repeats them.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What is asked for -> which layers an emulator level keeps, which of them train, in how many bits.
 
-A device with less memory gets a smaller level of the same model; all levels share one adapter, by layer of the full model.
+A device with less memory gets a smaller level of the model; all levels share one adapter, by layer of the full model.
 """
 
 from __future__ import annotations

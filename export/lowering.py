@@ -1,4 +1,4 @@
-"""Graph passes between torch's exporter and the artifact. Each says what it requires and ensures; none changes a result.
+"""Graph passes between torch's exporter and the artifact. Each says what it ensures; none changes a result.
 
 `lower` runs them all. What they are for: on a device, weights are graph inputs, which no runtime folds or pre-packs; a
 Transpose of a weight is a copy of it at every step, and a scatter costs more than the product next to it.
@@ -6,7 +6,7 @@ Transpose of a weight is a copy of it at every step, and a scatter costs more th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -27,10 +27,23 @@ def lower(model: ir.Model) -> ir.Model:
         common.DeduplicateInitializersPass(),
         common.CommonSubexpressionEliminationPass(),
         common.RemoveUnusedNodesPass(),
-        common.RemoveUnusedFunctionsPass(),
         Canonicalize(),
     )(model)
     return model
+
+
+def restrict(model: ir.Model, keeps_input: Callable[[str], bool], keeps_output: Callable[[str], bool]) -> ir.Model:
+    """A copy with some of the inputs and outputs only, and the nodes that those outputs need."""
+    copy = ir.from_proto(ir.to_proto(model))
+    graph = copy.graph
+    outputs = [value for value in graph.outputs if keeps_output(value.name or "")]
+    graph.outputs.clear()
+    graph.outputs.extend(outputs)
+    common.RemoveUnusedNodesPass()(copy)
+    inputs = [value for value in graph.inputs if keeps_input(value.name or "")]
+    graph.inputs.clear()
+    graph.inputs.extend(inputs)
+    return copy
 
 
 def serialize(model: ir.Model) -> bytes:
@@ -92,7 +105,7 @@ def _is_swap(order: Sequence[int]) -> bool:
 class DropNeutral(ir.passes.InPlacePass):
     """Remove what computes its own input: x * 1, x / 1, x ** 1.
 
-    Torch's gradient formulas are full of them (the derivative of x ** 2 is 2 * x ** 1), and a power costs a call per element.
+    Torch's gradient formulas are full of them (x ** 2 gives 2 * x ** 1), and a power costs a call per element.
     Requires: constants are initializers.
     """
 
@@ -151,6 +164,8 @@ def _rename_constants(graph: ir.Graph) -> None:
     for index, key in enumerate(order):
         value = constants[key]
         value.name = f"c{index}"
-        tensor = ir.tensor(value.const_value.numpy().copy(), name=value.name)
-        value.const_value = tensor
+        if value.const_value is None:
+            msg = f"constant {value.name} has no value"
+            raise ir.passes.PreconditionError(msg)
+        value.const_value = ir.tensor(value.const_value.numpy().copy(), name=value.name)
         graph.initializers[value.name] = value

@@ -1,7 +1,7 @@
 """The proof of an artifact: its graphs, run by onnxruntime, give the gradients that torch's autograd gives.
 
-The model is put into the level's state (layers dropped, matrices rounded to int8 and back), both sides get the same adapter
-(drawn, so that no gradient vanishes behind a zero factor) and the same batch (drawn, with padding).
+The model is put into the level's state (layers dropped, matrices rounded to int8 and back), both sides get the same
+adapter (drawn, so that no gradient vanishes behind a zero factor) and the same batch (drawn, with padding).
 The error of a tensor is max |ours - torch's| / max |torch's|.
 """
 
@@ -58,7 +58,7 @@ def check_parity(adapted: Adapted, store: BlobStore, manifest: Manifest, seed: i
         name: generator.normal(0, 0.05, tuple(value.shape)).astype(np.float32)
         for name, value in adapted.parameters.items()
     }
-    batch = _draw_batch(manifest.model, generator)
+    batch = draw_batch(manifest.model, seed)
     wanted = _torch_outcome(adapted, manifest.level, adapter, batch)
     found = ReferenceWalk(store, manifest).run(adapter, batch)
     gradients: dict[str, float] = {}
@@ -73,12 +73,14 @@ def require_parity(parity: Parity) -> None:
     """Raise ParityError unless all errors are within the bound."""
     if not parity.holds:
         group = max(parity.gradients, key=lambda name: parity.gradients[name])
-        msg = f"level {parity.level}: gradient of {group} is off by {parity.gradients[group]:.1e}, allowed is {BOUND:.0e}"
+        msg = (
+            f"level {parity.level}: gradient of {group} is off by {parity.gradients[group]:.1e}, allowed is {BOUND:.0e}"
+        )
         raise ParityError(msg)
 
 
 def relative_error(found: Array, wanted: Array) -> float:
-    """max |found - wanted| / max |wanted|; the absolute error where `wanted` is zero throughout."""
+    """Largest |found - wanted| over largest |wanted|; the absolute error where `wanted` is zero throughout."""
     scale = float(np.abs(wanted).max())
     return float(np.abs(found - wanted).max()) / (scale or 1.0)
 
@@ -115,7 +117,7 @@ def _torch_outcome(adapted: Adapted, level: LevelSpec, adapter: Mapping[str, Arr
     model, parameters = emulator(adapted, level)
     set_adapter(parameters, adapter)
     loss = torch_loss(model, adapted.foundation.spec.task, batch)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     gradients = {name: p.grad.numpy() for name, p in parameters.items() if p.grad is not None}
     return Outcome(loss.item(), gradients)
 
@@ -130,9 +132,11 @@ def torch_loss(model: nn.Module, task: TaskType, batch: Batch) -> torch.Tensor:
     return loss
 
 
-def _draw_batch(model: ModelSpec, generator: np.random.Generator) -> Batch:
+def draw_batch(model: ModelSpec, seed: int) -> Batch:
+    """A batch that `model` can take: random tokens and labels, the first row full and the others padded."""
+    generator = np.random.default_rng(seed)
     tokens = min(TOKENS, model.max_tokens)
-    lengths = np.array([tokens, *generator.integers(2, tokens, ROWS - 1)])  # one full row, the others padded
+    lengths = np.array([tokens, *generator.integers(2, tokens, ROWS - 1)])
     mask = (np.arange(tokens) < lengths[:, None]).astype(np.int64)
     ids = generator.integers(0, model.vocabulary, (ROWS, tokens))
     return Batch(ids * mask, mask, generator.integers(0, max(1, len(model.labels)), ROWS))

@@ -1,7 +1,7 @@
 """The walk, written down once more: the shortest program that trains from an artifact, in numpy over onnxruntime.
 
-The device's engine streams, chunks and stays within a budget; this does none of it. Parity runs on it, so that a defect of
-the export and a defect of the engine cannot hide each other. It reads nothing but a manifest and its blobs.
+The device's engine streams, chunks and stays within a budget; this does none of it. Parity runs on it, so that a
+defect of the export and a defect of the engine cannot hide each other. It reads nothing but a manifest and its blobs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from edge_sdk.wire.manifest import ClassesLoss, Manifest, Segment, VocabularyLos
 from edge_sdk.wire.tensors import Array, TensorFile
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # its wheels report home from 1.29 on; any later call would be too late
-import onnxruntime  # noqa: E402 - see the line above
+import onnxruntime
 
 Arrays = dict[str, Array]
 

@@ -18,7 +18,7 @@ from torch.func import functional_call
 from export.adapters import Named, named
 from export.capture import IR_VERSION, OPSET, Function, Sizes, Tensors, capture
 from export.families import Family, Part
-from export.lowering import lower
+from export.lowering import lower, restrict
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +61,15 @@ def capture_embed(part: Part, sizes: Sizes) -> Captured:
 
 
 def capture_block(part: Part, context: Tensors, width: int, sizes: Sizes) -> Captured:
-    """`x` (batch, tokens, width) -> `y`; `x`, `dy` -> `dx`, `d.<trained>`, recomputing the forward pass."""
+    """`x` (batch, tokens, width) -> `y`; `x`, `dy` -> `dx`, `d.<trained>`, recomputing the forward pass.
+
+    Traced once, for tracing is what an export's time goes to; each direction keeps what it needs of the graph.
+    """
     x = torch.zeros(sizes.batch, sizes.tokens, width)
     tensors = {**{name: context[name] for name in part.context}, **_examples(part)}
-    forward = capture(lambda t: {"y": _call(part, t["x"], t)}, {"x": x, **tensors}, sizes)
-    backward = capture(_backward(part), {"x": x, "dy": torch.zeros_like(x), **tensors}, sizes)
+    both = capture(_both_ways(part), {"x": x, "dy": torch.zeros_like(x), **tensors}, sizes)
+    forward = restrict(both, lambda name: name != "dy", lambda name: name == "y")
+    backward = restrict(both, lambda _: True, lambda name: name != "y")
     return _captured(part, lower(forward), lower(backward))
 
 
@@ -82,7 +86,7 @@ def capture_step(part: Part, width: int, sizes: Sizes) -> Captured:
 
 
 def vocabulary_graphs(width: int) -> dict[str, ir.Model]:
-    """`project`: logits = z matrix^T; `unproject`: dz = dlogits matrix. `matrix` is any slice of the vocabulary's rows."""
+    """`project`: logits = z matrix^T; `unproject`: dz = dlogits matrix. `matrix` is any slice of the rows."""
     return {
         "project": lower(_product("z", ["rows", width], "logits", ["rows", "chunk"], width, swap=True)),
         "unproject": lower(_product("dlogits", ["rows", "chunk"], "dz", ["rows", width], width, swap=False)),
@@ -113,11 +117,12 @@ def _call(part: Part, x: Tensor, tensors: Tensors) -> Tensor:
     return found
 
 
-def _backward(part: Part) -> Function:
+def _both_ways(part: Part) -> Function:
     def function(tensors: Tensors) -> Tensors:
         leaves = _leaves(tensors, named(part))
         y = _call(part, leaves["x"], leaves)
-        return _gradients(named(part), torch.autograd.grad(y, _wanted(leaves, named(part)), tensors["dy"]))
+        gradients = torch.autograd.grad(y, _wanted(leaves, named(part)), tensors["dy"])
+        return {"y": y.detach(), **_gradients(named(part), gradients)}
 
     return function
 
@@ -138,9 +143,7 @@ def _step(part: Part) -> Function:
 def _leaves(tensors: Tensors, parts: Mapping[str, Named]) -> dict[str, Tensor]:
     """The tensors, with those that get a gradient made leaves of a graph of their own."""
     trained = {"x", *(name for name, entry in parts.items() if entry.trained)}
-    return {
-        name: value.detach().requires_grad_(True) if name in trained else value for name, value in tensors.items()  # noqa: FBT003
-    }
+    return {name: value.detach().requires_grad_() if name in trained else value for name, value in tensors.items()}
 
 
 def _wanted(leaves: Tensors, parts: Mapping[str, Named]) -> list[Tensor]:
@@ -152,7 +155,7 @@ def _gradients(parts: Mapping[str, Named], values: tuple[Tensor, ...]) -> dict[s
     return dict(zip(names, values, strict=True))
 
 
-def _product(  # noqa: PLR0913 - two shapes and their names
+def _product(
     left: str, left_shape: list[str | int], out: str, out_shape: list[str | int], width: int, *, swap: bool
 ) -> ir.Model:
     kind = ir.TensorType(ir.DataType.FLOAT)

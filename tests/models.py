@@ -1,12 +1,13 @@
 """Tiny random models with a tokenizer trained on the spot: real in every respect but size.
 
-    python -m tests.models llama|bert FOLDER
+python -m tests.models llama|bert FOLDER
 """
 
 from __future__ import annotations
 
 import pathlib
 import sys
+from typing import Any
 
 import torch
 import transformers
@@ -21,7 +22,7 @@ CORPUS = (
 )
 
 
-def tiny_llama(folder: pathlib.Path, layers: int = LAYERS, seed: int = 0, **options: object) -> pathlib.Path:
+def tiny_llama(folder: pathlib.Path, layers: int = LAYERS, seed: int = 0, **options: Any) -> pathlib.Path:
     """A Llama with grouped heads, of width 32, as `save_pretrained` writes it. `options` go to its configuration."""
     config = transformers.LlamaConfig(
         vocab_size=VOCABULARY,
@@ -40,7 +41,7 @@ def tiny_llama(folder: pathlib.Path, layers: int = LAYERS, seed: int = 0, **opti
     return folder
 
 
-def tiny_bert(folder: pathlib.Path, layers: int = 3, seed: int = 0, **options: object) -> pathlib.Path:
+def tiny_bert(folder: pathlib.Path, layers: int = 3, seed: int = 0, **options: Any) -> pathlib.Path:
     """A BERT encoder of width 32 with a pooler, as `save_pretrained` writes it. `options` go to its configuration."""
     config = transformers.BertConfig(
         vocab_size=VOCABULARY,

@@ -49,8 +49,8 @@ class QuantizeInputs(ir.passes.InPlacePass):
     """Turn matrix inputs into int8 inputs with scales.
 
     Requires: each of `names` is a float32 graph input of two dimensions.
-    Ensures: it is int8 and followed by `<name>.scale` float32 (rows,); rows that are looked up are dequantised after the
-    look-up, so that an embedding is never dequantised whole; every other use sees one DequantizeLinear.
+    Ensures: it is int8 and followed by `<name>.scale` float32 (rows,); rows that are looked up are dequantised after
+    the look-up, so that an embedding is never dequantised whole; every other use sees one DequantizeLinear.
     """
 
     def __init__(self, names: Iterable[str]) -> None:

@@ -1,7 +1,7 @@
 """Model families: where the blocks are, how they are called, what they need to know about a batch.
 
-A **part** is a module of the model that becomes one structure (or the loss) of an artifact. A family names its parts; what
-is frozen and what is trained in them is the adapter's business (`export.adapters`).
+A **part** is a module of the model that becomes one structure (or the loss) of an artifact. A family names its parts;
+what is frozen and what is trained in them is the adapter's business (`export.adapters`).
 """
 
 from __future__ import annotations

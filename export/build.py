@@ -1,0 +1,153 @@
+"""Several emulator levels of one model in one process: loaded once, captured once, written into one folder."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from edge_sdk.wire.manifest import LevelSpec, Manifest, TaskType
+from export.adapters import AdapterRequest
+from export.artifact import ArtifactWriter, staged, write_manifest
+from export.errors import ExportError
+from export.foundation import Foundation, open_foundation
+from export.levels import LevelRequest, resolve_level
+from export.measure import measure
+from export.parity import Parity, check_parity, require_parity
+from export.program import Adapted, adapt, capture_program
+
+
+@dataclass(frozen=True, slots=True)
+class BuildRequest:
+    """What to build. `targets` of the adapter may be empty: the family's own. `tokens` is where costs are measured."""
+
+    model: pathlib.Path
+    task: TaskType
+    out: pathlib.Path
+    adapter: AdapterRequest
+    levels: tuple[LevelRequest, ...]
+    labels: tuple[str, ...]
+    tokens: int
+    parity: bool
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """`stage` has begun, number `done` (from 0) of `of`; `level` is empty for what all levels share."""
+
+    stage: str
+    level: str
+    done: int
+    of: int
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """A finished level; `parity` is None where it was not checked."""
+
+    manifest: Manifest
+    parity: Parity | None
+
+
+Report = Callable[[Progress], None]
+SHARED_STAGES = 2  # load, capture
+LEVEL_STAGES = 3  # tensors, parity, costs
+
+
+def build(request: BuildRequest, report: Report) -> tuple[Built, ...]:
+    """Build all levels; the folder changes when all of them are done, or not at all.
+
+    Raises:
+        ExportError: what was asked for cannot be done.
+        ParityError: a level's gradients are not the model's.
+    """
+    foundation = open_foundation(request.model, request.task, request.labels)
+    levels = _resolve(request, foundation)
+    of = SHARED_STAGES + LEVEL_STAGES * len(levels)
+    report(Progress("load", "", 0, of))
+    adapted = adapt(foundation, _with_targets(request.adapter, foundation), request.seed)
+    program = capture_program(adapted, lambda name: report(Progress(f"capture {name}", "", 1, of)))
+    with staged(request.out) as store:
+        writer = ArtifactWriter(program, store)
+        return tuple(
+            _build_level(request, adapted, writer, level, _counted(report, level, SHARED_STAGES + LEVEL_STAGES * k, of))
+            for k, level in enumerate(levels)
+        )
+
+
+def _build_level(
+    request: BuildRequest, adapted: Adapted, writer: ArtifactWriter, level: LevelSpec, begin: Callable[[str], None]
+) -> Built:
+    begin("tensors")
+    manifest = writer.write(level, request.tokens)
+    begin("parity")
+    parity = check_parity(adapted, writer.store, manifest, request.seed) if request.parity else None
+    if parity is not None:
+        require_parity(parity)
+    begin("costs")
+    path = write_manifest(writer.store.folder, manifest)
+    manifest = measure(path, manifest)
+    write_manifest(writer.store.folder, manifest)
+    return Built(manifest, parity)
+
+
+def _counted(report: Report, level: LevelSpec, first: int, of: int) -> Callable[[str], None]:
+    numbers = iter(range(first, of))
+    return lambda stage: report(Progress(stage, level.name, next(numbers), of))
+
+
+def _resolve(request: BuildRequest, foundation: Foundation) -> tuple[LevelSpec, ...]:
+    names = [level.name for level in request.levels]
+    if not names or len(set(names)) != len(names):
+        msg = "give one or more levels, each with a name of its own"
+        raise ExportError(msg)
+    if not 2 <= request.tokens <= foundation.spec.max_tokens:  # noqa: PLR2004 - one token predicts nothing
+        msg = f"cannot measure at {request.tokens} tokens: the model takes 2 to {foundation.spec.max_tokens}"
+        raise ExportError(msg)
+    return tuple(resolve_level(level, foundation.spec.layers) for level in request.levels)
+
+
+def _with_targets(request: AdapterRequest, foundation: Foundation) -> AdapterRequest:
+    targets = request.targets or foundation.family.targets
+    return AdapterRequest(request.kind, request.rank, request.alpha, targets)
+
+
+def read_request(path: pathlib.Path) -> BuildRequest:
+    """A request as JSON: see `parse_request`. Raises ExportError when the file is not there or not one."""
+    try:
+        plain = json.loads(path.read_text(encoding="utf-8"))
+        return parse_request(plain)
+    except OSError as error:
+        msg = f"cannot read {path}: {error.strerror}"
+        raise ExportError(msg) from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        msg = f"{path} is no build request: {type(error).__name__}: {error}"
+        raise ExportError(msg) from error
+
+
+def parse_request(plain: Mapping[str, Any]) -> BuildRequest:
+    """A request from plain data.
+
+    {"model": dir, "task": "causal-lm", "out": dir, "adapter": {"kind": "lora", "rank": 8, "alpha": 16, "targets": []},
+     "levels": [{"name": "fp32", "bits": 32, "layers": null, "train_last": null}],
+     "labels": [], "tokens": 128, "parity": true, "seed": 0}
+
+    Raises KeyError, ValueError, TypeError for what is not that.
+    """
+    adapter = plain["adapter"]
+    return BuildRequest(
+        model=pathlib.Path(plain["model"]),
+        task=TaskType(plain["task"]),
+        out=pathlib.Path(plain["out"]),
+        adapter=AdapterRequest(
+            str(adapter["kind"]), int(adapter["rank"]), float(adapter["alpha"]), tuple(adapter.get("targets") or ())
+        ),
+        levels=tuple(LevelRequest(**level) for level in plain["levels"]),
+        labels=tuple(plain.get("labels") or ()),
+        tokens=int(plain.get("tokens", 128)),
+        parity=bool(plain.get("parity", True)),
+        seed=int(plain.get("seed", 0)),
+    )

@@ -1,0 +1,96 @@
+"""Held-out loss of the full model, with an adapter plugged in or without.
+
+Token folder: `ids.npy` (rows, tokens) int32, `lengths.npy` (rows,) int32, for a classifier `labels.npy` (rows,) int64.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from edge_sdk.wire.manifest import TaskType
+from edge_sdk.wire.tensors import Array
+from export.errors import ExportError
+from export.foundation import first_line
+
+ROWS = 8  # at once
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Tokenised rows; `labels` is empty where rows have none."""
+
+    ids: Array
+    lengths: Array
+    labels: Array
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Mean loss in nats per predicted token, or per row for a classifier, over `predicted` of them.
+
+    `accuracy` is the share of rows whose class was found, None for a language model.
+    """
+
+    loss: float
+    accuracy: float | None
+    rows: int
+    predicted: int
+
+
+def read_tokens(folder: pathlib.Path, task: TaskType) -> Tokens:
+    """Read a token folder. Raises ExportError when an array is missing or of another shape than the others."""
+    try:
+        ids, lengths = np.load(folder / "ids.npy"), np.load(folder / "lengths.npy")
+        has_labels = task is TaskType.SEQUENCE_CLASSIFICATION
+        labels = np.load(folder / "labels.npy") if has_labels else np.zeros(0, dtype=np.int64)
+    except (OSError, ValueError) as error:
+        msg = f"cannot read the token folder {folder}: {first_line(error)}"
+        raise ExportError(msg) from error
+    if ids.ndim != 2 or lengths.shape != ids.shape[:1] or (has_labels and labels.shape != lengths.shape):  # noqa: PLR2004
+        shapes = f"ids {ids.shape}, lengths {lengths.shape}, labels {labels.shape}"
+        msg = f"token folder {folder}: the shapes do not agree: {shapes}"
+        raise ExportError(msg)
+    return Tokens(ids, lengths, labels)
+
+
+def evaluate(model: nn.Module, task: TaskType, tokens: Tokens) -> Score:
+    """Score `model`, a model of `task` in evaluation mode. Raises ExportError when nothing is predicted."""
+    losses, hits, predicted = 0.0, 0, 0
+    score = _score_text if task is TaskType.CAUSAL_LM else _score_classes
+    for begin in range(0, len(tokens.ids), ROWS):
+        rows = slice(begin, begin + ROWS)
+        loss, right, count = score(model, Tokens(tokens.ids[rows], tokens.lengths[rows], tokens.labels[rows]))
+        losses, hits, predicted = losses + loss, hits + right, predicted + count
+    if predicted == 0:
+        msg = "the token folder has nothing to predict: its rows are shorter than two tokens, or there are none"
+        raise ExportError(msg)
+    accuracy = None if task is TaskType.CAUSAL_LM else hits / predicted
+    return Score(losses / predicted, accuracy, len(tokens.ids), predicted)
+
+
+def _logits(model: nn.Module, tokens: Tokens) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    longest = max(1, int(tokens.lengths.max()))
+    ids = torch.from_numpy(tokens.ids[:, :longest].astype(np.int64))
+    mask = torch.arange(longest)[None] < torch.from_numpy(tokens.lengths.astype(np.int64))[:, None]
+    with torch.no_grad():
+        return model(input_ids=ids, attention_mask=mask.long()).logits, ids, mask
+
+
+def _score_text(model: nn.Module, tokens: Tokens) -> tuple[float, int, int]:
+    logits, ids, mask = _logits(model, tokens)
+    predicts = mask[:, 1:]
+    loss = cross_entropy(logits[:, :-1][predicts], ids[:, 1:][predicts], reduction="sum")
+    return loss.item(), 0, int(predicts.sum())
+
+
+def _score_classes(model: nn.Module, tokens: Tokens) -> tuple[float, int, int]:
+    logits, _, _ = _logits(model, tokens)
+    labels = torch.from_numpy(tokens.labels.astype(np.int64))
+    loss = cross_entropy(logits, labels, reduction="sum")
+    return loss.item(), int((logits.argmax(dim=1) == labels).sum()), len(labels)
