@@ -1,8 +1,8 @@
 """The broker: one that is given, or one on this machine that lives as long as the coordinator.
 
 `auto` takes the first of: a `mosquitto` on PATH or in /usr/sbin, with a configuration of ours; amqtt, in a process of
-its own. Either listens on loopback alone, on a free port that is kept for the whole run (in `broker.json`), so that devices
-find it again after a restart of the broker or of the coordinator. It has no durable state, and needs none: see
+its own. Either listens on loopback alone, on a free port that is kept for the whole run (in `broker.json`), so that
+devices find it again after a restart of the broker or of the coordinator. It has no durable state, and needs none: see
 docs/protocol.md.
 """
 
@@ -28,7 +28,7 @@ from edge_sdk.wire.blobs import written_atomically
 START_S: Final = 20.0
 RESTART_S: Final = 1.0  # between two attempts to bring a dead broker back
 LOOPBACK: Final = "127.0.0.1"
-PORT: Final = 1883
+FOLDERS: Final = "/usr/sbin:/usr/local/sbin"  # Debian keeps mosquitto where an ordinary user's PATH does not look
 
 MOSQUITTO: Final = """\
 listener {port} {host}
@@ -56,24 +56,24 @@ def check_url(url: str, *, insecure: bool) -> str:
 
 
 class Broker:
-    """A broker process of ours. `url` is where it is, `what` says which one it is."""
+    """A broker process of ours. `url` is where it is, `what` says which one it is, `pid` is its process."""
 
     def __init__(self, folder: pathlib.Path) -> None:
         """Start it, or find the one that a coordinator before us left running. Raises BrokerError."""
         folder.mkdir(parents=True, exist_ok=True)
         self._folder, self._tried_at_s = folder, 0.0
         self._process: subprocess.Popen[bytes] | None = None
-        self._pid, self._port = _recorded(folder)
+        self.pid, self._port = _recorded(folder)
         self.what, self._command = _choose(folder)
         self.url = f"mqtt://{LOOPBACK}:{self._port}"
-        if not (_listens(self._port) and _is_alive(self._pid)):
+        if not (_listens(self._port) and _is_alive(self.pid)):
             self._start()
 
     def revive(self) -> bool:
         """Start it again if it died; True when that was so. Call it now and then."""
         if self._process is not None and self._process.poll() is None:
             return False
-        if self._process is None and _is_alive(self._pid):
+        if self._process is None and _is_alive(self.pid):
             return False
         if time.monotonic() - self._tried_at_s < RESTART_S:
             return False
@@ -89,8 +89,8 @@ class Broker:
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
-        elif _is_alive(self._pid):
-            os.kill(self._pid, signal.SIGTERM)
+        elif _is_alive(self.pid):
+            os.kill(self.pid, signal.SIGTERM)
         (self._folder / "broker.json").unlink(missing_ok=True)
 
     def _start(self) -> None:
@@ -101,9 +101,9 @@ class Broker:
             process = self._process = subprocess.Popen(
                 self._command(self._port), stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True
             )
-        self._pid = process.pid
+        self.pid = process.pid
         with written_atomically(self._folder / "broker.json") as record:
-            record.write(json.dumps({"pid": self._pid, "port": self._port}).encode())
+            record.write(json.dumps({"pid": self.pid, "port": self._port}).encode())
         deadline_s = time.monotonic() + START_S
         while not _listens(self._port):
             if process.poll() is not None or time.monotonic() > deadline_s:
@@ -115,7 +115,7 @@ class Broker:
 
 
 def _choose(folder: pathlib.Path) -> tuple[str, Callable[[int], list[str]]]:
-    found = shutil.which("mosquitto", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/usr/local/sbin")
+    found = shutil.which("mosquitto", path=f"{os.environ.get('PATH', os.defpath)}:{FOLDERS}")
     if found:
         return "mosquitto", lambda _port: [found, "-c", str(folder / "mosquitto.conf")]
     if importlib.util.find_spec("amqtt"):

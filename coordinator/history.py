@@ -32,6 +32,7 @@ class AnswerRow:
     """One decline, failure or refusal: `bytes` is what was needed or the peak, zero where neither is known."""
 
     round: int
+    attempt: int
     device: str
     level: str
     kind: str
@@ -168,12 +169,12 @@ def _read_all(db: sqlite3.Connection) -> History:
 
 def _answers(db: sqlite3.Connection) -> Iterator[AnswerRow]:
     query = """
-        SELECT round, device, level, 'declined', reason, needed_bytes, budget_bytes, detail
+        SELECT round, attempt, device, level, 'declined', reason, needed_bytes, budget_bytes, detail
             FROM declines JOIN tasks USING (task_id)
-        UNION ALL SELECT round, device, level, 'failed', reason, peak_bytes, budget_bytes, detail
+        UNION ALL SELECT round, attempt, device, level, 'failed', reason, peak_bytes, budget_bytes, detail
             FROM failures JOIN tasks USING (task_id)
-        UNION ALL SELECT round, device, level, 'refused', reason, 0, 0, detail
+        UNION ALL SELECT round, attempt, device, level, 'refused', reason, 0, 0, detail
             FROM refusals JOIN tasks USING (task_id)
-        ORDER BY 1, 2"""
+        ORDER BY 1, 2, 3"""
     for row in db.execute(query):
         yield AnswerRow(*row)

@@ -93,6 +93,8 @@ class Jobs:
                 with self._lock:
                     self._processes.discard(process)
                 _end(process)
+                if process.stdout:
+                    process.stdout.close()
             if status:
                 raise JobError(_complaint(command, status, errors))
         return last
@@ -173,5 +175,3 @@ def _end(process: subprocess.Popen[str]) -> None:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-    if process.stdout:
-        process.stdout.close()

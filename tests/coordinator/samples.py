@@ -44,7 +44,9 @@ BLOB = blob_of(b"")
 ADAPTER = blob_of(b"adapter")
 
 
-def make_manifest(name: str, trained: tuple[int, ...], needs_bytes: int, *, layers: int = 2, initial: Blob = BLOB) -> Manifest:
+def make_manifest(
+    name: str, trained: tuple[int, ...], needs_bytes: int, *, layers: int = 2, initial: Blob = BLOB
+) -> Manifest:
     """A manifest of a model of `layers` blocks with one LoRA module each."""
     shapes = {"q.lora_A": (RANK, WIDTH), "q.lora_B": (WIDTH, RANK)}
     return Manifest(

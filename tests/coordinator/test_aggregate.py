@@ -161,9 +161,7 @@ def test_no_direction_dies() -> None:
     result = aggregate(SVD, start, [Contribution(delta, 1)]).adapter
     assert np.linalg.norm(result["block.0/q.lora_A"], axis=1).min() > 0.1
     assert np.array_equal(np.linalg.norm(result["block.0/q.lora_B"], axis=0) > 0, [True, False, False])
-    np.testing.assert_allclose(
-        product(dict(result), "block.0/q"), product(after(start, delta), "block.0/q"), atol=1e-6
-    )
+    np.testing.assert_allclose(product(dict(result), "block.0/q"), product(after(start, delta), "block.0/q"), atol=1e-6)
 
 
 def test_product_zero_keeps_a() -> None:

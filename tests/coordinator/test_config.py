@@ -77,7 +77,11 @@ def test_a_minimal_file_is_enough(tmp_path: pathlib.Path) -> None:
         ('name = "int8"', 'name = "a/b"', "level names are"),
         ('fleet = "demo"', 'fleet = "a/+"', "fleet is 'a/+'"),
         ("[training]", '[adapter]\nkind = "prefix"\n[training]', "adapter.kind is 'prefix'; allowed: lora"),
-        ("[training]", "[aggregation]\nrule = 'mean'\n[training]", "aggregation.rule is 'mean'; allowed: lora-svd, freeze-a"),
+        (
+            "[training]",
+            "[aggregation]\nrule = 'mean'\n[training]",
+            "aggregation.rule is 'mean'; allowed: lora-svd, freeze-a",
+        ),
         ("[rounds]", "[[rounds]]", "rounds must be a table"),
         ("name = ", "name = = ", "cannot be read"),
     ],

@@ -197,7 +197,9 @@ def _check_promises(path: pathlib.Path, receipts: set[str], adapters: list[int])
     with sqlite3.connect(path) as db:
         committed = {task_id for (task_id,) in db.execute("SELECT task_id FROM results")}
         versions = [version for (version,) in db.execute("SELECT version FROM adapters ORDER BY version")]
-        per_round = "SELECT t.round, t.attempt, t.device, COUNT(*) FROM results r JOIN tasks t USING (task_id) GROUP BY 1, 2, 3"
+        per_round = (
+            "SELECT t.round, t.attempt, t.device, COUNT(*) FROM results r JOIN tasks t USING (task_id) GROUP BY 1, 2, 3"
+        )
         counts = [count for *_, count in db.execute(per_round)]
         attempts = db.execute("SELECT MAX(attempt) FROM rounds").fetchone()[0]
     db.close()

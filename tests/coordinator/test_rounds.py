@@ -251,7 +251,9 @@ def test_late_results_are_refused_as_closed() -> None:
     late = scene.task("b")
     scene.deliver("a")
     scene.tell(Tick(), after_s=100)
-    receipt = only(SendReceipt, scene.tell(ResultHeard("b", ResultOffer(late.task_id, DELTA, make_report()))))[0].receipt
+    receipt = only(SendReceipt, scene.tell(ResultHeard("b", ResultOffer(late.task_id, DELTA, make_report()))))[
+        0
+    ].receipt
     assert (receipt.accepted, receipt.reason) == (False, RefusalReason.CLOSED)
 
 
@@ -293,7 +295,11 @@ def test_a_refused_delta_is_answered_the_same_each_time() -> None:
     offer = ResultHeard("a", ResultOffer(scene.task("a").task_id, DELTA, make_report()))
     scene.tell(offer)
     word = scene.tell(ResultRefused(scene.task("a").task_id, RefusalReason.NOT_FINITE, "nan"))
-    assert word == [SendReceipt("a", Receipt(scene.task("a").task_id, accepted=False, reason=RefusalReason.NOT_FINITE, detail="nan"))]
+    assert word == [
+        SendReceipt(
+            "a", Receipt(scene.task("a").task_id, accepted=False, reason=RefusalReason.NOT_FINITE, detail="nan")
+        )
+    ]
     assert scene.tell(offer) == word
     assert not only(GiveTask, scene.hello("a"))
 

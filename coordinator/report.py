@@ -1,0 +1,152 @@
+"""What a run has to show, as plain data for `report.json`: made from the ledger alone.
+
+    {"run", "name", "status", "config", "rounds": [{"round", "attempt", "state", "truncation", "tasks": [...]}],
+     "evaluations": [{"version", "full_loss", "emulator_loss", ...}], "traffic": [...],
+     "checks": [{"name", "passed", "detail"}], "versions": {...}}
+
+Bytes are bytes, losses are nats per token or per example, `truncation` is relative (Frobenius).
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from coordinator.config import Config
+from coordinator.history import AnswerRow, History, ResultRow
+
+FULL: Final = "full"
+EMULATOR: Final = "emulator"
+PACKAGES: Final = ("fedpeat", "numpy", "onnxruntime", "paho-mqtt", "msgpack", "torch", "transformers", "peft", "onnx")
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """Something a run must have achieved, and whether it did."""
+
+    name: str
+    passed: bool
+    detail: str
+
+
+def make_report(history: History, config: Config, status: str, damaged: Sequence[str]) -> dict[str, Any]:
+    """All of it. `damaged` names blobs whose bytes are not what they were when they were committed."""
+    return {
+        "run": history.run,
+        "name": history.name,
+        "status": status,
+        "model": str(config.model.dir),
+        "rule": config.aggregation.rule.value,
+        "rounds": [_round(history, row.round, row.attempt, row.state) for row in history.rounds],
+        "evaluations": list(_evaluations(history, config)),
+        "traffic": [
+            {"device": t.device, "sent_bytes": t.sent_bytes, "received_bytes": t.received_bytes}
+            for t in history.traffic
+        ],
+        "checks": [{"name": c.name, "passed": c.passed, "detail": c.detail} for c in checks(history, config, damaged)],
+        "versions": versions(),
+    }
+
+
+def checks(history: History, config: Config, damaged: Sequence[str]) -> tuple[Check, ...]:
+    """What has to hold for the run to count as a success."""
+    found = [_rounds_done(history, config), _budgets_kept(history), _bytes_kept(history, damaged)]
+    if config.evaluation is not None:
+        found.append(_improved(history, config))
+    return tuple(found)
+
+
+def versions() -> dict[str, str]:
+    """What was run with what."""
+    found = {"python": platform.python_version(), "machine": platform.machine()}
+    return found | {name: _version(name) for name in PACKAGES}
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _rounds_done(history: History, config: Config) -> Check:
+    done = max((adapter.version for adapter in history.adapters), default=0)
+    return Check("rounds", done >= config.rounds.count, f"{done} of {config.rounds.count} rounds were aggregated")
+
+
+def _budgets_kept(history: History) -> Check:
+    over = [r for r in history.results if not 0 < r.report.peak_bytes <= r.report.budget_bytes]
+    detail = "; ".join(
+        f"{r.device} {r.report.peak_bytes / 1e6:.0f} MB of {r.report.budget_bytes / 1e6:.0f} MB" for r in over
+    )
+    return Check("budgets", not over, detail or f"{len(history.results)} measured peaks, all within their budget")
+
+
+def _bytes_kept(history: History, damaged: Sequence[str]) -> Check:
+    whole = f"{len(history.results)} deltas and {len(history.adapters)} adapters are what they were"
+    return Check("bytes", not damaged, f"damaged: {', '.join(damaged)}" if damaged else whole)
+
+
+def _improved(history: History, config: Config) -> Check:
+    before, after = history.loss(0, FULL), history.loss(config.rounds.count, FULL)
+    if before is None or after is None:
+        return Check("improved", passed=False, detail="the held-out loss was not measured")
+    return Check("improved", after < before, f"held-out loss of the full model {before:.4f} -> {after:.4f}")
+
+
+def _round(history: History, round_: int, attempt: int, state: str) -> dict[str, Any]:
+    results = [_result(r) for r in history.results if (r.round, r.attempt) == (round_, attempt)]
+    answers = [_answer(a) for a in history.answers if (a.round, a.attempt) == (round_, attempt)]
+    made = state == "aggregated"
+    truncation = next((a.truncation for a in history.adapters if made and a.version == round_), None)
+    tasks = sorted([*results, *answers], key=lambda task: str(task["device"]))
+    return {"round": round_, "attempt": attempt, "state": state, "truncation": truncation, "tasks": tasks}
+
+
+def _result(row: ResultRow) -> dict[str, Any]:
+    report = row.report
+    return {
+        "device": row.device,
+        "level": row.level,
+        "outcome": "done",
+        "examples": row.examples,
+        "budget_bytes": report.budget_bytes,
+        "predicted_bytes": report.predicted_bytes,
+        "peak_bytes": report.peak_bytes,
+        "down_bytes": report.down_bytes,
+        "up_bytes": report.up_bytes,
+        "steps": report.steps,
+        "step_ms": report.step_ms,
+        "wall_s": report.wall_s,
+        "loss_before": report.loss_before,
+        "loss_after": report.loss_after,
+        "threads": report.threads,
+        "runtime": report.runtime,
+    }
+
+
+def _answer(row: AnswerRow) -> dict[str, Any]:
+    told = "needed_bytes" if row.kind == "declined" else "peak_bytes"
+    return {
+        "device": row.device,
+        "level": row.level,
+        "outcome": row.kind,
+        "reason": row.reason,
+        "budget_bytes": row.budget_bytes,
+        told: row.bytes,
+        "detail": row.detail,
+    }
+
+
+def _evaluations(history: History, config: Config) -> Iterator[Mapping[str, Any]]:
+    for adapter in history.adapters:
+        rows = {e.kind: e for e in history.evaluations if e.version == adapter.version}
+        if rows:
+            entry: dict[str, Any] = {"version": adapter.version, "emulator_level": config.levels[-1].name}
+            for kind in (FULL, EMULATOR):
+                row = rows.get(kind)
+                entry |= {f"{kind}_loss": row and row.loss, f"{kind}_accuracy": row and row.accuracy}
+            yield entry

@@ -1,0 +1,110 @@
+"""A broker on this machine that comes back."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from coordinator.broker import Broker, check_url
+from coordinator.errors import BrokerError, ConfigError
+
+MOSQUITTO = shutil.which("mosquitto", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+
+
+def port_of(broker: Broker) -> int:
+    """Where it listens."""
+    return int(broker.url.rpartition(":")[2])
+
+
+def listens(port: int) -> bool:
+    """Whether somebody answers there."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=1):
+            return True
+    except OSError:
+        return False
+
+
+@pytest.fixture(params=["mosquitto", "amqtt"])
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> Iterator[None]:
+    """A machine on which the named broker is the first choice."""
+    if request.param == "mosquitto" and not MOSQUITTO:
+        pytest.skip("no mosquitto here")
+    if request.param == "amqtt":
+        if not importlib.util.find_spec("amqtt"):
+            pytest.skip("no amqtt here")
+        monkeypatch.setattr("coordinator.broker.FOLDERS", str(tmp_path))
+        monkeypatch.setenv("PATH", str(tmp_path))
+    yield
+
+
+@pytest.mark.broker
+@pytest.mark.usefixtures("path")
+def test_killed_it_comes_back_on_the_same_port(tmp_path: pathlib.Path) -> None:
+    """After SIGKILL the broker is there again, where devices look for it; closing ends it and forgets the port."""
+    broker = Broker(tmp_path / "broker")
+    port, before = port_of(broker), broker.pid
+    assert not broker.revive()
+    os.kill(before, signal.SIGKILL)
+    deadline_s = time.monotonic() + 15
+    while not broker.revive() and time.monotonic() < deadline_s:
+        time.sleep(0.05)
+    assert broker.pid != before
+    assert listens(port)
+    broker.close()
+    assert not listens(port)
+    assert not (tmp_path / "broker" / "broker.json").exists()
+
+
+@pytest.mark.broker
+@pytest.mark.skipif(not MOSQUITTO, reason="no mosquitto here")
+def test_a_restarted_coordinator_finds_its_broker(tmp_path: pathlib.Path) -> None:
+    """A broker left running by a coordinator that was killed is taken over, not doubled, and ended with the new one."""
+    left = Broker(tmp_path)
+    found = Broker(tmp_path)
+    assert (found.url, found.pid) == (left.url, left.pid)
+    found.close()
+    left.close()
+    assert not listens(port_of(left))
+
+
+@pytest.mark.broker
+def test_listens_on_loopback_alone(tmp_path: pathlib.Path) -> None:
+    """The address is this machine's own."""
+    broker = Broker(tmp_path)
+    assert broker.url.startswith("mqtt://127.0.0.1:")
+    broker.close()
+
+
+def test_no_broker_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
+    """Where there is none, one line says what to install."""
+    monkeypatch.setattr("coordinator.broker.FOLDERS", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    with pytest.raises(BrokerError, match="install mosquitto"):
+        Broker(tmp_path / "broker")
+
+
+@pytest.mark.parametrize("url", ["mqtt://127.0.0.1:1883", "mqtt://localhost"])
+def test_loopback_is_fine(url: str) -> None:
+    """A broker on this machine needs no word of consent."""
+    assert check_url(url, insecure=False) == url
+
+
+@pytest.mark.parametrize(
+    ("url", "complaint"), [("mqtt://10.0.0.5", "--insecure"), ("http://x", "mqtt://"), ("", "mqtt://")]
+)
+def test_other_machines_need_consent(url: str, complaint: str) -> None:
+    """Unencrypted traffic leaves this machine only when somebody said so."""
+    with pytest.raises(ConfigError, match=complaint):
+        check_url(url, insecure=False)
+    if url.startswith("mqtt"):
+        assert check_url(url, insecure=True) == url
