@@ -93,6 +93,7 @@ class TensorFile(Mapping[str, Array]):
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             msg = f"{path.name} is not a well-formed tensor file: {error or type(error).__name__}"
             raise DecodeError(msg) from error
+        self._address = np.frombuffer(self._map, np.uint8, 1).__array_interface__["data"][0]
 
     def __getitem__(self, name: str) -> Array:
         """The tensor, read-only, as a view of the mapping."""
@@ -106,9 +107,14 @@ class TensorFile(Mapping[str, Array]):
         """How many tensors."""
         return len(self._arrays)
 
-    def evict(self) -> None:
-        """Give all touched pages back to the kernel."""
-        self._map.madvise(mmap.MADV_DONTNEED)
+    def evict(self, part: Array | None = None) -> None:
+        """Give touched pages back to the kernel: all, or those under `part`, an array of this file or a slice of one."""
+        if part is None:
+            self._map.madvise(mmap.MADV_DONTNEED)
+            return
+        begin = part.__array_interface__["data"][0] - self._address
+        first = begin - begin % mmap.PAGESIZE
+        self._map.madvise(mmap.MADV_DONTNEED, first, begin + part.nbytes - first)
 
     def will_need(self) -> None:
         """Ask the kernel to read the file ahead."""

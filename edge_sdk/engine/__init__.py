@@ -1,0 +1,11 @@
+"""One training step inside a budget: the walk there and back, losses, optimizers, plans.
+
+- `runtime`     onnxruntime, imported here alone
+- `artifact`    an opened artifact: manifest and verified files
+- `plan`        how a step is executed inside a budget; pure, loads no runtime
+- `walk`        embed -> blocks -> norm -> loss, and back to the lowest segment that trains
+- `losses`      where the walk turns round
+- `optimizers`  AdamW and SGD, schedules, clipping
+- `train`       training as an iterator
+- `probe`       what each segment costs, measured
+"""

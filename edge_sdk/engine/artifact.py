@@ -1,0 +1,100 @@
+"""An opened artifact: its manifest, and where its verified files lie."""
+
+from __future__ import annotations
+
+import pathlib
+from dataclasses import dataclass
+
+from edge_sdk.errors import ArtifactError
+from edge_sdk.wire.blobs import Blob, BlobStore
+from edge_sdk.wire.manifest import MAX_MANIFEST_BYTES, Manifest, decode_manifest
+from edge_sdk.wire.tensors import Array, TensorFile, read_tensors
+
+SUFFIX = ".manifest"
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """Everything needed to train one emulator level."""
+
+    manifest: Manifest
+    store: BlobStore
+
+    def path(self, name: str) -> pathlib.Path:
+        """Where the file that the manifest calls `name` lies."""
+        return self.store.path(self.manifest.files[name].sha256)
+
+    def tensors(self, name: str) -> TensorFile:
+        """A tensor file, mapped. Raises DecodeError."""
+        return TensorFile(self.path(name))
+
+    def initial_adapter(self) -> dict[str, Array]:
+        """The adapter's starting values for this level, by global name. Raises ArtifactError."""
+        return select_adapter(read_tensors(self.path(self.manifest.adapter.initial)), self.manifest)
+
+
+def open_artifact(path: pathlib.Path | str, level: str | None = None) -> Artifact:
+    """Open an artifact folder or one `.manifest` in it, and verify every byte that its manifest names.
+
+    Raises:
+        ArtifactError: there is none, the folder has several levels and none was chosen, or a file is missing.
+        WireError: a file differs from what its manifest promises.
+    """
+    chosen = _choose(pathlib.Path(path), level)
+    with chosen.open("rb") as file:
+        artifact = Artifact(decode_manifest(file.read(MAX_MANIFEST_BYTES + 1)), BlobStore(chosen.parent))
+    verify(artifact)
+    return artifact
+
+
+def artifact_in(store: BlobStore, manifest: Blob) -> Artifact:
+    """The artifact that a task names, from a device's store. Raises ArtifactError, WireError."""
+    try:
+        artifact = Artifact(decode_manifest(store.read(manifest)), store)
+    except FileNotFoundError as error:
+        msg = f"artifact {manifest.sha256[:12]} is not in the store"
+        raise ArtifactError(msg) from error
+    verify(artifact)
+    return artifact
+
+
+def verify(artifact: Artifact) -> None:
+    """Read every file through: an SD card may have lied about what it kept. Raises ArtifactError, IntegrityError."""
+    for name, blob in artifact.manifest.files.items():
+        try:
+            artifact.store.verify(blob)
+        except FileNotFoundError as error:
+            msg = f"the artifact lacks {name} ({blob.size_bytes} bytes); fetch or export it again"
+            raise ArtifactError(msg) from error
+
+
+def select_adapter(values: dict[str, Array], manifest: Manifest) -> dict[str, Array]:
+    """Of an adapter of the full model, the tensors that this level has, checked against its shapes.
+
+    Raises ArtifactError for one that is missing or has another shape or type.
+    """
+    chosen = {}
+    for name, shape in manifest.adapter_shapes().items():
+        array = values.get(name)
+        if array is None or array.shape != shape or array.dtype.name != "float32":
+            found = "nothing" if array is None else f"{array.dtype.name} {array.shape}"
+            msg = f"adapter tensor {name} must be float32 {shape}, the adapter has {found}"
+            raise ArtifactError(msg)
+        chosen[name] = array
+    return chosen
+
+
+def _choose(path: pathlib.Path, level: str | None) -> pathlib.Path:
+    if path.is_file():
+        return path
+    found = {candidate.name.removesuffix(SUFFIX): candidate for candidate in sorted(path.glob(f"*{SUFFIX}"))}
+    if not found:
+        msg = f"{path} is no artifact: neither a manifest nor a folder with one"
+        raise ArtifactError(msg)
+    if level is None and len(found) > 1:
+        msg = f"{path} has the levels {', '.join(found)}; choose one"
+        raise ArtifactError(msg)
+    if level is not None and level not in found:
+        msg = f"{path} has no level {level!r}; it has {', '.join(found)}"
+        raise ArtifactError(msg)
+    return found[level] if level is not None else next(iter(found.values()))

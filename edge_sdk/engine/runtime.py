@@ -1,0 +1,62 @@
+"""onnxruntime, imported here and nowhere else.
+
+Its wheels from 1.29 on collect telemetry by default: importing them leaves a device id and a database in the user's cache
+folder. The variable below prevents that, and only before the import; private data lives on these devices.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+import onnxruntime  # noqa: E402 - see above
+
+from edge_sdk.errors import ArtifactError  # noqa: E402
+from edge_sdk.wire.tensors import Array  # noqa: E402
+
+VERSION = f"onnxruntime {onnxruntime.__version__}"
+onnxruntime.set_default_logger_severity(3)  # warnings about graphs are the exporter's business, not a device's
+
+
+class Graph:
+    """One loaded graph. Inputs are read in place (a mapped weight is never copied); outputs are new arrays.
+
+    Memory is returned after every run: without an arena the peak is the largest run's, not the sum of the largest of each.
+    """
+
+    def __init__(self, path: pathlib.Path, threads: int) -> None:
+        """Load the graph. Raises ArtifactError when this onnxruntime refuses it."""
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.enable_cpu_mem_arena = False
+        options.enable_mem_pattern = False  # patterns are kept per shape, and lengths vary
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        try:
+            self._session: Any = onnxruntime.InferenceSession(
+                path.read_bytes(), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # onnxruntime's own exceptions share no base class
+            msg = f"{VERSION} cannot load graph {path.name[:12]}: {_first_line(error)}"
+            raise ArtifactError(msg) from error
+        self.inputs = tuple(value.name for value in self._session.get_inputs())
+        self.outputs = tuple(value.name for value in self._session.get_outputs())
+
+    def run(self, given: Mapping[str, Array]) -> dict[str, Array]:
+        """All outputs by name. Raises MemoryError where the runtime could not allocate."""
+        try:
+            found = self._session.run(None, {name: given[name] for name in self.inputs})
+        except Exception as error:
+            if any(word in str(error) for word in ("bad_alloc", "Failed to allocate", "std::bad_alloc")):
+                raise MemoryError(_first_line(error)) from error
+            raise
+        return dict(zip(self.outputs, (np.asarray(array) for array in found), strict=True))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

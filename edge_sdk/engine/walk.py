@@ -1,0 +1,203 @@
+"""The walk: embed -> blocks -> norm -> loss, and back down to the lowest segment that trains.
+
+Rules:
+
+- between the two directions only each segment's input is kept, and only of segments that are walked back;
+- a segment's tensors are mapped while it runs and their pages given back after it, so resident memory does not depend on
+  depth;
+- the walk ends at the lowest segment that trains: below it nothing is kept and nothing computed;
+- gradients add up over micro-batches: with each loss weighted by 1 / (predictions of the whole batch), they are the
+  whole batch's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from edge_sdk.engine.artifact import Artifact
+from edge_sdk.engine.losses import VocabularyHead, predicting_rows
+from edge_sdk.engine.runtime import Graph
+from edge_sdk.wire.manifest import Segment, VocabularyLoss
+from edge_sdk.wire.tensors import Array, TensorFile
+
+Arrays = dict[str, Array]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Rows of tokens: `ids` and `attention_mask` (batch, tokens) int64, padded on the right; `labels` (batch,) int64.
+
+    `labels` is empty for a language model, whose tokens are their own labels.
+    """
+
+    ids: Array
+    attention_mask: Array
+    labels: Array
+
+    def __len__(self) -> int:
+        """How many rows."""
+        return len(self.ids)
+
+    def rows(self, begin: int, end: int) -> Batch:
+        """Some of the rows, without the columns in which none of them has a token."""
+        mask = self.attention_mask[begin:end]
+        width = max(int(mask.sum(axis=1).max(initial=0)), 2)
+        return Batch(self.ids[begin:end, :width], mask[:, :width], self.labels[begin:end])
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Of one pass: `loss`, the weighted sum; `gradients` by adapter tensor, empty for a pass that does not return.
+
+    `correct` counts the rows whose label was the likeliest (0 for a language model).
+    """
+
+    loss: float
+    correct: int
+    gradients: Arrays
+
+
+class Walk:
+    """One artifact, loaded and ready to walk. `watch` is called between segments and may raise to stop the walk."""
+
+    def __init__(self, artifact: Artifact, threads: int, head_rows: int, watch: Callable[[], None]) -> None:
+        """Load every graph and map every tensor file. Raises ArtifactError, DecodeError."""
+        self.artifact = artifact
+        self.watch = watch
+        manifest = artifact.manifest
+        self._segments = manifest.walk
+        trains = [k for k, segment in enumerate(manifest.walk) if segment.trains]
+        self._lowest = trains[0] if trains else len(manifest.walk)
+        self._graphs: dict[str, Graph] = {}
+        for name in self._needed_graphs():
+            self._graphs[name] = Graph(artifact.path(name), threads)
+        self._files = {segment.name: artifact.tensors(segment.tensors) for segment in manifest.walk}
+        self._vocabulary = self._vocabulary_head(manifest.vocabulary_loss, head_rows)
+        self._classes_file = artifact.tensors(manifest.classes_loss.tensors) if manifest.classes_loss else None
+
+    def predictions(self, batch: Batch) -> int:
+        """How many predictions the batch's loss is a mean over: tokens, or rows."""
+        if self._vocabulary is None:
+            return len(batch)
+        return int(predicting_rows(batch.ids, batch.attention_mask)[0].sum())
+
+    def loss(self, batch: Batch, adapter: Mapping[str, Array], weight: float) -> Outcome:
+        """The weighted loss, without a way back: nothing is kept."""
+        context = self.context(batch)
+        flowing = {"ids": batch.ids}
+        for segment in self._segments:
+            flowing = {"x": self.forward(segment, flowing, context, adapter)}
+        if self._vocabulary is not None:
+            predicts, labels = predicting_rows(batch.ids, batch.attention_mask)
+            return Outcome(self._vocabulary.loss(flowing["x"][predicts], labels, weight), 0, {})
+        found = self.classes_step(flowing["x"], batch, adapter, weight)
+        return Outcome(float(found["loss"]), _correct(found, batch), {})
+
+    def gradient(self, batch: Batch, adapter: Mapping[str, Array], weight: float) -> Outcome:
+        """The weighted loss and its gradient by every adapter tensor that trains at this level."""
+        context = self.context(batch)
+        kept: list[Arrays] = []
+        flowing = {"ids": batch.ids}
+        for k, segment in enumerate(self._segments):
+            if k >= self._lowest:
+                kept.append(flowing)
+            flowing = {"x": self.forward(segment, flowing, context, adapter)}
+        outcome, dy = self._turn(flowing.pop("x"), batch, adapter, weight)
+        for segment in reversed(self._segments[self._lowest :]):
+            found = self.backward(segment, kept.pop(), dy, context, adapter)
+            dy = found.pop("dx")
+            if segment.trains:
+                names = self.artifact.manifest.structures[segment.structure].trained
+                outcome.gradients.update({f"{segment.name}/{name}": found[f"d.{name}"] for name in names})
+        return outcome
+
+    def forward(self, segment: Segment, flowing: Arrays, context: Arrays, adapter: Mapping[str, Array]) -> Array:
+        """One segment forward: its `y` (batch, tokens, width)."""
+        graph = self._graphs[self.artifact.manifest.structures[segment.structure].forward]
+        found = graph.run({**flowing, **self._inputs(segment, context, adapter)})
+        self._leave(segment)
+        return found["y"]
+
+    def backward(
+        self, segment: Segment, flowing: Arrays, dy: Array, context: Arrays, adapter: Mapping[str, Array]
+    ) -> Arrays:
+        """One segment back: `dx` and `d.<trained>`."""
+        graph = self._graphs[self.artifact.manifest.structures[segment.structure].backward]
+        found = graph.run({**flowing, "dy": dy, **self._inputs(segment, context, adapter)})
+        self._leave(segment)
+        return found
+
+    def classes_step(self, x: Array, batch: Batch, adapter: Mapping[str, Array], weight: float) -> Arrays:
+        """The classes' loss with all its gradients, in one graph."""
+        loss, file = self.artifact.manifest.classes_loss, self._classes_file
+        if loss is None or file is None:
+            msg = "this artifact has no classes"
+            raise ValueError(msg)
+        found = self._graphs[loss.step].run(
+            {
+                "x": x,
+                "attention_mask": batch.attention_mask,
+                "labels": batch.labels,
+                "weight": np.array(weight, np.float32),
+                **{name: file[name] for name in loss.frozen},
+                **{name: adapter[f"head/{name}"] for name in loss.trained},
+            }
+        )
+        file.evict()
+        self.watch()
+        return found
+
+    def context(self, batch: Batch) -> Arrays:
+        """Masks, rotary tables: what all blocks share, computed once a batch."""
+        name = self.artifact.manifest.context
+        return self._graphs[name].run({"attention_mask": batch.attention_mask}) if name else {}
+
+    def _turn(self, x: Array, batch: Batch, adapter: Mapping[str, Array], weight: float) -> tuple[Outcome, Array]:
+        """The loss, and the gradient by the last segment's output."""
+        if self._vocabulary is not None:
+            predicts, labels = predicting_rows(batch.ids, batch.attention_mask)
+            loss, dz = self._vocabulary.gradient(x[predicts], labels, weight)
+            dy = np.zeros_like(x)
+            dy[predicts] = dz
+            return Outcome(loss, 0, {}), dy
+        found = self.classes_step(x, batch, adapter, weight)
+        head = {f"head/{key.removeprefix('d.')}": value for key, value in found.items() if key.startswith("d.")}
+        return Outcome(float(found["loss"]), _correct(found, batch), head), found["dx"]
+
+    def _inputs(self, segment: Segment, context: Arrays, adapter: Mapping[str, Array]) -> Arrays:
+        structure, file = self.artifact.manifest.structures[segment.structure], self._files[segment.name]
+        return {
+            **{name: context[name] for name in structure.context},
+            **{name: file[name] for name in structure.frozen},
+            **{name: adapter[f"{segment.name}/{name}"] for name in structure.trained},
+        }
+
+    def _leave(self, segment: Segment) -> None:
+        self._files[segment.name].evict()
+        self.watch()
+
+    def _needed_graphs(self) -> list[str]:
+        """Graph files, without the backward ones that no segment of this level will use."""
+        manifest = self.artifact.manifest
+        names = [manifest.context] if manifest.context else []
+        names += [manifest.structures[segment.structure].forward for segment in self._segments]
+        names += [manifest.structures[segment.structure].backward for segment in self._segments[self._lowest :]]
+        if manifest.vocabulary_loss:
+            names += [manifest.vocabulary_loss.project, manifest.vocabulary_loss.unproject]
+        if manifest.classes_loss:
+            names.append(manifest.classes_loss.step)
+        return list(dict.fromkeys(names))
+
+    def _vocabulary_head(self, loss: VocabularyLoss | None, head_rows: int) -> VocabularyHead | None:
+        if loss is None:
+            return None
+        tensors: TensorFile = self.artifact.tensors(loss.tensors)
+        project, unproject = self._graphs[loss.project], self._graphs[loss.unproject]
+        return VocabularyHead(project, unproject, tensors, head_rows, self.watch)
+
+
+def _correct(found: Arrays, batch: Batch) -> int:
+    return int((found["logits"].argmax(axis=1) == batch.labels).sum())
