@@ -2,6 +2,7 @@
 
 - `runtime`     onnxruntime, imported here alone
 - `artifact`    an opened artifact: manifest and verified files
+- `batch`       rows of tokens; loads no runtime
 - `plan`        how a step is executed inside a budget; pure, loads no runtime
 - `walk`        embed -> blocks -> norm -> loss, and back to the lowest segment that trains
 - `losses`      where the walk turns round

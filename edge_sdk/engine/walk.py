@@ -3,8 +3,8 @@
 Rules:
 
 - between the two directions only each segment's input is kept, and only of segments that are walked back;
-- a segment's tensors are mapped while it runs and their pages given back after it, so resident memory does not depend on
-  depth;
+- a segment's tensors are mapped while it runs and their pages given back after it, so resident memory does not depend
+  on depth;
 - the walk ends at the lowest segment that trains: below it nothing is kept and nothing computed;
 - gradients add up over micro-batches: with each loss weighted by 1 / (predictions of the whole batch), they are the
   whole batch's.
@@ -18,34 +18,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from edge_sdk.engine.artifact import Artifact
+from edge_sdk.engine.batch import Batch
 from edge_sdk.engine.losses import VocabularyHead, predicting_rows
 from edge_sdk.engine.runtime import Graph
 from edge_sdk.wire.manifest import Segment, VocabularyLoss
 from edge_sdk.wire.tensors import Array, TensorFile
 
 Arrays = dict[str, Array]
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Rows of tokens: `ids` and `attention_mask` (batch, tokens) int64, padded on the right; `labels` (batch,) int64.
-
-    `labels` is empty for a language model, whose tokens are their own labels.
-    """
-
-    ids: Array
-    attention_mask: Array
-    labels: Array
-
-    def __len__(self) -> int:
-        """How many rows."""
-        return len(self.ids)
-
-    def rows(self, begin: int, end: int) -> Batch:
-        """Some of the rows, without the columns in which none of them has a token."""
-        mask = self.attention_mask[begin:end]
-        width = max(int(mask.sum(axis=1).max(initial=0)), 2)
-        return Batch(self.ids[begin:end, :width], mask[:, :width], self.labels[begin:end])
 
 
 @dataclass(frozen=True, slots=True)
