@@ -21,7 +21,7 @@ from edge_sdk.wire.manifest import TaskType
 from edge_sdk.wire.tensors import Array
 from export.errors import ExportError
 from export.families import Family, Part
-from export.foundation import first_line, seeded
+from export.foundation import first_line, quiet, seeded
 
 KINDS = ("lora",)
 PEFT_TASKS = {TaskType.CAUSAL_LM: "CAUSAL_LM", TaskType.SEQUENCE_CLASSIFICATION: "SEQ_CLS"}
@@ -65,7 +65,7 @@ def attach(model: nn.Module, task: TaskType, request: AdapterRequest, seed: int)
         lora_dropout=0.0,
         task_type=PEFT_TASKS[task],
     )
-    with seeded(seed):
+    with seeded(seed), quiet():
         try:
             adapted = get_peft_model(model, config)
         except ValueError as error:

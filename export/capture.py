@@ -19,7 +19,10 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 from torch._decomp import core_aten_decompositions
+from torch._dynamo.source import ConstantSource
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
 OPSET = 21  # the newest that onnxruntime 1.19.2 runs, as is IR version 10
 IR_VERSION = 10
@@ -70,7 +73,7 @@ def capture(function: Function, examples: Tensors, sizes: Sizes) -> ir.Model:
     with _quiet():
         traced = make_fx(
             flat, decomposition_table=_decompositions(), tracing_mode="symbolic", _allow_non_fake_inputs=True
-        )(*values)
+        )(*_fakes(values, dynamic))
         traced.graph.eliminate_dead_code()
         traced.recompile()
         exported = torch.export.export(_Flat(traced), values, dynamic_shapes=(dynamic,), strict=False)
@@ -92,6 +95,24 @@ class _Flat(torch.nn.Module):
 def _dynamic(value: Tensor, sizes: Sizes) -> dict[int, Any]:
     found = (sizes.batch, sizes.tokens)
     return {k: torch.export.Dim.DYNAMIC for k, length in enumerate(value.shape) if length in found}
+
+
+def _fakes(values: Sequence[Tensor], dynamic: Sequence[Mapping[int, Any]]) -> list[Tensor]:
+    """Stand-ins with sizes and no data: symbols where a dimension is dynamic, numbers elsewhere.
+
+    make_fx would take every dimension of every weight for a symbol, and spend most of its time in algebra on them.
+    """
+    mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
+    return [
+        mode.from_tensor(
+            value,
+            source=ConstantSource(f"input{index}"),
+            symbolic_context=StatelessSymbolicContext(
+                [DimDynamic.DYNAMIC if k in dims else DimDynamic.STATIC for k in range(value.ndim)]
+            ),
+        )
+        for index, (value, dims) in enumerate(zip(values, dynamic, strict=True))
+    ]
 
 
 def _with_names(model: ir.Model, examples: Tensors, outputs: Sequence[str], sizes: Sizes) -> ir.Model:

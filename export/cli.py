@@ -15,7 +15,6 @@ import os
 import pathlib
 import signal
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -66,7 +65,6 @@ def _add(
 def _guarded(run: Callable[[argparse.Namespace], int], arguments: argparse.Namespace) -> int:
     """Run a command; expected failures become one line and a status."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # models are folders; nothing is looked up anywhere
-    warnings.simplefilter("ignore")  # torch's and transformers' deprecations are not the user's business
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was half-written is removed
     try:
         return run(arguments)

@@ -6,6 +6,7 @@ Class and sizes are resolved by optimum (`TasksManager`, `NormalizedConfigManage
 from __future__ import annotations
 
 import pathlib
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -50,7 +51,7 @@ class Foundation:
         Raises ExportError when there are no weights, or weights of another model.
         """
         model_class = TasksManager.get_model_class_for_task(OPTIMUM_TASKS[self.spec.task], framework="pt")
-        with seeded(seed), _quiet():
+        with seeded(seed), quiet():
             try:
                 model, report = model_class.from_pretrained(
                     self.folder,
@@ -140,13 +141,15 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers from reporting to standard error what we report ourselves."""
+def quiet() -> Iterator[None]:
+    """Keep transformers and peft from reporting what we report ourselves, and from deprecation warnings."""
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         transformers.logging.enable_progress_bar()
         transformers.logging.set_verbosity(verbosity)

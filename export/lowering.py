@@ -14,6 +14,7 @@ from onnx_ir.passes import common
 
 MICROSOFT = "com.microsoft"  # onnxruntime's own operators, in every build of it
 CONTRIB_VERSION = 1
+PRODUCTS = frozenset({"MatMul", "Gemm"})
 
 
 def lower(model: ir.Model) -> ir.Model:
@@ -53,14 +54,14 @@ def serialize(model: ir.Model) -> bytes:
 
 
 class FoldTransposes(ir.passes.InPlacePass):
-    """MatMul(a, Transpose(b)) -> FusedMatMul(a, b, transB=1), and the same for a: no transposed copy is made.
+    """MatMul(a, Transpose(b)) -> FusedMatMul(a, b, transB=1), the same for a, and for Gemm: no transposed copy is made.
 
-    Ensures: no MatMul has an operand that only swaps the last two dimensions of something.
+    Ensures: no product has an operand that only swaps the last two dimensions of something.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrite each product whose operand is a swap, looking through swaps of swaps."""
-        changed = [_fold_product(node) for node in list(model.graph) if node.op_type == "MatMul"]
+        changed = [_fold_product(node) for node in list(model.graph) if node.op_type in PRODUCTS]
         if any(changed):
             model.graph.opset_imports[MICROSOFT] = CONTRIB_VERSION
         return ir.passes.PassResult(model, modified=any(changed))
@@ -68,21 +69,22 @@ class FoldTransposes(ir.passes.InPlacePass):
     def ensures(self, model: ir.Model) -> None:
         """No product is left with a swapped operand."""
         for node in model.graph:
-            if node.op_type == "MatMul" and any(_unswapped(value)[1] for value in node.inputs):
+            if node.op_type in PRODUCTS and any(_unswapped(value)[1] for value in node.inputs[:2]):
                 msg = f"{node.name} still multiplies a transposed copy"
                 raise ir.passes.PostconditionError(msg)
 
 
 def _fold_product(node: ir.Node) -> bool:
-    sources = [_unswapped(value) for value in node.inputs]
+    sources = [_unswapped(value) for value in node.inputs[:2]]
     for index, (source, _) in enumerate(sources):
         node.replace_input_with(index, source)
     if not any(swapped for _, swapped in sources):
         return False
-    node.op_type, node.domain, node.version = "FusedMatMul", MICROSOFT, CONTRIB_VERSION
+    if node.op_type == "MatMul":
+        node.op_type, node.domain, node.version = "FusedMatMul", MICROSOFT, CONTRIB_VERSION
     for attribute, (_, swapped) in zip(("transA", "transB"), sources, strict=True):
         if swapped:
-            node.attributes[attribute] = ir.AttrInt64(attribute, 1)
+            node.attributes[attribute] = ir.AttrInt64(attribute, 1 - node.attributes.get_int(attribute, 0))
     return True
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pathlib
 import shutil
 import tempfile
-import warnings
 
 import torch
 from peft import PeftModel
@@ -16,7 +15,7 @@ from edge_sdk.wire.manifest import Manifest, decode_manifest
 from edge_sdk.wire.tensors import Array, read_tensors
 from export.adapters import AdapterRequest, set_adapter
 from export.errors import ExportError, ParityError
-from export.foundation import Foundation, first_line, open_foundation
+from export.foundation import Foundation, first_line, open_foundation, quiet
 from export.parity import draw_batch, torch_loss
 from export.program import Adapted, adapt
 
@@ -43,7 +42,8 @@ def plug_in(model: pathlib.Path, manifest_path: pathlib.Path, adapter: pathlib.P
     out.parent.mkdir(parents=True, exist_ok=True)
     folder = pathlib.Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
     try:
-        adapted.peft_model.save_pretrained(str(folder))
+        with quiet():
+            adapted.peft_model.save_pretrained(str(folder))
         loss = _prove(adapted, folder)
         folder.chmod(0o755)
         folder.rename(out)
@@ -126,8 +126,7 @@ def _prove(adapted: Adapted, folder: pathlib.Path) -> float:
 
 def reload(foundation: Foundation, folder: pathlib.Path) -> PeftModel:
     """The model with a PEFT checkpoint on it. Raises ExportError when the folder is none."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # peft warns of keys that a classifier's checkpoint may lack
+    with quiet():
         try:
             model: PeftModel = PeftModel.from_pretrained(foundation.load(), str(folder))
         except (OSError, ValueError, RuntimeError) as error:

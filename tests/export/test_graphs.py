@@ -1,0 +1,180 @@
+"""Capture and lowering: what is in the graphs, and what is not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import pytest
+import torch
+
+from export.capture import IR_VERSION, OPSET, Sizes, capture
+from export.compress.quantize import QuantizeInputs, dequantize_rows, quantize_rows
+from export.lowering import Canonicalize, FoldTransposes, lower, serialize
+from tests.export.conftest import Exported
+
+
+def graphs(exported: Exported, level: str) -> dict[str, onnx.ModelProto]:
+    """All graphs of a level by file name."""
+    files = exported.manifests[level].files
+    return {
+        name: onnx.load_from_string(exported.store.read(blob)) for name, blob in files.items() if name.endswith(".onnx")
+    }
+
+
+def run(model: ir.Model, given: dict[str, Any]) -> dict[str, Any]:
+    """Run a graph with onnxruntime."""
+    session = onnxruntime.InferenceSession(serialize(model), providers=["CPUExecutionProvider"])
+    names = [value.name for value in session.get_outputs()]
+    return dict(zip(names, session.run(names, given), strict=True))
+
+
+@pytest.mark.parametrize("level", ["fp32", "int8"])
+def test_old_runtimes_can_load_the_graphs(exported: Exported, level: str) -> None:
+    """IR version and opsets are those of onnxruntime 1.19.2, the last one with wheels for Python 3.8 and 3.9 boards."""
+    for graph in graphs(exported, level).values():
+        assert graph.ir_version == IR_VERSION == 10
+        assert {o.domain: o.version for o in graph.opset_import}.items() <= {"": OPSET, "com.microsoft": 1}.items()
+
+
+@pytest.mark.parametrize("level", ["fp32", "int8"])
+def test_weights_are_neither_transposed_nor_scattered(exported: Exported, level: str) -> None:
+    """No Transpose of an input (it would be a copy of a weight at each step), no scatter in any gradient."""
+    for name, graph in graphs(exported, level).items():
+        inputs = {value.name for value in graph.graph.input}
+        kinds = {node.op_type for node in graph.graph.node}
+        assert not [n for n in graph.graph.node if n.op_type == "Transpose" and n.input[0] in inputs - {"x", "dy"}], (
+            name
+        )
+        assert not {kind for kind in kinds if "Scatter" in kind or kind == "Identity"}, name
+
+
+def test_inputs_and_outputs_are_the_manifests(exported: Exported) -> None:
+    """Graph inputs are what flows in, context, frozen and trained tensors by name, in this order; outputs as agreed."""
+    for level, manifest in exported.manifests.items():
+        found = graphs(exported, level)
+        for name, structure in manifest.structures.items():
+            tensors = [*structure.context, *structure.frozen, *structure.trained]
+            forward, first = found[structure.forward].graph, "ids" if name == "embed" else "x"
+            assert [v.name for v in forward.input] == [first, *tensors]
+            assert [v.name for v in forward.output] == ["y"]
+            if structure.backward:
+                backward = found[structure.backward].graph
+                assert [v.name for v in backward.input] == ["x", "dy", *tensors]
+                assert [v.name for v in backward.output] == ["dx", *(f"d.{n}" for n in structure.trained)]
+
+
+def test_graphs_tell_nothing_of_the_machine(exported: Exported) -> None:
+    """No path, no stack trace, no doc string is left in a graph."""
+    for level in exported.manifests:
+        for graph in graphs(exported, level).values():
+            assert not any("/" in text for node in graph.graph.node for text in (node.name, *node.input, *node.output))
+            assert not graph.doc_string
+            assert not graph.metadata_props
+            assert not any(node.doc_string or node.metadata_props for node in graph.graph.node)
+
+
+def test_capture_keeps_unused_inputs_and_any_sizes() -> None:
+    """A function of two batches: the unused input stays, other sizes than the examples' work."""
+    sizes = Sizes.unlike({4, 6})
+    examples = {
+        "x": torch.zeros(sizes.batch, sizes.tokens, 6),
+        "unused": torch.zeros(sizes.batch),
+        "w": torch.ones(4, 6),
+    }
+    model = lower(capture(lambda t: {"y": t["x"] @ t["w"].T, "n": t["x"].sum()}, examples, sizes))
+    assert [value.name for value in model.graph.inputs] == ["x", "unused", "w"]
+    x, w = np.random.default_rng(0).normal(size=(2, 9, 6)).astype("f"), np.ones((4, 6), "f")
+    found = run(model, {"x": x, "unused": np.zeros(2, "f"), "w": w})
+    np.testing.assert_allclose(found["y"], x @ w.T, rtol=1e-5)
+    np.testing.assert_allclose(found["n"], x.sum(), rtol=1e-4)
+
+
+def test_one_example_for_two_inputs_is_refused() -> None:
+    """Tracing cannot tell two inputs apart that are one tensor: silently wrong gradients, if it were let through."""
+    x = torch.zeros(5, 7)
+    with pytest.raises(ValueError, match="same tensor"):
+        capture(lambda t: {"y": t["a"] * t["b"]}, {"a": x, "b": x}, Sizes(5, 7))
+
+
+def test_sizes_are_never_a_dimension_of_the_model() -> None:
+    """Neither a dimension nor a divisor of one: no number of heads can be mistaken for the batch."""
+    assert Sizes.unlike({576, 1536, 8, 49152}) == Sizes(5, 7)
+    assert Sizes.unlike({35, 44}) == Sizes(13, 17)
+
+
+def product(nodes: list[ir.Node], inputs: list[ir.Value]) -> ir.Model:
+    """A graph that ends in the last node."""
+    result = nodes[-1].outputs[0]
+    result.name, result.type = "y", ir.TensorType(ir.DataType.FLOAT)
+    return ir.Model(ir.Graph(inputs, [result], nodes=nodes, opset_imports={"": OPSET}), ir_version=IR_VERSION)
+
+
+def value(name: str, shape: list[int | str]) -> ir.Value:
+    """A float32 graph input."""
+    return ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(shape))
+
+
+@pytest.mark.parametrize("swaps", [0, 1, 2, 3])
+def test_transposes_fold_into_products(swaps: int) -> None:
+    """MatMul(a, b transposed n times) is one product without a copy, for any n, and computes the same."""
+    a, b = value("a", [3, 4]), value("b", [5, 4] if swaps % 2 else [4, 5])
+    nodes: list[ir.Node] = []
+    last = b
+    for _ in range(swaps):
+        nodes.append(ir.node("Transpose", [last], {"perm": [1, 0]}))
+        last = nodes[-1].outputs[0]
+    model = lower(product([*nodes, ir.node("MatMul", [a, last])], [a, b]))
+    assert [node.op_type for node in model.graph] == ["FusedMatMul" if swaps % 2 else "MatMul"]
+    generator = np.random.default_rng(0)
+    x, w = generator.normal(size=(3, 4)).astype("f"), generator.normal(size=(5, 4)).astype("f")
+    given = {"a": x, "b": w if swaps % 2 else w.T.copy()}
+    np.testing.assert_allclose(run(model, given)["y"], x @ w.T, rtol=1e-5)
+
+
+@pytest.mark.parametrize("already", [0, 1])
+def test_transposes_fold_into_gemm(already: int) -> None:
+    """A Gemm takes the swap as its attribute, and a swap of what it already swaps undoes it."""
+    a, b, bias = value("a", [3, 4]), value("b", [4, 5] if already else [5, 4]), value("bias", [5])
+    swap = ir.node("Transpose", [b], {"perm": [1, 0]})
+    model = lower(product([swap, ir.node("Gemm", [a, swap.outputs[0], bias], {"transB": already})], [a, b, bias]))
+    assert [(node.op_type, node.attributes["transB"].as_int()) for node in model.graph] == [("Gemm", 1 - already)]
+    generator = np.random.default_rng(0)
+    x, w = generator.normal(size=(3, 4)).astype("f"), generator.normal(size=(4, 5)).astype("f")
+    given = {"a": x, "b": w if already else w.T.copy(), "bias": np.ones(5, "f")}
+    np.testing.assert_allclose(run(model, given)["y"], x @ w + 1, rtol=1e-5)
+
+
+def test_other_permutations_are_left_alone() -> None:
+    """A Transpose that moves more than the last two dimensions is no swap."""
+    a, b = value("a", [2, 3, 4]), value("b", [4, 2, 5])
+    swap = ir.node("Transpose", [b], {"perm": [1, 0, 2]})
+    model = product([swap, ir.node("MatMul", [a, swap.outputs[0]])], [a, b])
+    assert not FoldTransposes()(model).modified
+    assert [node.op_type for node in model.graph] == ["Transpose", "MatMul"]
+
+
+def test_quantizing_refuses_what_is_no_matrix() -> None:
+    """The pass states its contract: a vector among the names is misuse."""
+    a, b = value("a", [3, 4]), value("b", [4])
+    with pytest.raises(ir.passes.PreconditionError, match="b is no float32 matrix"):
+        QuantizeInputs(["b"])(product([ir.node("MatMul", [a, b])], [a, b]))
+
+
+def test_quantized_graphs_compute_the_rounded_weights() -> None:
+    """A look-up and a product of one int8 matrix give what its dequantised rows give."""
+    ids = ir.Value(name="ids", type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape(["n"]))
+    matrix = value("matrix", [6, 4])
+    rows = ir.node("Gather", [matrix, ids], {"axis": 0})
+    swap = ir.node("Transpose", [matrix], {"perm": [1, 0]})
+    model = lower(product([rows, swap, ir.node("MatMul", [rows.outputs[0], swap.outputs[0]])], [ids, matrix]))
+    ir.passes.Sequential(QuantizeInputs(["matrix"]), Canonicalize())(model)
+    assert [v.name for v in model.graph.inputs] == ["ids", "matrix", "matrix.scale"]
+    weights = np.random.default_rng(0).normal(size=(6, 4)).astype("f")
+    quantized, scale = quantize_rows(weights)
+    wanted = dequantize_rows(quantized, scale)
+    found = run(model, {"ids": np.array([3, 1]), "matrix": quantized, "matrix.scale": scale})
+    np.testing.assert_allclose(found["y"], wanted[[3, 1]] @ wanted.T, rtol=1e-5)

@@ -1,0 +1,102 @@
+"""Exported graphs against torch: gradients, shapes, levels."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edge_sdk.wire.tensors import read_tensors
+from export.compress.quantize import quantize_rows
+from export.errors import ParityError
+from export.parity import BOUND, Parity, check_parity, draw_batch, emulator, relative_error, require_parity, torch_loss
+from export.reference import Batch, ReferenceWalk
+from tests.export.conftest import Exported
+
+
+@pytest.mark.parametrize("level", ["fp32", "int8", "int8-2layers-last1"])
+def test_gradients_are_torchs(exported: Exported, level: str) -> None:
+    """Loss and every gradient agree with autograd through the peft model, with padding and any adapter."""
+    manifest = exported.manifests[level]
+    for seed in (0, 1):
+        parity = check_parity(exported.program.adapted, exported.store, manifest, seed)
+        assert parity.worst <= 1e-5
+        assert parity.loss <= 1e-6
+        require_parity(parity)
+
+
+@pytest.mark.parametrize(("rows", "tokens"), [(1, 2), (1, 64), (7, 5), (5, 7)])
+def test_any_batch_and_any_length(exported: Exported, rows: int, tokens: int) -> None:
+    """The same graphs serve shapes that they were not captured with, one row and the longest input among them."""
+    manifest, adapted = exported.manifests["fp32"], exported.program.adapted
+    generator = np.random.default_rng(tokens)
+    ids = generator.integers(0, manifest.model.vocabulary, (rows, tokens))
+    labels = generator.integers(0, max(1, len(manifest.model.labels)), rows)
+    batch = Batch(ids, np.ones_like(ids), labels)
+    adapter = read_tensors(exported.store.path(manifest.files[manifest.adapter.initial].sha256))
+    found = ReferenceWalk(exported.store, manifest).run(adapter, batch)
+    model, _ = emulator(adapted, manifest.level)
+    wanted = torch_loss(model, manifest.model.task, batch).item()
+    assert found.loss == pytest.approx(wanted, rel=1e-5)
+    assert all(np.isfinite(gradient).all() for gradient in found.gradients.values())
+
+
+def test_padding_changes_nothing(exported: Exported) -> None:
+    """A row with padding behind it has the loss and the gradients that it has without."""
+    manifest = exported.manifests["fp32"]
+    batch = draw_batch(manifest.model, seed=3)
+    row = Batch(batch.ids[:1, :9], np.ones((1, 9), dtype=np.int64), batch.labels[:1])
+    padded = Batch(np.pad(row.ids, ((0, 0), (0, 8))), np.pad(row.attention_mask, ((0, 0), (0, 8))), row.labels)
+    generator = np.random.default_rng(0)
+    adapter = {
+        name: generator.normal(0, 0.1, shape).astype(np.float32) for name, shape in manifest.adapter_shapes().items()
+    }
+    short, long = (ReferenceWalk(exported.store, manifest).run(adapter, b) for b in (row, padded))
+    assert short.loss == pytest.approx(long.loss, rel=1e-6)
+    for name, gradient in short.gradients.items():
+        assert relative_error(long.gradients[name], gradient) < 1e-4
+
+
+def test_dropping_layers_is_dropping_layers(llama: Exported) -> None:
+    """A level with fewer layers is the model without the others, and those that stay keep their names."""
+    manifest = llama.manifests["int8-2layers-last1"]
+    assert manifest.level.layers == (0, 3)
+    assert [s.name for s in manifest.walk] == ["embed", "block.0", "block.3", "norm"]
+    assert [s.name for s in manifest.walk if s.trains] == ["block.3"]
+    assert {name.partition("/")[0] for name in manifest.trained_shapes()} == {"block.3"}
+    assert {name.partition("/")[0] for name in manifest.adapter_shapes()} == {"block.0", "block.3"}
+    model, _ = emulator(llama.program.adapted, manifest.level)
+    base: Any = model.get_base_model()
+    kept: Any = llama.program.adapted.backbone.layers[3].mlp.up_proj.weight
+    rounded, scale = quantize_rows(kept.detach().numpy())
+    assert np.array_equal(base.model.layers[1].mlp.up_proj.weight.detach().numpy(), rounded * scale[:, None])
+    assert len(llama.program.adapted.backbone.layers) == 4  # the original is as it was
+
+
+def test_a_wrong_gradient_is_found(llama: Exported) -> None:
+    """Parity fails when one tensor of the artifact is not the model's: here, a block's matrices of another block."""
+    manifest = llama.manifests["fp32"]
+    files = dict(manifest.files)
+    files["block.1.safetensors"] = files["block.2.safetensors"]
+    parity = check_parity(llama.program.adapted, llama.store, dataclasses.replace(manifest, files=files))
+    assert parity.worst > 100 * BOUND
+    with pytest.raises(ParityError, match=r"level fp32: .* off by"):
+        require_parity(parity)
+
+
+def test_not_a_number_is_no_parity() -> None:
+    """A NaN among the errors is a failure, not the smallest of them."""
+    assert not Parity("fp32", 0.0, {"a": float("nan"), "b": 0.0}).holds
+    assert not Parity("fp32", float("nan"), {"a": 0.0}).holds
+    assert Parity("fp32", 0.0, {"a": BOUND}).holds
+
+
+def test_classifier_trains_with_the_adapter(bert: Exported) -> None:
+    """The head's gradients are the classifier's, and nothing of the pooler is trained."""
+    shapes = bert.manifests["fp32"].trained_shapes()
+    assert {n: s for n, s in shapes.items() if n.startswith("head/")} == {
+        "head/classifier.weight": (3, 32),
+        "head/classifier.bias": (3,),
+    }
