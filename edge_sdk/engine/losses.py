@@ -1,8 +1,9 @@
 """Where the walk turns round: from the last hidden state to the loss and its gradient.
 
 Cross-entropy over the vocabulary, for a language model, goes in chunks of rows and slices of the vocabulary, so that
-neither the logits nor a dequantised matrix is ever whole in memory: per chunk of r rows the logits take r * vocabulary * 4
-bytes and two products are made, `z W'` and `dlogits W`. With p = softmax(logits), dlogits = (p - onehot(label)) * weight.
+neither the logits nor a dequantised matrix is ever whole in memory: per chunk of r rows the logits take r * vocabulary
+* 4 bytes and two products are made, `z W'` and `dlogits W`. With p = softmax(logits), dlogits = (p - onehot(label)) *
+weight.
 """
 
 from __future__ import annotations
@@ -12,10 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from edge_sdk.engine.plan import SLICE_ROWS
 from edge_sdk.engine.runtime import Graph
 from edge_sdk.wire.tensors import Array, TensorFile
-
-SLICE_ROWS = 4096  # vocabulary rows per product: 9 MB dequantised at SmolLM2's width
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +56,12 @@ class VocabularyHead:
         for k, piece in enumerate(pieces):
             here = labels // SLICE_ROWS == k
             target[here] = piece[rows[here], labels[here] % SLICE_ROWS]
-            piece -= top[:, None]
+            np.subtract(piece, top[:, None], out=piece)
             np.exp(piece, out=piece)
             total += piece.sum(axis=1)
         for k, piece in enumerate(pieces):
             here = labels // SLICE_ROWS == k
-            piece *= (weight / total)[:, None]
+            np.multiply(piece, (weight / total)[:, None], out=piece)
             piece[rows[here], labels[here] % SLICE_ROWS] -= np.float32(weight)
         loss = float(np.sum(np.log(total) + top - target, dtype=np.float64)) * weight
         return loss, pieces

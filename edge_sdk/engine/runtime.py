@@ -1,7 +1,7 @@
 """onnxruntime, imported here and nowhere else.
 
-Its wheels from 1.29 on collect telemetry by default: importing them leaves a device id and a database in the user's cache
-folder. The variable below prevents that, and only before the import; private data lives on these devices.
+Its wheels from 1.29 on collect telemetry by default: importing them leaves a device id and a database in the user's
+cache folder. The variable below prevents that, and only before the import; private data lives on these devices.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-import onnxruntime  # noqa: E402 - see above
+import onnxruntime
 
-from edge_sdk.errors import ArtifactError  # noqa: E402
-from edge_sdk.wire.tensors import Array  # noqa: E402
+from edge_sdk.errors import ArtifactError
+from edge_sdk.wire.tensors import Array
 
 VERSION = f"onnxruntime {onnxruntime.__version__}"
 onnxruntime.set_default_logger_severity(3)  # warnings about graphs are the exporter's business, not a device's
@@ -26,7 +26,8 @@ onnxruntime.set_default_logger_severity(3)  # warnings about graphs are the expo
 class Graph:
     """One loaded graph. Inputs are read in place (a mapped weight is never copied); outputs are new arrays.
 
-    Memory is returned after every run: without an arena the peak is the largest run's, not the sum of the largest of each.
+    Memory is returned after every run: without an arena the peak is the largest run's, not the sum of the largest of
+    each.
     """
 
     def __init__(self, path: pathlib.Path, threads: int) -> None:

@@ -84,7 +84,7 @@ class Walk:
             if k >= self._lowest:
                 kept.append(flowing)
             flowing = {"x": self.forward(segment, flowing, context, adapter)}
-        outcome, dy = self._turn(flowing.pop("x"), batch, adapter, weight)
+        outcome, dy = self.turn(flowing.pop("x"), batch, adapter, weight)
         for segment in reversed(self._segments[self._lowest :]):
             found = self.backward(segment, kept.pop(), dy, context, adapter)
             dy = found.pop("dx")
@@ -129,12 +129,16 @@ class Walk:
         self.watch()
         return found
 
+    def walks_back(self, segment: Segment) -> bool:
+        """Whether gradients flow through this segment at this level."""
+        return segment in self._segments[self._lowest :]
+
     def context(self, batch: Batch) -> Arrays:
         """Masks, rotary tables: what all blocks share, computed once a batch."""
         name = self.artifact.manifest.context
         return self._graphs[name].run({"attention_mask": batch.attention_mask}) if name else {}
 
-    def _turn(self, x: Array, batch: Batch, adapter: Mapping[str, Array], weight: float) -> tuple[Outcome, Array]:
+    def turn(self, x: Array, batch: Batch, adapter: Mapping[str, Array], weight: float) -> tuple[Outcome, Array]:
         """The loss, and the gradient by the last segment's output."""
         if self._vocabulary is not None:
             predicts, labels = predicting_rows(batch.ids, batch.attention_mask)

@@ -108,7 +108,9 @@ class TensorFile(Mapping[str, Array]):
         return len(self._arrays)
 
     def evict(self, part: Array | None = None) -> None:
-        """Give touched pages back to the kernel: all, or those under `part`, an array of this file or a slice of one."""
+        """Give touched pages back to the kernel: all, or those under `part`, an array of this file or a slice of
+        one.
+        """
         if part is None:
             self._map.madvise(mmap.MADV_DONTNEED)
             return
