@@ -17,12 +17,14 @@ ROW_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class ResultRow:
-    """One accepted delta."""
+    """One accepted delta, and the blob that it is."""
 
     round: int
     attempt: int
     device: str
     level: str
+    sha256: str
+    size_bytes: int
     examples: int
     report: Report
 
@@ -132,8 +134,8 @@ def _opened(path: pathlib.Path) -> Iterator[sqlite3.Connection]:
 def _read_all(db: sqlite3.Connection) -> History:
     run, name = db.execute("SELECT id, name FROM run").fetchone()
     results = db.execute(
-        "SELECT t.round, t.attempt, r.device, t.level, r.examples, r.report FROM results r JOIN tasks t "
-        "USING (task_id) ORDER BY t.round, t.attempt, r.device"
+        "SELECT t.round, t.attempt, r.device, t.level, r.sha256, r.size_bytes, r.examples, r.report "
+        "FROM results r JOIN tasks t USING (task_id) ORDER BY t.round, t.attempt, r.device"
     )
     (open_tasks,) = db.execute("SELECT COUNT(*) FROM tasks WHERE state = 'offered'").fetchone()
     return History(
@@ -150,10 +152,7 @@ def _read_all(db: sqlite3.Connection) -> History:
             AdapterRow(*row)
             for row in db.execute("SELECT version, sha256, size_bytes, truncation FROM adapters ORDER BY version")
         ),
-        results=tuple(
-            ResultRow(round_, attempt, device, level, examples, codec.decode(Report, report, ROW_BYTES))
-            for round_, attempt, device, level, examples, report in results
-        ),
+        results=tuple(ResultRow(*row[:-1], report=codec.decode(Report, row[-1], ROW_BYTES)) for row in results),
         answers=tuple(_answers(db)),
         evaluations=tuple(
             EvaluationRow(*row)

@@ -79,6 +79,7 @@ class Ledger:
 
         Raises LedgerError when another process has it open, or when it is another run's, told by its `digest`.
         """
+        self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = path.with_suffix(".lock").open("w")
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
@@ -18,6 +19,7 @@ from coordinator.rounds import Rounds
 from edge_sdk.wire.messages import TaskProgress
 
 NONE = "-"
+LOG_WIDTH = 140  # of tables where there is no terminal
 
 
 class Screen:
@@ -25,7 +27,8 @@ class Screen:
 
     def __init__(self, console: Console | None = None) -> None:
         """Show on standard output, or on the given console."""
-        self.console = console or Console(highlight=False, soft_wrap=True)
+        width = None if sys.stdout.isatty() else LOG_WIDTH
+        self.console = console or Console(highlight=False, soft_wrap=True, width=width)
         self._live = (
             Live(console=self.console, auto_refresh=False, transient=True) if self.console.is_terminal else None
         )

@@ -1,7 +1,7 @@
 """A process for the ledger's crash test: plays rounds against a ledger until it is killed.
 
-`python -m tests.coordinator.crash_writer LEDGER` prints one line after each thing that has been promised, `receipt TASK` or
-`adapter VERSION`: whatever was printed must be in the ledger, whenever the kill came.
+`python -m tests.coordinator.crash_writer LEDGER` prints one line after each thing that was promised, `receipt TASK`
+or `adapter VERSION`: whatever was printed must be in the ledger, whenever the kill came.
 """
 
 from __future__ import annotations

@@ -34,7 +34,8 @@ def adapter(seed: int = 0, modules: int = 2) -> dict[str, Array]:
 def change(of: dict[str, Array], seed: int, *, only: str = "", scale: float = 0.1) -> Delta:
     """A random delta of the tensors whose name contains `only`."""
     random = np.random.default_rng(seed)
-    return Delta({n: (scale * random.normal(size=a.shape)).astype(np.float32) for n, a in of.items() if only in n})
+    chosen = {name: array.shape for name, array in of.items() if only in name}
+    return Delta({n: np.asarray(random.normal(0, scale, shape), np.float32) for n, shape in chosen.items()})
 
 
 def product(tensors: dict[str, Array], module: str) -> Array:
@@ -65,7 +66,7 @@ def test_one_device_keeps_its_own_product(seed: int, weight: int) -> None:
 @given(seeds, weights)
 @settings(deadline=None, max_examples=40)
 def test_svd_is_the_best_of_its_rank(seed: int, shares: list[int]) -> None:
-    """The product is the truncated SVD of the dense weighted mean of products, and the error reported is its distance."""
+    """The product is the truncated SVD of the dense weighted mean of products; the error reported is its distance."""
     start = adapter(modules=1)
     deltas = [change(start, seed + k) for k in range(len(shares))]
     result = aggregate(SVD, start, [Contribution(d, w) for d, w in zip(deltas, shares, strict=True)])
@@ -152,7 +153,7 @@ def _mean_of(start: dict[str, Array], deltas: list[Delta]) -> mean.State:
 
 
 def test_no_direction_dies() -> None:
-    """Where the product has lower rank than the adapter, B is zero and A is not: a gradient can still leave the saddle."""
+    """Where the product has a lower rank than the adapter, B is zero and A is not: no gradient is stuck."""
     start = adapter(modules=1)
     start["block.0/q.lora_B"][:] = 0
     one_column = np.zeros((OUT, RANK), np.float32)

@@ -9,7 +9,6 @@ import shutil
 import signal
 import socket
 import time
-from collections.abc import Iterator
 
 import pytest
 
@@ -34,7 +33,7 @@ def listens(port: int) -> bool:
 
 
 @pytest.fixture(params=["mosquitto", "amqtt"])
-def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> Iterator[None]:
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
     """A machine on which the named broker is the first choice."""
     if request.param == "mosquitto" and not MOSQUITTO:
         pytest.skip("no mosquitto here")
@@ -43,7 +42,6 @@ def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_pa
             pytest.skip("no amqtt here")
         monkeypatch.setattr("coordinator.broker.FOLDERS", str(tmp_path))
         monkeypatch.setenv("PATH", str(tmp_path))
-    yield
 
 
 @pytest.mark.broker

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import pathlib
-import random
 import signal
 import sqlite3
 import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
 from coordinator.errors import LedgerError
@@ -171,8 +171,8 @@ def test_no_ledger_is_said(tmp_path: pathlib.Path) -> None:
 
 def test_kill_at_any_moment_loses_no_promise(tmp_path: pathlib.Path) -> None:
     """A writer killed with SIGKILL again and again: every receipt it gave stands, every round used each device once."""
-    path, pause, promised = tmp_path / "ledger.sqlite", random.Random(7), list[str]()
-    for _ in range(KILLS):
+    path, promised = tmp_path / "ledger.sqlite", list[str]()
+    for pause_s in np.random.default_rng(7).uniform(0, 0.15, KILLS):
         writer = subprocess.Popen(
             [sys.executable, "-m", "tests.coordinator.crash_writer", str(path)],
             cwd=ROOT,
@@ -182,7 +182,7 @@ def test_kill_at_any_moment_loses_no_promise(tmp_path: pathlib.Path) -> None:
         )
         assert writer.stdout is not None
         promised.append(writer.stdout.readline())
-        time.sleep(pause.uniform(0, 0.15))
+        time.sleep(pause_s)
         writer.send_signal(signal.SIGKILL)
         promised += [line for line in writer.stdout.read().splitlines(keepends=True) if line.endswith("\n")]
         writer.stdout.close()

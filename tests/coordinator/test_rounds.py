@@ -158,7 +158,7 @@ def test_a_late_comer_takes_part() -> None:
 
 
 def test_hello_again_repeats_the_offer() -> None:
-    """A device that forgot, or a new process of it, is offered the same task; one that has delivered is offered nothing."""
+    """A device that forgot, or a new process of it, is offered the same task; one that has delivered, nothing."""
     scene = opened()
     again = only(OfferAgain, scene.hello("a", session="s2"))
     assert [i.task.task_id for i in again] == [scene.task("a").task_id]
@@ -225,7 +225,7 @@ def test_a_device_without_data_is_not_asked_again() -> None:
 
 
 def test_the_deadline_closes() -> None:
-    """At the deadline what was not offered is cancelled; what is being fetched gets its grace; then the quorum counts."""
+    """At the deadline what was not offered is cancelled, what is being fetched may still arrive; the quorum counts."""
     scene = opened()
     scene.tell(ResultHeard("a", ResultOffer(scene.task("a").task_id, DELTA, make_report())))
     cancelled = only(CancelTask, scene.tell(Tick(), after_s=100))
@@ -315,7 +315,7 @@ def test_duplicates_do_nothing() -> None:
     late = TaskDeclined(task_id, DeclineReason.OVER_BUDGET, 1, 1, "")
     assert scene.tell(DeclineHeard("a", late)) == []
     scene.decline("b")
-    first = [i for i in scene.asked if isinstance(i, GiveTask) and i.device == "b"][0].task.task_id
+    first = next(i.task.task_id for i in scene.asked if isinstance(i, GiveTask) and i.device == "b")
     assert scene.tell(DeclineHeard("b", TaskDeclined(first, DeclineReason.OVER_BUDGET, 1, 1, ""))) == []
 
 

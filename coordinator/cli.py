@@ -1,0 +1,101 @@
+"""`fedpeat`: the coordinator's command line.
+
+Exit status: 0 done, 1 the run or a check failed, 2 wrong input or something is not installed, 130 stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import importlib.util
+import pathlib
+import sqlite3
+import sys
+from collections.abc import Sequence
+from typing import Final
+
+from coordinator.errors import CoordinatorError
+
+NEEDED: Final = ("torch", "transformers", "peft", "optimum", "onnx", "onnxscript", "safetensors", "rich", "matplotlib")
+WRONG_INPUT: Final = 2
+CONFIG: Final = "coordinator.toml"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments == ["version"]:
+        return _version()
+    if lacking := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
+        print(
+            f"this is a device's install: {', '.join(lacking)} not found. "
+            "For the coordinator: pip install 'fedpeat[coordinator]'",
+            file=sys.stderr,
+        )
+        return WRONG_INPUT
+    parsed = _parser().parse_args(arguments)
+    try:
+        status: int = parsed.run(parsed)
+    except (CoordinatorError, OSError, sqlite3.Error) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1 if isinstance(error, (OSError, sqlite3.Error)) else WRONG_INPUT
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    from export.cli import add_commands
+
+    parser = argparse.ArgumentParser(prog="fedpeat", description="Federated fine-tuning: the coordinator's side.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    command = commands.add_parser("serve", help="run the rounds of a configuration, or go on with them")
+    command.add_argument("--config", type=pathlib.Path, default=pathlib.Path(CONFIG), metavar="FILE")
+    command.add_argument(
+        "--insecure", action="store_true", help="accept a broker on another machine, without encryption"
+    )
+    command.set_defaults(run=_serve)
+    command = commands.add_parser("status", help="where a run stands, also while it runs")
+    command.add_argument("--config", type=pathlib.Path, default=pathlib.Path(CONFIG), metavar="FILE")
+    command.set_defaults(run=_status)
+    commands.add_parser("version", help="print the version").set_defaults(run=lambda _arguments: _version())
+    add_commands(commands)
+    return parser
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    from coordinator.config import load_config
+    from coordinator.screen import Screen
+    from coordinator.serve import serve
+
+    return serve(load_config(arguments.config), Screen(), insecure=arguments.insecure)
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    from coordinator.config import load_config
+    from coordinator.history import read_history
+    from coordinator.screen import Screen, evaluation_table, result_table
+    from coordinator.serve import ledger_path
+
+    config = load_config(arguments.config)
+    history = read_history(ledger_path(config))
+    screen = Screen()
+    done = max((adapter.version for adapter in history.adapters), default=0)
+    now = history.rounds[-1] if history.rounds else None
+    screen.line(
+        f"run {history.name} ({history.run}): {done} of {config.rounds.count} rounds, {len(history.devices)} devices"
+    )
+    if now is not None and now.state == "open":
+        screen.line(
+            f"round {now.round} is open, attempt {now.attempt}; {history.open_tasks} tasks are not answered yet"
+        )
+    screen.table(result_table(history))
+    screen.table(evaluation_table(history, config.levels[-1].name))
+    return 0
+
+
+def _version() -> int:
+    print(importlib.metadata.version("fedpeat"))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,371 @@
+"""The daemon: one loop, one thread that owns everything. `rounds` decides, this executes.
+
+Rules:
+
+- what a message or a finished job means is an event for `rounds`; its instructions are executed in order, each written
+  to the ledger before it is sent;
+- nothing here waits: transfers are a few chunks a turn, and what takes longer is a job;
+- a message that is malformed, or that claims another sender than its topic, is counted, said and dropped;
+- a broker that forgot everything is told everything again at each connect.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+from edge_sdk.wire.transport import Connected, Disconnected, Received, Transport
+
+from coordinator.aggregate.blobs import NextAdapter, aggregate_blobs
+from coordinator.builder import Artifact
+from coordinator.collector import Collector, Fetched, Unfetched
+from coordinator.config import Config
+from coordinator.errors import CoordinatorError, JobError
+from coordinator.evaluation import Evaluation, Evaluator
+from coordinator.events import (
+    AdapterReady,
+    AggregateRound,
+    CancelTask,
+    DeclineHeard,
+    Event,
+    FailureHeard,
+    FetchDelta,
+    GiveTask,
+    HelloHeard,
+    Instruction,
+    OfferAgain,
+    OpenRound,
+    PresenceHeard,
+    ProgressHeard,
+    Reconnected,
+    ResultCommitted,
+    ResultHeard,
+    ResultRefused,
+    SendReceipt,
+    StopAsked,
+    Tick,
+)
+from coordinator.history import read_history
+from coordinator.jobs import Done, Failed, Jobs, Line, Outcome
+from coordinator.ledger import Ledger
+from coordinator.narrate import narrate
+from coordinator.policy.largest_that_fits import LargestThatFits
+from coordinator.publisher import Publisher
+from coordinator.report import FULL
+from coordinator.round_states import State
+from coordinator.rounds import Plan, Rounds
+from coordinator.screen import Screen, board
+from coordinator.scribe import write_down
+from coordinator.task_book import TaskMaker
+from coordinator.validate import Accepted, check_delta, expected
+from edge_sdk.wire.blobs import BlobStore
+from edge_sdk.wire.errors import WireError
+from edge_sdk.wire.manifest import Manifest
+from edge_sdk.wire.messages import (
+    Announcement,
+    Chunk,
+    ChunkRequest,
+    Hello,
+    Message,
+    Presence,
+    RefusalReason,
+    ResultOffer,
+    TaskCancel,
+    TaskDeclined,
+    TaskFailed,
+    TaskOffer,
+    TaskProgress,
+    TransferRefused,
+    decode_message,
+    encode_message,
+)
+from edge_sdk.wire.topics import Topics
+
+POLL_S: Final = 0.05
+TICK_S: Final = 0.5
+AGGREGATE: Final = "aggregate"
+
+
+class Daemon:
+    """Serves one run over `transport` until its rounds are done. `messages_dropped` counts what could not be used."""
+
+    def __init__(
+        self, config: Config, artifact: Artifact, ledger: Ledger, transport: Transport, jobs: Jobs, screen: Screen
+    ) -> None:
+        """Continue where the ledger ends, or begin with the artifact's starting values."""
+        self._config, self._artifact, self._ledger = config, artifact, ledger
+        self._transport, self._jobs, self._screen = transport, jobs, screen
+        self._topics, self._session = Topics(config.fleet), secrets.token_hex(8)
+        self._received = BlobStore(config.out / "received")
+        self._publisher = Publisher(artifact.store)
+        self._collector = Collector(self._received)
+        self._evaluator = (
+            Evaluator(config, config.evaluation, artifact, jobs) if config.evaluation is not None else None
+        )
+        ledger.begin(artifact.initial_adapter())
+        past = ledger.past()
+        if past is None:  # begin has just written version 0
+            msg = "the ledger lost its first adapter"
+            raise CoordinatorError(msg)
+        self._rounds = Rounds(self._plan(), LargestThatFits(), past, time.monotonic())
+        if past.version or past.open:
+            self._screen.line(f"continuing at round {past.version + 1}")
+        self._progress: dict[str, TaskProgress] = {}
+        self._events: deque[Event] = deque()
+        self._connected, self._next_tick_s, self.messages_dropped = False, 0.0, 0
+
+    def run(self, stop_asked: Callable[[], bool], keep: Callable[[], None]) -> State:
+        """Serve until all is done and measured, or `stop_asked`; call `keep` now and then.
+
+        Raises CoordinatorError, OSError, sqlite3.Error.
+        """
+        self._transport.subscribe(self._topics.presence("+"))
+        self._transport.subscribe(self._topics.up("+"))
+        self._measure()
+        while not self._over():
+            if stop_asked():
+                self._tell(StopAsked())
+                break
+            self._turn(keep)
+        self._flush_traffic()
+        return self._rounds.state
+
+    # ---- one turn of the loop
+
+    def _turn(self, keep: Callable[[], None]) -> None:
+        busy = self._publisher.has_work()
+        happened = self._transport.receive(0.0 if busy else POLL_S)
+        if isinstance(happened, Received):
+            self._on_received(happened)
+        elif isinstance(happened, Connected):
+            self._on_connected()
+        elif isinstance(happened, Disconnected):
+            self._on_disconnected(happened)
+        for outcome in self._jobs.poll():
+            self._on_outcome(outcome)
+        for device, message in self._publisher.next_chunks():
+            self._send(device, message)
+        now_s = time.monotonic()
+        if now_s >= self._next_tick_s:
+            self._next_tick_s = now_s + TICK_S
+            self._on_tick(now_s)
+            keep()
+
+    def _on_tick(self, now_s: float) -> None:
+        for device, request in self._collector.requests(now_s):
+            self._send(device, request)
+        self._tell(Tick())
+        self._screen.board(board(self._rounds, self._progress, now_s))
+
+    def _over(self) -> bool:
+        state = self._rounds.state
+        if state in {State.GAVE_UP, State.STOPPED}:
+            return True
+        return state is State.DONE and not self._measuring()
+
+    # ---- the broker
+
+    def _on_connected(self) -> None:
+        """Say everything again: the broker may be a new one."""
+        self._connected = True
+        self._screen.line("connected to the broker")
+        for built in self._artifact.levels.values():
+            data = self._artifact.store.read(built.blob)
+            self._transport.publish(self._topics.manifest(built.blob.sha256), data, retain=True)
+        self._announce()
+        self._tell(Reconnected())
+
+    def _on_disconnected(self, event: Disconnected) -> None:
+        if self._connected:
+            self._screen.line(f"lost the broker: {event.reason}; trying again", "yellow")
+        self._connected = False
+
+    def _announce(self) -> None:
+        message = encode_message(Announcement(self._session, self._rounds.round))
+        self._transport.publish(self._topics.announcement, message, retain=True)
+
+    def _send(self, device: str, message: Message) -> None:
+        self._transport.publish(self._topics.down(device), encode_message(message))
+
+    # ---- messages
+
+    def _on_received(self, received: Received) -> None:
+        try:
+            device = self._topics.last_level(received.topic)
+            message = decode_message(received.payload)
+        except WireError as error:
+            self._drop(f"{received.topic}: {error}")
+            return
+        if getattr(message, "device", device) != device:
+            self._drop(f"{received.topic}: speaks for another device")
+        elif received.topic == self._topics.presence(device):
+            if isinstance(message, Presence):
+                self._tell(PresenceHeard(message))
+        else:
+            self._on_message(device, message)
+
+    def _drop(self, why: str) -> None:
+        self.messages_dropped += 1
+        self._screen.line(f"dropped a message on {why}"[:200], "yellow")
+
+    def _on_message(self, device: str, message: Message) -> None:
+        if isinstance(message, Hello):
+            self._on_hello(message)
+        elif isinstance(message, TaskProgress):
+            self._progress[message.task_id] = message
+            self._tell(ProgressHeard(device, message))
+        elif isinstance(message, TaskDeclined):
+            self._tell(DeclineHeard(device, message))
+        elif isinstance(message, TaskFailed):
+            self._tell(FailureHeard(device, message))
+        elif isinstance(message, ResultOffer):
+            self._tell(ResultHeard(device, message))
+        elif isinstance(message, ChunkRequest):
+            refusal = self._publisher.asked(device, message)
+            if refusal is not None:
+                self._send(device, refusal)
+        elif isinstance(message, Chunk):
+            self._collected(self._collector.take(device, message, time.monotonic()))
+        elif isinstance(message, TransferRefused):
+            self._collected(self._collector.refused(device, message))
+        else:
+            self._drop(f"{device}: a {type(message).__name__} is not for the coordinator")
+
+    def _on_hello(self, hello: Hello) -> None:
+        if hello.device not in self._rounds.fleet:
+            budget = f"{hello.budget_bytes / 1e6:.0f} MB"
+            self._screen.line(f"{hello.device}: {hello.machine}, budget {budget}, {hello.examples} examples")
+        self._ledger.hello(hello)
+        self._tell(HelloHeard(hello))
+
+    # ---- instructions
+
+    def _tell(self, event: Event) -> None:
+        """Carry out what `event` asks for; events that arise meanwhile wait for their turn."""
+        self._events.append(event)
+        if len(self._events) > 1:
+            return
+        while self._events:
+            for instruction in self._rounds.handle(self._events[0], time.monotonic()):
+                write_down(self._ledger, instruction)
+                if line := narrate(instruction):
+                    self._screen.line(*line)
+                self._execute(instruction)
+            self._events.popleft()
+
+    def _execute(self, instruction: Instruction) -> None:
+        if isinstance(instruction, OpenRound):
+            self._announce()
+        elif isinstance(instruction, (GiveTask, OfferAgain)):
+            self._send(instruction.device, TaskOffer(instruction.task))
+        elif isinstance(instruction, CancelTask):
+            self._collector.forget(instruction.task_id)
+            self._send(instruction.device, TaskCancel(instruction.task_id, instruction.reason))
+        elif isinstance(instruction, SendReceipt):
+            self._send(instruction.device, instruction.receipt)
+        elif isinstance(instruction, FetchDelta):
+            self._fetch(instruction)
+        elif isinstance(instruction, AggregateRound):
+            self._aggregate(instruction)
+
+    def _fetch(self, wanted: FetchDelta) -> None:
+        limit = expected(wanted.task, wanted.device, self._manifest(wanted.level)).max_bytes
+        self._collected(self._collector.begin(wanted, limit, time.monotonic()))
+        for device, request in self._collector.requests(time.monotonic()):
+            self._send(device, request)
+
+    def _collected(self, outcome: Fetched | Unfetched | None) -> None:
+        """A delta is whole, or cannot be had: commit or refuse, and only then tell."""
+        if isinstance(outcome, Fetched):
+            self._judge(outcome)
+        elif isinstance(outcome, Unfetched):
+            self._refuse(outcome.wanted, outcome.reason, outcome.detail)
+
+    def _judge(self, fetched: Fetched) -> None:
+        wanted = fetched.wanted
+        data = self._received.read(wanted.delta)
+        verdict = check_delta(data, expected(wanted.task, wanted.device, self._manifest(wanted.level)))
+        if not isinstance(verdict, Accepted):
+            self._received.remove(wanted.delta.sha256)
+            self._refuse(wanted, verdict.reason, verdict.detail)
+            return
+        task_id, report = wanted.task.task_id, wanted.report
+        self._ledger.commit_result(wanted.device, task_id, wanted.delta, verdict.examples, report)
+        loss = f"loss {report.loss_before:.3f} -> {report.loss_after:.3f}"
+        peak = f"peak {report.peak_bytes / 1e6:.0f} of {report.budget_bytes / 1e6:.0f} MB"
+        self._screen.line(f"{wanted.device}: delta in, {wanted.level}, {report.steps} steps, {loss}, {peak}", "green")
+        self._tell(ResultCommitted(task_id, report.budget_bytes, report.peak_bytes))
+
+    def _refuse(self, wanted: FetchDelta, reason: RefusalReason, detail: str) -> None:
+        self._ledger.refuse_result(wanted.task.task_id, reason, detail)
+        self._screen.line(f"{wanted.device}: delta refused, {reason.value}: {detail}", "red")
+        self._tell(ResultRefused(wanted.task.task_id, reason, detail))
+
+    # ---- jobs
+
+    def _aggregate(self, asked: AggregateRound) -> None:
+        config, store, received = self._config.aggregation, self._artifact.store, self._received
+        deltas = self._ledger.deltas(asked.task_ids)
+
+        def work(_say: Callable[[Line], None]) -> tuple[AggregateRound, NextAdapter]:
+            return asked, aggregate_blobs(config, store, received, asked.adapter, deltas)
+
+        self._jobs.start(f"aggregation of round {asked.round}", AGGREGATE, work)
+
+    def _on_outcome(self, outcome: Outcome) -> None:
+        measured = self._evaluator is not None and self._evaluator.ended(outcome.job)
+        if isinstance(outcome, Failed) and measured:
+            self._screen.line(f"{outcome.job} could not be measured: {outcome.error}", "red")
+        elif isinstance(outcome, Failed):
+            msg = f"{outcome.job} failed: {outcome.error}"
+            raise JobError(msg) from outcome.error
+        elif not isinstance(outcome, Done):
+            return
+        elif isinstance(outcome.value, Evaluation):
+            self._on_evaluation(outcome.value)
+        elif isinstance(outcome.value, tuple):
+            self._on_aggregate(*outcome.value)
+
+    def _on_aggregate(self, asked: AggregateRound, made: NextAdapter) -> None:
+        self._ledger.commit_adapter(asked.round, asked.attempt, made.blob, made.truncation)
+        self._flush_traffic()
+        lost = f", {made.truncation:.1%} of the product lost to the rank" if made.truncation else ""
+        self._screen.line(f"round {asked.round} is aggregated: adapter {made.blob.sha256[:12]}{lost}", "bold")
+        self._measure()
+        self._tell(AdapterReady(asked.round, made.blob))
+
+    def _on_evaluation(self, found: Evaluation) -> None:
+        self._ledger.evaluation(found.version, found.kind, found.loss, found.accuracy, found.rows)
+        where = "full model" if found.kind == FULL else f"emulator {self._config.levels[-1].name}"
+        what = "base model" if found.version == 0 else f"after round {found.version}"
+        accuracy = "" if found.accuracy is None else f", accuracy {found.accuracy:.3f}"
+        self._screen.line(f"held-out loss, {what}, {where}: {found.loss:.4f}{accuracy}", "cyan")
+
+    def _measure(self) -> None:
+        if self._evaluator is not None:
+            self._evaluator.start_missing(read_history(self._ledger.path))
+
+    def _measuring(self) -> bool:
+        return self._evaluator is not None and self._evaluator.pending
+
+    def _flush_traffic(self) -> None:
+        sent, received = self._publisher.take_sent_bytes(), self._collector.take_received_bytes()
+        for device in sorted(sent.keys() | received.keys()):
+            self._ledger.traffic(device, sent.get(device, 0), received.get(device, 0))
+
+    # ---- plumbing
+
+    def _manifest(self, level: str) -> Manifest:
+        return self._artifact.levels[level].manifest
+
+    def _plan(self) -> Plan:
+        levels = self._artifact.levels
+        return Plan(
+            rounds=self._config.rounds,
+            tasks=TaskMaker(self._ledger.run, self._config.training, self._config.aggregation.rule),
+            levels=tuple(built.level() for built in levels.values()),
+            artifacts={name: built.blob for name, built in levels.items()},
+        )

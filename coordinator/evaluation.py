@@ -1,0 +1,118 @@
+"""Held-out losses of adapter versions, by processes of their own, while the next round runs.
+
+Each version is measured twice: plugged into the full model (`python -m export.cli evaluate`), and on the most
+compressed emulator level (`python -m edge_sdk.cli evaluate`). Version 0 changes nothing in the model: its loss is the
+base model's.
+"""
+
+from __future__ import annotations
+
+import math
+import pathlib
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from coordinator.builder import Artifact
+from coordinator.config import Config, EvaluationConfig, HeldOutKind
+from coordinator.errors import ConfigError, JobError
+from coordinator.history import History
+from coordinator.jobs import Jobs, Line
+from coordinator.report import EMULATOR, FULL
+from edge_sdk.wire.blobs import Blob
+
+LANE: Final = "evaluate"
+KINDS: Final = (FULL, EMULATOR)
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What a job measured."""
+
+    version: int
+    kind: str
+    loss: float
+    accuracy: float | None
+    rows: int
+
+
+class Evaluator:
+    """Starts what is to be measured; outcomes come through the jobs, as `Evaluation`."""
+
+    def __init__(self, config: Config, held_out: EvaluationConfig, artifact: Artifact, jobs: Jobs) -> None:
+        """Nothing is started yet."""
+        self._config, self._held_out, self._artifact, self._jobs = config, held_out, artifact, jobs
+        self._asked: set[tuple[int, str]] = set()
+        self._running: set[str] = set()
+
+    @property
+    def tokens(self) -> pathlib.Path:
+        """The held-out data as token arrays."""
+        is_tokens = self._held_out.kind is HeldOutKind.TOKENS
+        return self._held_out.path if is_tokens else self._config.out / "held-out"
+
+    @property
+    def pending(self) -> bool:
+        """Whether something is being measured."""
+        return bool(self._running)
+
+    def start_missing(self, history: History) -> None:
+        """Measure every adapter version that the ledger has no losses of, oldest first."""
+        known = {(row.version, row.kind) for row in history.evaluations} | self._asked
+        for adapter in history.adapters:
+            for kind in KINDS:
+                if (adapter.version, kind) not in known:
+                    self._asked.add((adapter.version, kind))
+                    self._start(adapter.version, kind, Blob(adapter.sha256, adapter.size_bytes))
+
+    def ended(self, job: str) -> bool:
+        """A job has ended, well or badly; False for one that is none of ours."""
+        ours = job in self._running
+        self._running.discard(job)
+        return ours
+
+    def _start(self, version: int, kind: str, adapter: Blob) -> None:
+        def work(say: Callable[[Line], None]) -> Evaluation:
+            self._prepare(say)
+            line = self._jobs.process(self._command(kind, adapter), say)
+            loss = float(line["loss"])
+            if not math.isfinite(loss):
+                msg = f"the loss is {loss}"
+                raise JobError(msg)
+            return Evaluation(version, kind, loss, line.get("accuracy"), int(line["rows"]))
+
+        job = f"held-out loss of adapter {version}, {kind}"
+        self._running.add(job)
+        self._jobs.start(job, LANE, work)
+
+    def _prepare(self, say: Callable[[Line], None]) -> None:
+        """Tokenise the held-out data, once per run; all versions are measured on the same rows."""
+        if not self._held_out.path.exists():
+            msg = f"evaluation.path is {self._held_out.path}, which is not there"
+            raise ConfigError(msg)
+        if not self.tokens.exists():
+            making = self.tokens.with_name(f".{self.tokens.name}.making")
+            shutil.rmtree(making, ignore_errors=True)
+            self._jobs.process(self._prepare_command(making), say)
+            making.rename(self.tokens)
+
+    def _prepare_command(self, out: pathlib.Path) -> list[str]:
+        held_out, full = self._held_out, self._artifact.full
+        command: list[Any] = [sys.executable, "-m", "edge_sdk.cli", "prepare", full.path, "--out", out]
+        command += ["--kind", held_out.kind.value, "--path", held_out.path]
+        command += ["--tokens", self._config.training.tokens, "--rows", held_out.rows]
+        if held_out.kind is HeldOutKind.CSV:
+            command += ["--text-column", held_out.text_column, "--label-column", held_out.label_column]
+        return [str(word) for word in command]
+
+    def _command(self, kind: str, adapter: Blob) -> list[str]:
+        file = self._artifact.store.path(adapter.sha256)
+        if kind == FULL:
+            command: list[Any] = ["export.cli", "evaluate", self._config.model.dir, self.tokens]
+            command += ["--manifest", self._artifact.full.path, "--adapter", file]
+        else:
+            level = self._artifact.levels[self._config.levels[-1].name]
+            command = ["edge_sdk.cli", "evaluate", level.path, "--adapter", file, "--data", self.tokens]
+        return [sys.executable, "-m", *map(str, command)]

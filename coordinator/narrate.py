@@ -1,0 +1,50 @@
+"""What an instruction means to the person at the coordinator: one line and its style, or nothing."""
+
+from __future__ import annotations
+
+from coordinator.events import (
+    AggregateRound,
+    CancelTask,
+    Finish,
+    GiveTask,
+    GiveUp,
+    Instruction,
+    OpenRound,
+    RecordDecline,
+    RecordFailure,
+    RepeatRound,
+)
+
+
+def narrate(instruction: Instruction) -> tuple[str, str] | None:
+    """A line and its style."""
+    if isinstance(instruction, OpenRound):
+        again = f", attempt {instruction.attempt}" if instruction.attempt > 1 else ""
+        return f"round {instruction.round} is open{again}", "bold"
+    if isinstance(instruction, GiveTask):
+        return f"{instruction.device}: round {instruction.task.round}, level {instruction.level}", ""
+    if isinstance(instruction, CancelTask):
+        return f"{instruction.device}: task cancelled, {instruction.reason}", "yellow"
+    if isinstance(instruction, RecordDecline):
+        said = instruction.message
+        needs = f", needs {said.needed_bytes / 1e6:.0f} MB, has {said.budget_bytes / 1e6:.0f} MB" * bool(
+            said.needed_bytes
+        )
+        return f"{instruction.device}: declined {instruction.level}, {said.reason.value}{needs}", "yellow"
+    if isinstance(instruction, RecordFailure):
+        failed = instruction.message
+        what = f"failed at {instruction.level}, {failed.reason.value}, peak {failed.peak_bytes / 1e6:.0f} MB"
+        return f"{instruction.device}: {what}: {failed.detail}", "red"
+    return _about_the_round(instruction)
+
+
+def _about_the_round(instruction: Instruction) -> tuple[str, str] | None:
+    if isinstance(instruction, RepeatRound):
+        return f"round {instruction.round} came to nothing: {instruction.why}", "yellow"
+    if isinstance(instruction, AggregateRound):
+        return f"round {instruction.round} is closed with {len(instruction.task_ids)} deltas; aggregating", "bold"
+    if isinstance(instruction, Finish):
+        return "all rounds are done", "bold"
+    if isinstance(instruction, GiveUp):
+        return f"given up: {instruction.why}", "bold red"
+    return None

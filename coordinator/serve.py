@@ -1,0 +1,214 @@
+"""`fedpeat serve` from beginning to end: ledger, broker, build, rounds, checkpoint, report.
+
+Each step leaves on disk what the next run of the same command needs to skip it, so a coordinator that was stopped, or
+killed, goes on where it was. Everything that was started here is ended here, whichever way this is left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import pathlib
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import FrameType
+from typing import Final, TypeVar
+
+from edge_sdk.wire.mqtt import MqttTransport
+
+from coordinator.broker import Broker, check_url
+from coordinator.builder import Artifact, build, check_initial
+from coordinator.config import Config
+from coordinator.daemon import Daemon
+from coordinator.history import History, read_history
+from coordinator.jobs import Failed, Jobs, Line, Progress
+from coordinator.ledger import Ledger
+from coordinator.report import checks, make_report
+from coordinator.round_states import State
+from coordinator.screen import Screen, check_line, evaluation_table, result_table
+from edge_sdk.wire.blobs import Blob, BlobStore, written_atomically
+from edge_sdk.wire.errors import IntegrityError
+
+T = TypeVar("T")
+
+OK, FAILED, STOPPED = 0, 1, 130
+WAIT_S: Final = 0.1
+LEDGER: Final = "ledger.sqlite"
+CHECKPOINT: Final = "checkpoint"
+
+
+class Stopped(Exception):  # noqa: N818 - no error: somebody asked for it
+    """Ctrl-C, or SIGTERM."""
+
+
+@dataclass(slots=True)
+class Stop:
+    """Whether somebody asked to stop; set by the signal handler, looked at between two steps."""
+
+    asked: bool = False
+
+    def __call__(self) -> bool:
+        """Whether it was asked for."""
+        return self.asked
+
+
+def serve(config: Config, screen: Screen, *, insecure: bool) -> int:
+    """Run to the end; the exit status. Raises CoordinatorError, OSError, sqlite3.Error."""
+    with contextlib.ExitStack() as stack:
+        stop = stack.enter_context(_signals())
+        config.out.mkdir(parents=True, exist_ok=True)
+        ledger = stack.enter_context(Ledger(config.out / LEDGER, config.name, config.digest()))
+        jobs = Jobs()
+        stack.callback(jobs.close)
+        url, revive = _broker(config, screen, stack, insecure=insecure)
+        try:
+            house = House(screen, jobs, stop, revive)
+            artifact = house.wait_for("build", lambda say: build(config, jobs, say))
+            check_initial(artifact)
+            state = _rounds(config, artifact, ledger, house, url)
+            return _finish(config, artifact, house, state)
+        except Stopped:
+            screen.line("stopped; `fedpeat serve` with the same configuration goes on from here", "yellow")
+            return STOPPED
+
+
+@dataclass(frozen=True, slots=True)
+class House:
+    """What goes on beside every step: the screen, jobs, the wish to stop, and a broker to be kept alive."""
+
+    screen: Screen
+    jobs: Jobs
+    stop: Stop
+    revive: Callable[[], bool]
+
+    def keep(self) -> None:
+        """Bring the broker back if it died."""
+        if self.revive():
+            self.screen.line("the broker died and was started again", "yellow")
+
+    def wait_for(self, job: str, work: Callable[[Callable[[Line], None]], T]) -> T:
+        """Do `work` as a job and wait for it. Raises what it raises, and Stopped."""
+        found: list[T] = []
+        self.jobs.start(job, job, lambda say: found.append(work(say)))
+        while not found:
+            for outcome in self.jobs.poll():
+                if isinstance(outcome, Progress):
+                    self.screen.line(_progress_line(outcome))
+                elif isinstance(outcome, Failed) and outcome.job == job:
+                    raise outcome.error
+            if self.stop():
+                raise Stopped
+            self.keep()
+            time.sleep(WAIT_S)
+        return found[0]
+
+
+def _progress_line(progress: Progress) -> str:
+    line = progress.line
+    level = f" {line['level']}" if line.get("level") else ""
+    of = f" {line['done']}/{line['of']}" if "of" in line else ""
+    return f"{progress.job}{of}: {line.get('stage', '')}{level}"
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[Stop]:
+    """SIGINT and SIGTERM ask to stop; a second one acts as it always does."""
+    stop = Stop()
+    before = {int(number): signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def on_signal(number: int, _frame: FrameType | None) -> None:
+        stop.asked = True
+        signal.signal(number, before[number])
+
+    for number in before:
+        signal.signal(number, on_signal)
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _broker(
+    config: Config, screen: Screen, stack: contextlib.ExitStack, *, insecure: bool
+) -> tuple[str, Callable[[], bool]]:
+    """The broker's URL, also written to `broker.url` for whoever starts devices, and how to bring it back."""
+    revive: Callable[[], bool] = bool  # a broker that is not ours is not ours to start
+    if config.broker.url == "auto":
+        broker = Broker(config.out / "broker")
+        stack.callback(broker.close)
+        url, revive = broker.url, broker.revive
+        screen.line(f"broker: {broker.what} at {url}, on this machine alone")
+    else:
+        url = check_url(config.broker.url, insecure=insecure)
+        screen.line(f"broker: {url}")
+    with written_atomically(config.out / "broker.url") as file:
+        file.write(f"{url}\n".encode())
+    return url, revive
+
+
+def _rounds(config: Config, artifact: Artifact, ledger: Ledger, house: House, url: str) -> State:
+    transport = MqttTransport(url, f"{config.fleet}-coordinator")
+    try:
+        daemon = Daemon(config, artifact, ledger, transport, house.jobs, house.screen)
+        with house.screen:
+            state = daemon.run(house.stop, house.keep)
+    finally:
+        transport.close()
+    if state is State.STOPPED:
+        raise Stopped
+    return state
+
+
+def _finish(config: Config, artifact: Artifact, house: House, state: State) -> int:
+    """Checkpoint, report, curves, tables; the exit status."""
+    history = read_history(config.out / LEDGER)
+    if state is State.DONE:
+        house.wait_for("checkpoint", lambda say: _plug_in(config, artifact, history, house.jobs, say))
+    damaged = house.wait_for("verification", lambda _say: _damaged(config, artifact, history))
+    path = config.out / "report.json"
+    with written_atomically(path) as file:
+        file.write(json.dumps(make_report(history, config, state.value, damaged), indent=1).encode())
+    curves = [sys.executable, "-m", "coordinator.plots", str(path), str(config.out / "curves.png")]
+    house.wait_for("curves", lambda say: house.jobs.process(curves, say))
+    house.screen.table(result_table(history))
+    if config.evaluation is not None:
+        house.screen.table(evaluation_table(history, config.levels[-1].name))
+    found = checks(history, config, damaged)
+    for check in found:
+        house.screen.line(*check_line(check))
+    house.screen.line(f"report, curves and checkpoint are in {config.out}")
+    return OK if state is State.DONE and all(check.passed for check in found) else FAILED
+
+
+def _plug_in(config: Config, artifact: Artifact, history: History, jobs: Jobs, say: Callable[[Line], None]) -> None:
+    out = config.out / CHECKPOINT
+    shutil.rmtree(out, ignore_errors=True)
+    adapter = artifact.store.path(history.adapters[-1].sha256)
+    command = [config.model.dir, artifact.full.path, adapter, "--out", out]
+    jobs.process([sys.executable, "-m", "export.cli", "plug-in", *map(str, command)], say)
+
+
+def _damaged(config: Config, artifact: Artifact, history: History) -> list[str]:
+    """Blobs of adapters and committed deltas that are gone or not what they were."""
+    received = BlobStore(config.out / "received")
+    wanted = [(artifact.store, Blob(a.sha256, a.size_bytes)) for a in history.adapters]
+    wanted += [(received, Blob(r.sha256, r.size_bytes)) for r in history.results]
+    return [blob.sha256 for store, blob in wanted if not _is_whole(store, blob)]
+
+
+def _is_whole(store: BlobStore, blob: Blob) -> bool:
+    try:
+        store.verify(blob)
+    except (IntegrityError, OSError):
+        return False
+    return True
+
+
+def ledger_path(config: Config) -> pathlib.Path:
+    """Where the ledger of a run lies."""
+    return config.out / LEDGER
