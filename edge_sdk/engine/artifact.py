@@ -40,7 +40,7 @@ def open_artifact(path: pathlib.Path | str, level: str | None = None) -> Artifac
         ArtifactError: there is none, the folder has several levels and none was chosen, or a file is missing.
         WireError: a file differs from what its manifest promises.
     """
-    chosen = _choose(pathlib.Path(path), level)
+    chosen = choose_manifest(pathlib.Path(path), level)
     with chosen.open("rb") as file:
         artifact = Artifact(decode_manifest(file.read(MAX_MANIFEST_BYTES + 1)), BlobStore(chosen.parent))
     verify(artifact)
@@ -84,7 +84,8 @@ def select_adapter(values: dict[str, Array], manifest: Manifest) -> dict[str, Ar
     return chosen
 
 
-def _choose(path: pathlib.Path, level: str | None) -> pathlib.Path:
+def choose_manifest(path: pathlib.Path, level: str | None) -> pathlib.Path:
+    """The manifest that `path`, a folder or a manifest, and `level` mean. Raises ArtifactError."""
     if path.is_file():
         return path
     found = {candidate.name.removesuffix(SUFFIX): candidate for candidate in sorted(path.glob(f"*{SUFFIX}"))}

@@ -1,0 +1,202 @@
+"""`fedpeat-edge`: run, doctor, probe, plan, evaluate, prepare, train.
+
+Exit status: 0 done, 1 a check or the task failed, 2 wrong input (one line on standard error), 130 interrupted. Modules
+are imported by the command that needs them: `--help` answers at once, and `run` never loads onnxruntime.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib.metadata
+import json
+import pathlib
+import sys
+from collections.abc import Sequence
+
+from edge_sdk.errors import EdgeError
+from edge_sdk.wire.errors import TransportError, WireError
+
+FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line."""
+    arguments = _parser().parse_args(argv)
+    try:
+        status: int = arguments.run(arguments)
+    except (EdgeError, WireError, TransportError, OSError) as error:
+        print(f"fedpeat-edge: {error}", file=sys.stderr)
+        return WRONG_INPUT
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="fedpeat-edge", description="The device's side of fedpeat.")
+    parser.add_argument("--version", action="version", version=f"fedpeat {importlib.metadata.version('fedpeat')}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    command = commands.add_parser("run", help="be a device of a fleet: wait for tasks, train, send deltas")
+    command.add_argument("--config", type=pathlib.Path, required=True, metavar="device.toml")
+    command.set_defaults(run=_run)
+
+    command = commands.add_parser("doctor", help="check what this device needs; a line and a remedy each")
+    command.add_argument("--config", type=pathlib.Path, metavar="device.toml", help="check its broker and store too")
+    command.set_defaults(run=_doctor)
+
+    command = commands.add_parser("probe", help="measure peak memory and step time of an artifact, in fresh processes")
+    _add_artifact(command)
+    _add_shape(command)
+    command.add_argument("--budget", metavar="SIZE", help="probe the fastest plan within it; default: the leanest plan")
+    command.add_argument("--steps", type=_positive, default=3)
+    command.add_argument("--json", action="store_true", help="one line of JSON")
+    command.set_defaults(run=_probe)
+
+    command = commands.add_parser("plan", help="show which plan would be chosen for a budget, and the others")
+    _add_artifact(command)
+    _add_shape(command)
+    command.add_argument("--budget", required=True, metavar="SIZE")
+    command.set_defaults(run=_plan)
+
+    command = commands.add_parser("evaluate", help="loss of an adapter on this artifact's emulator, as JSON")
+    _add_artifact(command)
+    command.add_argument("--adapter", type=pathlib.Path, help="tensor file; default: the artifact's initial adapter")
+    command.add_argument("--data", type=pathlib.Path, required=True, metavar="TOKEN_FOLDER")
+    command.add_argument("--rows", type=_positive, default=1_000_000, help="at most so many rows")
+    command.add_argument("--threads", type=_positive, default=None)
+    command.set_defaults(run=_evaluate)
+
+    command = commands.add_parser("train", help="train on this device's own data, without a coordinator")
+    _add_artifact(command)
+    _add_shape(command)
+    command.add_argument("--data", type=pathlib.Path, required=True, help="folder of text, CSV table, or token folder")
+    command.add_argument("--budget", required=True, metavar="SIZE")
+    command.add_argument("--steps", type=_positive, required=True)
+    command.add_argument("--learning-rate", type=float, default=1e-3)
+    command.add_argument("--out", type=pathlib.Path, required=True, metavar="ADAPTER.safetensors")
+    command.set_defaults(run=_train)
+    return parser
+
+
+def _add_artifact(command: argparse.ArgumentParser) -> None:
+    command.add_argument("artifact", type=pathlib.Path, help="an artifact folder, or one .manifest in it")
+    command.add_argument("--level", help="which level of the folder")
+
+
+def _add_shape(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--tokens", type=_positive, default=128, help="tokens a row")
+    command.add_argument("--batch", type=_positive, default=1, help="rows a step")
+    command.add_argument("--threads", type=_positive, default=None, help="default: all cores")
+
+
+def _positive(text: str) -> int:
+    if (value := int(text)) < 1:
+        msg = f"{text} is not at least 1"
+        raise argparse.ArgumentTypeError(msg)
+    return value
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from edge_sdk.agent import run
+
+    return run(arguments.config)
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from edge_sdk import doctor
+    from edge_sdk.config import load_config
+
+    config = load_config(arguments.config) if arguments.config else None
+    return doctor.run(config.broker if config else None, config.store if config else None)
+
+
+def _probe(arguments: argparse.Namespace) -> int:
+    from edge_sdk.engine.artifact import choose_manifest
+    from edge_sdk.memory import parse_size
+    from edge_sdk.probing import probe
+
+    found = probe(
+        choose_manifest(arguments.artifact, arguments.level),
+        arguments.tokens,
+        arguments.batch,
+        arguments.steps,
+        arguments.threads or _cores(),
+        parse_size(arguments.budget) if arguments.budget else None,
+    )
+    if arguments.json:
+        print(json.dumps(found))
+        return 0
+    print(f"peak {found['peak_bytes'] / 1e6:.0f} MB, predicted {found['plan']['peak_bytes'] / 1e6:.0f} MB")
+    print(
+        f"step {found['step_ms']:.0f} ms of {arguments.batch} x {arguments.tokens} tokens, {found['threads']} threads"
+    )
+    for cost in found["costs"]:
+        what = f"{cost['structure']} {cost['direction']} {cost['batch']} x {cost['tokens']}"
+        print(f"  {what:32} {cost['peak_bytes'] / 1e6:8.1f} MB {cost['time_ms']:8.1f} ms")
+    return 0
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from edge_sdk.engine.artifact import open_artifact
+    from edge_sdk.engine.plan import Declined, choose_plan, plans
+    from edge_sdk.memory import parse_size
+
+    manifest = open_artifact(arguments.artifact, arguments.level).manifest
+    budget_bytes = parse_size(arguments.budget)
+    chosen = choose_plan(manifest, arguments.batch, arguments.tokens, budget_bytes)
+    print("   micro-batch  head rows   peak MB   step ms")
+    for plan in sorted(plans(manifest, arguments.batch, arguments.tokens), key=lambda one: one.step_ms):
+        mark = "->" if plan == chosen else "  "
+        line = f"{mark} {plan.micro_batch:11} {plan.head_rows:10} {plan.peak_bytes / 1e6:9.0f} {plan.step_ms:9.0f}"
+        print(line if plan.peak_bytes <= budget_bytes else f"{line}  over budget")
+    if isinstance(chosen, Declined):
+        print(f"nothing fits {budget_bytes / 1e6:.0f} MB; the leanest plan needs {chosen.needed_bytes / 1e6:.0f} MB")
+        return FAILED
+    return 0
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from edge_sdk.local import evaluate
+
+    found = evaluate(
+        arguments.artifact,
+        arguments.data,
+        level=arguments.level,
+        adapter=arguments.adapter,
+        rows=arguments.rows,
+        threads=arguments.threads or _cores(),
+    )
+    print(json.dumps(dataclasses.asdict(found)))
+    return 0
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from edge_sdk.local import open_artifact, train
+    from edge_sdk.memory import parse_size
+
+    training = train(
+        open_artifact(arguments.artifact, arguments.level),
+        arguments.data,
+        budget_bytes=parse_size(arguments.budget),
+        steps=arguments.steps,
+        batch=arguments.batch,
+        tokens=arguments.tokens,
+        learning_rate=arguments.learning_rate,
+        threads=arguments.threads or _cores(),
+    )
+    for report in training:
+        print(f"step {report.step} of {report.steps}: loss {report.loss:.4f}, {report.time_ms:.0f} ms", flush=True)
+    training.save_adapter(arguments.out)
+    return 0
+
+
+def _cores() -> int:
+    from edge_sdk.config import all_cores
+
+    return all_cores()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

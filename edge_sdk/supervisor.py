@@ -1,0 +1,209 @@
+"""Starts the processes of a task, listens to them, and outlives whatever they do.
+
+Per task two children: one tokenises (`edge_sdk.prepare`), one trains (`edge_sdk.worker`). Both are watched from
+outside, 20 times a second: a resident peak above the budget ends the child at once. What happens is posted as events
+from a thread of this module; exactly one WorkerFinished or WorkerFailed follows each `start`. No onnxruntime is loaded
+here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from edge_sdk.environment import training_environment
+from edge_sdk.memory import read_memory
+from edge_sdk.order import WorkerOrder
+from edge_sdk.wire import codec
+from edge_sdk.wire.errors import DecodeError
+from edge_sdk.wire.messages import FailureReason, Report
+
+WATCH_S = 0.05
+STOP_S = 3.0
+MAX_LINE_CHARACTERS = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerProgress:
+    """A step was made."""
+
+    task_id: str
+    step: int
+    steps: int
+    loss: float
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerFinished:
+    """There is a delta at `delta_path`."""
+
+    task_id: str
+    report: Report
+    delta_path: pathlib.Path
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerFailed:
+    """There is none; `peak_bytes` is the largest resident memory seen."""
+
+    task_id: str
+    reason: FailureReason
+    peak_bytes: int
+    detail: str
+
+
+WorkerEvent = WorkerProgress | WorkerFinished | WorkerFailed
+
+
+class Supervisor:
+    """One task at a time."""
+
+    def __init__(self, post: Callable[[WorkerEvent], None]) -> None:
+        """`post` is called from another thread."""
+        self._post = post
+        self._cancelled = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self, order: WorkerOrder) -> None:
+        """Begin. Raises RuntimeError while another task runs."""
+        if self._thread is not None and self._thread.is_alive():
+            msg = "a task is running already"
+            raise RuntimeError(msg)
+        self._cancelled.clear()
+        self._thread = threading.Thread(target=self._do, args=(order,), name=f"task-{order.task.task_id}", daemon=True)
+        self._thread.start()
+
+    def cancel(self) -> None:
+        """End the running task, if any; its WorkerFailed says `cancelled`."""
+        self._cancelled.set()
+
+    def close(self) -> None:
+        """Cancel, and wait until no child is left."""
+        self.cancel()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _do(self, order: WorkerOrder) -> None:
+        task_id = order.task.task_id
+        try:
+            with tempfile.TemporaryDirectory(prefix="fedpeat-") as folder:
+                path = pathlib.Path(folder, "order")
+                path.write_bytes(codec.encode(order))
+                outcome = self._processes(order, path)
+        except OSError as error:
+            outcome = WorkerFailed(task_id, FailureReason.WORKER_DIED, 0, f"the worker could not be started: {error}")
+        self._post(outcome)
+
+    def _processes(self, order: WorkerOrder, path: pathlib.Path) -> WorkerFinished | WorkerFailed:
+        prepared_bytes = 0
+        if order.prepare:
+            prepared = _Child(order, order.prepare, self._cancelled, lambda _said: None)
+            prepared_bytes = prepared.peak_bytes
+            if prepared.status != 0:
+                return prepared.failure()
+        worker = _Child(
+            order, [sys.executable, "-m", "edge_sdk.worker", str(path)], self._cancelled, self._progress(order)
+        )
+        said = worker.last
+        if worker.status != 0 or said.get("event") != "finished":
+            return worker.failure()
+        try:
+            report = codec.from_plain(Report, said.get("report"), "report")
+        except DecodeError as error:
+            return WorkerFailed(order.task.task_id, FailureReason.WORKER_DIED, worker.peak_bytes, str(error))
+        peak_bytes = max(report.peak_bytes, prepared_bytes, worker.peak_bytes)
+        return WorkerFinished(order.task.task_id, replace(report, peak_bytes=peak_bytes), pathlib.Path(order.delta))
+
+    def _progress(self, order: WorkerOrder) -> Callable[[dict[str, Any]], None]:
+        def post(said: dict[str, Any]) -> None:
+            if said.get("event") == "progress":
+                self._post(WorkerProgress(order.task.task_id, said["step"], said["steps"], said["loss"]))
+
+        return post
+
+
+class _Child:
+    """A child from its start to its end: made when it is over."""
+
+    def __init__(
+        self,
+        order: WorkerOrder,
+        command: Sequence[str],
+        cancelled: threading.Event,
+        heard: Callable[[dict[str, Any]], None],
+    ) -> None:
+        self.order, self.peak_bytes, self.last = order, 0, dict[str, Any]()
+        self.over, self.cancelled = False, cancelled
+        with tempfile.TemporaryFile() as errors:
+            self._process = subprocess.Popen(
+                command,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                stdin=subprocess.DEVNULL,
+                env=training_environment(order.threads),
+                start_new_session=True,  # a Ctrl-C at the terminal is the agent's to handle
+                text=True,
+            )
+            ended = threading.Event()
+            watch = threading.Thread(target=self._watch, args=(ended,), daemon=True)
+            watch.start()
+            try:
+                self._listen(heard)
+                self.status = self._process.wait()
+            finally:
+                ended.set()
+                watch.join()
+            errors.seek(max(errors.seek(0, os.SEEK_END) - 2000, 0))
+            self.words = errors.read().decode(errors="replace").strip()
+
+    def failure(self) -> WorkerFailed:
+        """Why it ended badly."""
+        task_id, peak_bytes = self.order.task.task_id, max(self.peak_bytes, self.last.get("peak_bytes", 0))
+        if self.over:
+            budget = f"{self.order.budget_bytes / 1e6:.0f} MB"
+            detail = f"ended at {peak_bytes / 1e6:.0f} MB resident, the budget is {budget}"
+            return WorkerFailed(task_id, FailureReason.OVER_BUDGET, peak_bytes, detail)
+        if self.cancelled.is_set():
+            return WorkerFailed(task_id, FailureReason.CANCELLED, peak_bytes, "cancelled")
+        if self.last.get("event") == "failed":
+            return WorkerFailed(task_id, FailureReason(self.last["reason"]), peak_bytes, self.last["detail"])
+        last_words = (self.words.splitlines() or ["it said nothing"])[-1][:300]
+        died = f"killed by {signal.Signals(-self.status).name}" if self.status < 0 else f"exit status {self.status}"
+        return WorkerFailed(task_id, FailureReason.WORKER_DIED, peak_bytes, f"{died}: {last_words}")
+
+    def _listen(self, heard: Callable[[dict[str, Any]], None]) -> None:
+        if self._process.stdout is None:
+            raise AssertionError
+        with self._process.stdout as lines:
+            while line := lines.readline(MAX_LINE_CHARACTERS):
+                with contextlib.suppress(ValueError):  # a library's own words are not ours
+                    said = json.loads(line)
+                    if isinstance(said, dict):
+                        self.last = said
+                        heard(said)
+
+    def _watch(self, ended: threading.Event) -> None:
+        status = pathlib.Path(f"/proc/{self._process.pid}/status")
+        while not ended.wait(WATCH_S):
+            with contextlib.suppress(OSError):  # it ended while we looked
+                self.peak_bytes = max(self.peak_bytes, read_memory(status).peak_bytes)
+            self.over = self.over or self.peak_bytes > self.order.budget_bytes
+            if self.over or self.cancelled.is_set():
+                self._end(ended)
+
+    def _end(self, ended: threading.Event) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL if self.over else signal.SIGTERM)
+        if not ended.wait(STOP_S):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)

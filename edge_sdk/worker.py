@@ -1,0 +1,153 @@
+"""The process that trains: one task, then it ends, and all its memory goes back.
+
+    python -m edge_sdk.worker ORDER
+
+reads a `WorkerOrder`, does it, and says so in JSON lines on standard output: `progress`, then one of `finished` (with
+the report; the delta lies where the order said) or `failed` (with a reason). Order of work: open and verify the
+artifact, load it, bound this process's allocations, measure the loss on rows held aside, train, measure again, write
+the delta.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import pathlib
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from edge_sdk.data import batches, open_token_folder, split
+from edge_sdk.engine.artifact import Artifact, artifact_in, select_adapter
+from edge_sdk.engine.batch import Batch
+from edge_sdk.engine.runtime import VERSION
+from edge_sdk.engine.train import Recipe, evaluate, train_steps, trained_names
+from edge_sdk.engine.walk import Walk
+from edge_sdk.errors import ArtifactError, DataError, NonFinite, OverBudget
+from edge_sdk.memory import bound_allocations, check_budget, read_memory
+from edge_sdk.order import MAX_ORDER_BYTES, WorkerOrder
+from edge_sdk.wire import codec
+from edge_sdk.wire.blobs import BlobStore, written_atomically
+from edge_sdk.wire.delta import encode_delta, pack_array
+from edge_sdk.wire.errors import WireError
+from edge_sdk.wire.messages import DeltaFile, FailureReason, Report
+from edge_sdk.wire.tensors import Array, read_tensors
+
+NO_SPACE = 28  # errno.ENOSPC
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why there is no result."""
+
+    reason: FailureReason
+    detail: str
+
+
+def main() -> int:
+    """Do the order named on the command line; 0 when there is a result."""
+    order = codec.decode(WorkerOrder, pathlib.Path(sys.argv[1]).read_bytes(), MAX_ORDER_BYTES)
+    with contextlib.suppress(OSError):  # without the right, the kernel's own choice stands
+        pathlib.Path("/proc/self/oom_score_adj").write_text("800")  # if memory runs out, it is this process that goes
+    outcome = do(order)
+    if isinstance(outcome, Failure):
+        peak_bytes = read_memory().peak_bytes
+        say("failed", reason=outcome.reason.value, detail=outcome.detail[:400], peak_bytes=peak_bytes)
+        return 1
+    say("finished", report=dataclasses.asdict(outcome))
+    return 0
+
+
+def do(order: WorkerOrder) -> Report | Failure:
+    """Do the order. Expected failures are values."""
+    try:
+        return _train(order)
+    except OverBudget as error:
+        return Failure(FailureReason.OVER_BUDGET, str(error))
+    except MemoryError as error:
+        budget = f"{order.budget_bytes / 1e6:.0f} MB"
+        return Failure(FailureReason.OVER_BUDGET, f"an allocation beyond the budget of {budget} was refused: {error}")
+    except NonFinite as error:
+        return Failure(FailureReason.NON_FINITE, str(error))
+    except (ArtifactError, DataError, WireError) as error:
+        return Failure(FailureReason.BAD_ARTIFACT, str(error))
+    except OSError as error:
+        if error.errno != NO_SPACE:
+            raise
+        return Failure(FailureReason.NO_SPACE, f"no space left on the device: {error.filename or order.store}")
+
+
+def say(event: str, **values: object) -> None:
+    """One JSON line to whoever started us."""
+    print(json.dumps({"event": event, **values}), flush=True)
+
+
+def _train(order: WorkerOrder) -> Report:
+    begin, task = time.monotonic(), order.task
+    store = BlobStore(pathlib.Path(order.store))
+    artifact = artifact_in(store, task.artifact)
+    store.verify(task.adapter)
+    adapter = select_adapter(read_tensors(store.path(task.adapter.sha256)), artifact.manifest)
+    walk = Walk(artifact, order.threads, order.head_rows, lambda: check_budget(order.budget_bytes))
+    bound_allocations(order.budget_bytes)
+    before = {name: adapter[name].copy() for name in trained_names(walk, task.freeze)}
+    training, aside = _rows(order, artifact)
+    loss_before = evaluate(walk, adapter, aside, order.micro_batch).loss
+    times_ms, examples = [], 0
+    for report in train_steps(walk, adapter, training, Recipe.of(task), order.micro_batch):
+        times_ms.append(report.time_ms)
+        examples += task.batch
+        say("progress", step=report.step, steps=report.steps, loss=report.loss)
+    loss_after = evaluate(walk, adapter, aside, order.micro_batch).loss
+    _write_delta(order, {name: adapter[name] - before[name] for name in before}, examples)
+    check_budget(order.budget_bytes)
+    return Report(
+        steps=task.steps,
+        examples=examples,
+        loss_before=loss_before,
+        loss_after=loss_after,
+        peak_bytes=read_memory().peak_bytes,
+        predicted_bytes=order.predicted_bytes,
+        budget_bytes=order.budget_bytes,
+        wall_s=time.monotonic() - begin,
+        step_ms=statistics.median(times_ms),
+        down_bytes=0,
+        up_bytes=0,
+        threads=order.threads,
+        runtime=f"{VERSION}, numpy {np.__version__}, {platform.machine()}",
+    )
+
+
+def _rows(order: WorkerOrder, artifact: Artifact) -> tuple[Iterator[Batch], list[Batch]]:
+    """Batches to train on, and the rows held aside. Raises DataError."""
+    task, folder = order.task, open_token_folder(pathlib.Path(order.data))
+    if (folder.labels is not None) != (artifact.manifest.classes_loss is not None):
+        msg = f"{order.data}: labels are needed by a classification, and by nothing else"
+        raise DataError(msg)
+    rows, aside = split(len(folder), order.held_aside_rows)
+    held = [folder.batch(aside[k : k + task.batch], task.tokens) for k in range(0, len(aside), task.batch)]
+    return batches(folder, rows, task.batch, task.tokens, task.seed), held
+
+
+def _write_delta(order: WorkerOrder, delta: dict[str, Array], examples: int) -> None:
+    task = order.task
+    file = DeltaFile(
+        task_id=task.task_id,
+        round=task.round,
+        device=order.device,
+        adapter=task.adapter.sha256,
+        examples=examples,
+        tensors={name: pack_array(array) for name, array in delta.items()},
+    )
+    with written_atomically(pathlib.Path(order.delta)) as out:
+        out.write(encode_delta(file))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
