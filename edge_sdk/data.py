@@ -1,0 +1,208 @@
+"""The token folder: a device's private data as training reads it, and the batches from it.
+
+    source  --edge_sdk.prepare, a process of its own-->  token folder  --memory-mapped-->  batches
+
+A **token folder** is what any tool can write with `numpy.save`:
+
+    ids.npy       (rows, tokens) int32    padded on the right
+    lengths.npy   (rows,) int32           tokens of each row that count, from 0 to `tokens`
+    labels.npy    (rows,) int64           the class of each row; only for a classifier
+
+Nothing here loads a tokenizer or a runtime: the agent imports it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import pathlib
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from edge_sdk.engine.batch import Batch
+from edge_sdk.errors import ConfigError, DataError
+from edge_sdk.wire.blobs import sync_folder
+from edge_sdk.wire.tensors import Array
+
+NOTE = "prepared.json"  # what `edge_sdk.prepare` remembers about the folder
+FILES = {"ids.npy", "lengths.npy", "labels.npy", NOTE}
+CHECK_BYTES = 1 << 20  # of the ids at a time
+HELD_ASIDE_SHARE = 0.1
+MAX_HELD_ASIDE = 64  # rows: evaluating twice a task must stay cheap beside training
+
+
+@dataclass(frozen=True, slots=True)
+class TokenFolder:
+    """A token folder, memory-mapped: `ids` (rows, tokens) int32, `lengths` (rows,) int32, `labels` (rows,) int64.
+
+    `labels` is empty for a language model.
+    """
+
+    path: pathlib.Path
+    ids: Array
+    lengths: Array
+    labels: Array
+
+    def __len__(self) -> int:
+        """How many rows."""
+        return len(self.ids)
+
+    def usable(self) -> Array:
+        """Indices of the rows that can be learned from: a language model predicts from the second token on."""
+        return np.flatnonzero(self.lengths >= (1 if len(self.labels) else 2))
+
+    def batch(self, rows: Array, tokens: int) -> Batch:
+        """These rows, as int64, cut at `tokens` and at the longest of them. Raises IndexError."""
+        ids = self.ids[rows, :tokens].astype(np.int64)
+        mask = (np.arange(ids.shape[1]) < self.lengths[rows][:, None]).astype(np.int64)
+        labels = self.labels[rows] if len(self.labels) else np.zeros(0, np.int64)
+        self.evict()
+        return Batch(ids, mask, labels).rows(0, len(ids))
+
+    def evict(self) -> None:
+        """Give the pages of the mapping back: a pass over a large folder must not count against the budget."""
+        mapping: Any = self.ids.base  # NumPy's types do not know that it is the mapping
+        if isinstance(mapping, mmap.mmap):
+            mapping.madvise(mmap.MADV_DONTNEED)
+
+
+def open_token_folder(path: pathlib.Path, classes: int, vocabulary: int) -> TokenFolder:
+    """Open and check a token folder for a model with so many classes (0: a language model) and token ids.
+
+    Raises:
+        DataError: a file is missing or damaged, has another shape or type, labels are there although the model has none
+            or the other way round, or a length, label or token id is out of bounds.
+    """
+    folder = map_token_folder(path)
+    if bool(classes) != bool(len(folder.labels)):
+        msg = f"{path} has no labels.npy, the model has {classes} classes"
+        msg = msg if classes else f"{path} has labels.npy, but a language model has no classes; remove it"
+        raise DataError(msg)
+    if classes:
+        _check_bounds(folder.labels, classes - 1, f"{path / 'labels.npy'}: label", f"the model has {classes} classes")
+    at_once = max(1, CHECK_BYTES // (4 * folder.ids.shape[1]))
+    for begin in range(0, len(folder), at_once):
+        ids = folder.ids[begin : begin + at_once]
+        _check_bounds(ids, vocabulary - 1, f"{path / 'ids.npy'}: token", f"the model knows {vocabulary} tokens")
+        folder.evict()
+    return folder
+
+
+def write_token_folder(path: pathlib.Path, ids: Array, lengths: Array, labels: Array | None = None) -> None:
+    """Write a token folder, whole or not at all. Shapes as in `TokenFolder`. Raises DataError, OSError."""
+    with folder_replaced(path) as making:
+        np.save(making / "ids.npy", np.ascontiguousarray(ids, np.int32))
+        np.save(making / "lengths.npy", np.ascontiguousarray(lengths, np.int32))
+        if labels is not None:
+            np.save(making / "labels.npy", np.ascontiguousarray(labels, np.int64))
+        map_token_folder(making)
+
+
+@contextlib.contextmanager
+def folder_replaced(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """An empty folder that takes the place of the token folder at `path` when the block ends well, and else is removed.
+
+    One process at a time for one `path`: what a killed one has left behind is removed by the next. Raises ConfigError
+    for a
+    `path` that holds anything else, which would be lost.
+    """
+    if path.exists() and (not path.is_dir() or not {entry.name for entry in path.iterdir()} <= FILES):
+        msg = f"{path} exists and is no token folder; choose another name, or remove it"
+        raise ConfigError(msg)
+    making, old = path.with_name(f".{path.name}.making"), path.with_name(f".{path.name}.old")
+    for left in (making, old):
+        shutil.rmtree(left, ignore_errors=True)
+    try:
+        making.mkdir(parents=True)
+        yield making
+        for file in making.iterdir():
+            _sync(file)
+        if path.exists():
+            path.rename(old)  # a folder cannot be replaced in one step; in between there is none, never half of one
+        making.rename(path)
+    except BaseException:
+        shutil.rmtree(making, ignore_errors=True)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+    sync_folder(path.parent)
+
+
+def _sync(path: pathlib.Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def map_token_folder(path: pathlib.Path) -> TokenFolder:
+    """Map the arrays and check all that does not depend on the model."""
+    ids, lengths = _array(path / "ids.npy", np.int32, 2), _array(path / "lengths.npy", np.int32, 1)
+    has_labels = (path / "labels.npy").exists()
+    labels = _array(path / "labels.npy", np.int64, 1) if has_labels else np.zeros(0, np.int64)
+    if not ids.size or len(lengths) != len(ids) or (has_labels and len(labels) != len(ids)):
+        msg = f"{path}: ids {ids.shape}, lengths {lengths.shape} and labels {labels.shape} do not fit together"
+        raise DataError(msg)
+    _check_bounds(lengths, ids.shape[1], f"{path / 'lengths.npy'}: length", f"rows have {ids.shape[1]} tokens")
+    return TokenFolder(path, ids, lengths, labels)
+
+
+def _array(path: pathlib.Path, dtype: Any, dimensions: int) -> Array:  # noqa: ANN401 - NumPy's scalar types
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError as error:
+        msg = f"{path} is missing; a token folder has ids.npy and lengths.npy"
+        raise DataError(msg) from error
+    except (OSError, ValueError, EOFError) as error:
+        msg = f"{path} is no readable .npy array: {str(error).splitlines()[0]}"
+        raise DataError(msg) from error
+    if not isinstance(array, np.memmap) or array.dtype != dtype or array.ndim != dimensions:
+        found = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else "an archive"
+        msg = f"{path} must hold {np.dtype(dtype)} with {dimensions} dimension(s), it holds {found}"
+        raise DataError(msg)
+    return array
+
+
+def _check_bounds(array: Array, most: int, what: str, why: str) -> None:
+    low, high = int(array.min()), int(array.max())
+    if low < 0 or high > most:
+        msg = f"{what} {low if low < 0 else high} is out of bounds, {why}"
+        raise DataError(msg)
+
+
+def split(
+    rows: Array, share: float = HELD_ASIDE_SHARE, seed: int = 0, max_rows: int = MAX_HELD_ASIDE
+) -> tuple[Array, Array]:
+    """Rows (their indices) to train on, and rows held aside to measure the loss on: `share` of them, 1 to `max_rows`.
+
+    The same rows and seed give the same split. Raises DataError for fewer than two rows.
+    """
+    if len(rows) < 2:  # noqa: PLR2004 - one to learn from and one to measure on
+        msg = f"{len(rows)} usable row(s): at least 2 are needed, add more data or choose fewer tokens per row"
+        raise DataError(msg)
+    aside = min(max(round(share * len(rows)), 1), max_rows, len(rows) - 1)
+    shuffled = np.random.default_rng(seed).permutation(rows)
+    return np.sort(shuffled[aside:]), np.sort(shuffled[:aside])
+
+
+def batches(folder: TokenFolder, rows: Array, batch: int, tokens: int, seed: int) -> Iterator[Batch]:
+    """Endless batches of exactly `batch` rows, cut at `tokens`; each epoch goes through all rows in a new order.
+
+    A batch may reach into the next epoch. Rows that are not usable are left out. Raises DataError when none is usable.
+    """
+    rows = np.intersect1d(rows, folder.usable())
+    if not len(rows):
+        msg = f"{folder.path} has no usable row"
+        raise DataError(msg)
+    return _endless(folder, rows, batch, tokens, np.random.default_rng(seed))
+
+
+def _endless(folder: TokenFolder, rows: Array, batch: int, tokens: int, random: np.random.Generator) -> Iterator[Batch]:
+    waiting = random.permutation(rows)
+    while True:
+        while len(waiting) < batch:
+            waiting = np.concatenate([waiting, random.permutation(rows)])
+        yield folder.batch(waiting[:batch], tokens)
+        waiting = waiting[batch:]
