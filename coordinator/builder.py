@@ -90,7 +90,7 @@ def request_of(config: Config) -> dict[str, Any]:
 def is_built(config: Config) -> bool:
     """Whether the artifact folder already holds what the configuration asks for, with every file in place."""
     path = artifact_folder(config) / RECORD
-    if not path.is_file() or json.loads(path.read_text("utf-8")) != _record(config):
+    if not path.is_file() or json.loads(path.read_text("utf-8")) != record_of(config):
         return False
     try:
         artifact = load_artifact(config)
@@ -109,7 +109,7 @@ def build(config: Config, jobs: Jobs, say: Callable[[Line], None]) -> Artifact:
         request = folder / "request.json"
         _write_json(request, request_of(config))
         jobs.process([sys.executable, "-m", "export.cli", "build", str(request)], say)
-        _write_json(folder / RECORD, _record(config))
+        _write_json(folder / RECORD, record_of(config))
     return load_artifact(config)
 
 
@@ -146,7 +146,8 @@ def check_initial(artifact: Artifact) -> None:
                 raise JobError(msg)
 
 
-def _record(config: Config) -> dict[str, Any]:
+def record_of(config: Config) -> dict[str, Any]:
+    """What is recorded beside a finished artifact: the digest of the request and of the model's files."""
     request = request_of(config)
     request.pop("out")
     files = [

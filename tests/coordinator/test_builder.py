@@ -1,0 +1,109 @@
+"""The artifact is built once per request, and what is on disk is checked before it is used."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from coordinator.builder import (
+    RECORD,
+    artifact_folder,
+    build,
+    check_initial,
+    is_built,
+    load_artifact,
+    record_of,
+    request_of,
+)
+from coordinator.config import Config, LevelConfig
+from coordinator.errors import ConfigError, JobError
+from coordinator.jobs import Jobs
+from edge_sdk.wire.blobs import BlobStore
+from edge_sdk.wire.manifest import encode_manifest
+from edge_sdk.wire.tensors import write_tensors
+from tests.coordinator.samples import make_adapter, make_config, make_manifest
+
+
+def built(tmp_path: pathlib.Path, *, layers: int = 2) -> Config:
+    """A configuration whose artifact is on disk, as the exporter would have left it, its adapter of `layers` layers."""
+    config = make_config(tmp_path)
+    config.model.dir.mkdir()
+    (config.model.dir / "config.json").write_text("{}")
+    folder = artifact_folder(config)
+    store = BlobStore(folder)
+    store.put(b"")
+    write_tensors(folder / "initial", make_adapter(layers))
+    initial = store.adopt(folder / "initial")
+    for name, trained in (("large", (0, 1)), ("small", (1,))):
+        manifest = make_manifest(name, trained, 100, initial=initial)
+        (folder / f"{name}.manifest").write_bytes(encode_manifest(manifest))
+    (folder / RECORD).write_text(json.dumps(record_of(config)))
+    return config
+
+
+def test_what_is_built_is_not_built_again(tmp_path: pathlib.Path) -> None:
+    """With the record and every file in place no process is started, and the levels come in the configured order."""
+    config = built(tmp_path)
+    artifact = build(config, Jobs(), print)
+    assert list(artifact.levels) == ["large", "small"]
+    assert artifact.store.read(artifact.levels["small"].blob)
+    check_initial(artifact)
+
+
+def test_another_request_is_built_anew(tmp_path: pathlib.Path) -> None:
+    """Another rank, another level or a changed model is another artifact; another learning rate is the same."""
+    config = built(tmp_path)
+    rank = dataclasses.replace(config, adapter=dataclasses.replace(config.adapter, rank=4))
+    level = dataclasses.replace(config, levels=(*config.levels, LevelConfig(name="tiny")))
+    rate = dataclasses.replace(config, training=dataclasses.replace(config.training, learning_rate=0.5))
+    assert [is_built(c) for c in (config, rank, level, rate)] == [True, False, False, True]
+    (config.model.dir / "config.json").write_text("{ }")
+    assert not is_built(config)
+
+
+def test_a_missing_file_is_noticed(tmp_path: pathlib.Path) -> None:
+    """An artifact that lost a blob or a manifest is built again."""
+    config = built(tmp_path)
+    blob = load_artifact(config).initial_adapter()
+    path = BlobStore(artifact_folder(config)).path(blob.sha256)
+    kept = path.read_bytes()
+    path.unlink()
+    assert not is_built(config)
+    path.write_bytes(kept)
+    (artifact_folder(config) / "small.manifest").unlink()
+    assert not is_built(config)
+
+
+def test_a_model_that_is_not_there_is_said(tmp_path: pathlib.Path) -> None:
+    """The missing folder is named before anything is written."""
+    with pytest.raises(ConfigError, match=r"model\.dir"):
+        build(make_config(tmp_path), Jobs(), print)
+    assert not artifact_folder(make_config(tmp_path)).exists()
+
+
+def test_the_exporters_complaint_comes_through(tmp_path: pathlib.Path) -> None:
+    """A model that cannot be exported ends the build with the exporter's own line, and no record is left."""
+    config = make_config(tmp_path)
+    config.model.dir.mkdir()
+    with pytest.raises(JobError, match=r"export\.cli build ended with status 2: .+"):
+        build(config, Jobs(), print)
+    assert not (artifact_folder(config) / RECORD).exists()
+
+
+def test_starting_values_must_cover_every_level(tmp_path: pathlib.Path) -> None:
+    """An initial adapter that lacks a layer is refused before any device trains."""
+    config = built(tmp_path, layers=1)
+    with pytest.raises(JobError, match=r"needs the adapter tensor block\.1/q\.lora_A"):
+        check_initial(load_artifact(config))
+
+
+def test_the_request_says_all_layers_as_null(tmp_path: pathlib.Path) -> None:
+    """Zero, all of them, is null for the exporter; paths and numbers are plain JSON."""
+    request = json.loads(json.dumps(request_of(make_config(tmp_path))))
+    assert request["levels"][0] == {"name": "large", "bits": 32, "layers": None, "train_last": None}
+    assert request["levels"][1]["train_last"] == 1
+    assert np.isclose(request["adapter"]["alpha"], 16.0)
