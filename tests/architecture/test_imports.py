@@ -7,6 +7,7 @@ import pathlib
 import subprocess
 import sys
 
+import grimp
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -37,6 +38,20 @@ def test_all_of_wire_is_light() -> None:
     """No module of `edge_sdk.wire` loads the runtime, process inspection or torch."""
     modules = [f"edge_sdk.wire.{path.stem}" for path in (ROOT / "edge_sdk" / "wire").glob("[!_]*.py")]
     assert not loaded_by(f"import {', '.join(modules)}") & {*HEAVY, "psutil"}
+
+
+def test_wire_stands_alone() -> None:
+    """No module of `edge_sdk.wire` imports anything of the rest of `edge_sdk`: the other side gets it whole."""
+    graph = grimp.build_graph("edge_sdk", cache_dir=None)
+    modules = {"edge_sdk.wire"} | graph.find_descendants("edge_sdk.wire")
+    imported = {target for module in modules for target in graph.find_modules_directly_imported_by(module)}
+    assert imported <= modules
+
+
+@pytest.mark.parametrize("daemon", ["edge_sdk.agent", "coordinator.daemon", "coordinator.serve"])
+def test_daemons_stay_small(daemon: str) -> None:
+    """A process that runs for months loads neither onnxruntime nor torch: other processes train and export."""
+    assert not loaded_by(f"import {daemon}") & {"onnxruntime", "torch", "transformers", "peft", "onnx"}
 
 
 @pytest.mark.parametrize("command", ["edge_sdk.cli", "coordinator.cli", "export.cli"])
