@@ -108,8 +108,7 @@ def folder_replaced(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """An empty folder that takes the place of the token folder at `path` when the block ends well, and else is removed.
 
     One process at a time for one `path`: what a killed one has left behind is removed by the next. Raises ConfigError
-    for a
-    `path` that holds anything else, which would be lost.
+    for a `path` that holds anything else, which would be lost.
     """
     if path.exists() and (not path.is_dir() or not {entry.name for entry in path.iterdir()} <= FILES):
         msg = f"{path} exists and is no token folder; choose another name, or remove it"

@@ -19,9 +19,8 @@ from edge_sdk.data import FILES, map_token_folder
 from edge_sdk.errors import ConfigError, DataError
 from edge_sdk.wire.tensors import Array
 
-PIECE_CHARACTERS = (
-    1 << 16
-)  # of a text file at a time: a tokenizer needs some hundred bytes for each token of a document
+PIECE_CHARACTERS = 1 << 16  # of a text file at a time: a tokenizer holds some hundred bytes for each token
+EVICT_ROWS = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,21 +41,21 @@ class Row:
 
 
 class DataSource(Protocol):
-    """Private data, of any kind. A class of your own needs two methods.
+    """Private data, of any kind.
 
-    class Messages:
-        def __init__(self, database: pathlib.Path) -> None:
-            self.database = database
+    A class of your own needs two methods, and goes to `edge_sdk.prepare.prepare`:
 
-        def read(self) -> Iterator[Document]:
-            with closing(sqlite3.connect(self.database)) as connection:
-                for (text,) in connection.execute("SELECT text FROM messages ORDER BY id"):
-                    yield Document(text)
+        class Messages:
+            def __init__(self, database: pathlib.Path) -> None:
+                self.database = database
 
-        def fingerprint(self) -> str:
-            return f"messages {self.database.stat().st_mtime_ns}"
+            def read(self) -> Iterator[Document]:
+                with closing(sqlite3.connect(self.database)) as connection:
+                    for (text,) in connection.execute("SELECT text FROM messages ORDER BY id"):
+                        yield Document(text)
 
-    prepare(Messages(path), tokenizer, tokens=128, out=folder)
+            def fingerprint(self) -> str:
+                return f"messages {self.database.stat().st_mtime_ns}"
     """
 
     def read(self) -> Iterator[Document | Row]:
@@ -117,7 +116,7 @@ class CsvTable:
 
     def read(self) -> Iterator[Document]:
         """The rows that have text. Raises DataError."""
-        with _opened(self.path) as file:
+        with _opened(self.path, newline="") as file:
             reader = csv.DictReader(file)
             wanted = {self.text_column, self.label_column} if self.labels else {self.text_column}
             try:
@@ -127,9 +126,8 @@ class CsvTable:
                     raise DataError(msg)
                 for row in reader:
                     if text := row[self.text_column]:
-                        yield Document(
-                            text, self._label(row[self.label_column], reader.line_num) if self.labels else None
-                        )
+                        label = self._label(row[self.label_column], reader.line_num) if self.labels else None
+                        yield Document(text, label)
             except csv.Error as error:
                 msg = f"{self.path}, line {reader.line_num}: {error}"
                 raise DataError(msg) from error
@@ -158,6 +156,8 @@ class TokenArrays:
         """The rows, without their padding. Raises DataError."""
         folder = map_token_folder(self.path)
         for k, length in enumerate(folder.lengths):
+            if k % EVICT_ROWS == 0:
+                folder.evict()
             yield Row(folder.ids[k, :length], int(folder.labels[k]) if len(folder.labels) else None)
 
     def fingerprint(self) -> str:
@@ -173,10 +173,10 @@ def open_source(config: DataConfig, labels: tuple[str, ...]) -> DataSource:
 
 
 @contextlib.contextmanager
-def _opened(path: pathlib.Path) -> Iterator[TextIO]:
+def _opened(path: pathlib.Path, newline: str | None = None) -> Iterator[TextIO]:
     """A text file, with or without a byte order mark; what the reader meets becomes one line."""
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline=newline) as file:
             yield file
     except UnicodeDecodeError as error:
         msg = f"{path} is not UTF-8 text (byte {error.object[error.start]:#04x}); convert it, e.g. with iconv"
