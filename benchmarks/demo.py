@@ -4,9 +4,9 @@
 
 Fetches model and data, writes the configurations that a user would write, starts `fedpeat serve` and five times
 `fedpeat-edge run`, and waits. The coordinator shows the progress, the tables and the plot; this script adds the proofs
-from outside: the checkpoint is loaded with `peft.PeftModel.from_pretrained` and must give the loss that the coordinator
-reported, every file that a device stored must have the bytes its name promises, and every worker's measured peak must lie
-within its budget. Exit 1 when one of them fails.
+from outside: the checkpoint is loaded with `peft.PeftModel.from_pretrained` and must give the loss that the
+coordinator reported, every file that a device stored must have the bytes its name promises, and every worker's measured
+peak must lie within its budget. Exit 1 when one of them fails.
 """
 
 from __future__ import annotations
@@ -130,7 +130,9 @@ def write_toml(path: pathlib.Path, table: Mapping[str, Any]) -> None:
 
 
 def _is_section(value: object) -> bool:
-    return isinstance(value, Mapping) or (isinstance(value, (list, tuple)) and bool(value) and isinstance(value[0], dict))
+    if isinstance(value, (list, tuple)):
+        return bool(value) and isinstance(value[0], dict)
+    return isinstance(value, Mapping)
 
 
 @contextlib.contextmanager

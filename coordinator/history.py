@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pathlib
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from coordinator.errors import LedgerError
 from edge_sdk.wire import codec
@@ -152,7 +153,7 @@ def _read_all(db: sqlite3.Connection) -> History:
             AdapterRow(*row)
             for row in db.execute("SELECT version, sha256, size_bytes, truncation FROM adapters ORDER BY version")
         ),
-        results=tuple(ResultRow(*row[:-1], report=codec.decode(Report, row[-1], ROW_BYTES)) for row in results),
+        results=tuple(_result(row) for row in results),
         answers=tuple(_answers(db)),
         evaluations=tuple(
             EvaluationRow(*row)
@@ -164,6 +165,12 @@ def _read_all(db: sqlite3.Connection) -> History:
         ),
         open_tasks=open_tasks,
     )
+
+
+def _result(row: Sequence[Any]) -> ResultRow:
+    round_, attempt, device, level, sha256, size_bytes, examples, report = row
+    report = codec.decode(Report, report, ROW_BYTES)
+    return ResultRow(round_, attempt, device, level, sha256, size_bytes, examples, report)
 
 
 def _answers(db: sqlite3.Connection) -> Iterator[AnswerRow]:

@@ -52,9 +52,8 @@ def bound_allocations(budget_bytes: int) -> None:
     """Make allocations beyond the budget fail in this process, from now on.
 
     RLIMIT_DATA counts writable private memory as promised, not as touched: thread stacks count whole. What is promised
-    and
-    untouched at this moment is therefore added to the budget. RLIMIT_AS would count the mapped weights and is of no
-    use.
+    and untouched at this moment is therefore added to the budget. RLIMIT_AS would count the mapped weights and is of
+    no use.
     """
     memory = read_memory()
     slack_bytes = max(memory.data_bytes - memory.anonymous_bytes, 0)

@@ -125,12 +125,10 @@ def _train(order: WorkerOrder) -> Report:
 
 
 def _rows(order: WorkerOrder, artifact: Artifact) -> tuple[Iterator[Batch], list[Batch]]:
-    """Batches to train on, and the rows held aside. Raises DataError."""
-    task, folder = order.task, open_token_folder(pathlib.Path(order.data))
-    if (folder.labels is not None) != (artifact.manifest.classes_loss is not None):
-        msg = f"{order.data}: labels are needed by a classification, and by nothing else"
-        raise DataError(msg)
-    rows, aside = split(len(folder), order.held_aside_rows)
+    """Batches to train on, and the rows held aside, always the same ones. Raises DataError."""
+    task, model = order.task, artifact.manifest.model
+    folder = open_token_folder(pathlib.Path(order.data), len(model.labels), model.vocabulary)
+    rows, aside = split(folder.usable(), max_rows=order.held_aside_rows)
     held = [folder.batch(aside[k : k + task.batch], task.tokens) for k in range(0, len(aside), task.batch)]
     return batches(folder, rows, task.batch, task.tokens, task.seed), held
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 import pathlib
 import subprocess
@@ -27,8 +26,6 @@ class Measured:
 
 def measure(manifest_path: pathlib.Path, manifest: Manifest) -> Manifest:
     """The manifest with measured costs; `manifest_path` lies beside its blobs. Raises ExportError."""
-    if importlib.util.find_spec("edge_sdk.cli") is None:
-        return manifest
     command = [sys.executable, "-m", "edge_sdk.cli", "probe", str(manifest_path)]
     shape = ["--tokens", str(manifest.reference_tokens), "--batch", "1", "--json"]
     done = subprocess.run([*command, *shape], capture_output=True, text=True, check=False)

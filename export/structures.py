@@ -55,9 +55,17 @@ def capture_context(family: Family, backbone: Any, sizes: Sizes) -> ir.Model:  #
 
 
 def capture_embed(part: Part, sizes: Sizes) -> Captured:
-    """`ids` (batch, tokens) int64 -> `y`. Nothing flows back below it."""
+    """`ids` (batch, tokens) int64 -> `y`. Nothing flows back below it.
+
+    The embedding `matrix` may have any number of rows: a device gives only those that a batch uses, and counts ids
+    within them.
+    """
     examples = {"ids": torch.zeros(sizes.batch, sizes.tokens, dtype=torch.int64), **_examples(part)}
-    return _captured(part, lower(capture(lambda t: {"y": _call(part, t["ids"], t)}, examples, sizes)), None)
+    graph = lower(capture(lambda t: {"y": _call(part, t["ids"], t)}, examples, sizes))
+    for value in graph.graph.inputs:
+        if value.name == "matrix" and value.shape is not None:
+            value.shape = ir.Shape(["rows", *value.shape[1:]])
+    return _captured(part, graph, None)
 
 
 def capture_block(part: Part, context: Tensors, width: int, sizes: Sizes) -> Captured:

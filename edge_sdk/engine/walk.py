@@ -96,7 +96,10 @@ class Walk:
     def forward(self, segment: Segment, flowing: Arrays, context: Arrays, adapter: Mapping[str, Array]) -> Array:
         """One segment forward: its `y` (batch, tokens, width)."""
         graph = self._graphs[self.artifact.manifest.structures[segment.structure].forward]
-        found = graph.run({**flowing, **self._inputs(segment, context, adapter)})
+        given = {**flowing, **self._inputs(segment, context, adapter)}
+        if "ids" in flowing:
+            given |= self._embedding_rows(segment, flowing["ids"])
+        found = graph.run(given)
         self._leave(segment)
         return found["y"]
 
@@ -157,6 +160,13 @@ class Walk:
             **{name: file[name] for name in structure.frozen},
             **{name: adapter[f"{segment.name}/{name}"] for name in structure.trained},
         }
+
+    def _embedding_rows(self, segment: Segment, ids: Array) -> Arrays:
+        """Only the rows of the embedding that occur, and ids that count within them: the same graph, less memory."""
+        rows, inverse = np.unique(ids, return_inverse=True)
+        names = [n for n in self.artifact.manifest.structures[segment.structure].frozen if n.startswith("matrix")]
+        file = self._files[segment.name]
+        return {"ids": inverse.reshape(ids.shape), **{name: file.read_rows(name, rows) for name in names}}
 
     def _leave(self, segment: Segment) -> None:
         self._files[segment.name].evict()

@@ -118,6 +118,23 @@ class TensorFile(Mapping[str, Array]):
         first = begin - begin % mmap.PAGESIZE
         self._map.madvise(mmap.MADV_DONTNEED, first, begin + part.nbytes - first)
 
+    def read_rows(self, name: str, rows: Array) -> Array:
+        """Rows (n,) of a matrix as a new array, read from the file: mapping scattered rows would touch most pages.
+
+        Raises OSError, and DecodeError when the file has become shorter.
+        """
+        whole = self._arrays[name]
+        found = np.empty((len(rows), *whole.shape[1:]), whole.dtype)
+        row_bytes = whole[:1].nbytes
+        begin = whole.__array_interface__["data"][0] - self._address
+        with self.path.open("rb", buffering=0) as file:
+            for k, row in enumerate(rows.tolist()):
+                file.seek(begin + row * row_bytes)
+                if file.readinto(found[k : k + 1].data) != row_bytes:
+                    msg = f"{self.path.name} has become shorter"
+                    raise DecodeError(msg)
+        return found
+
     def will_need(self) -> None:
         """Ask the kernel to read the file ahead."""
         self._map.madvise(mmap.MADV_WILLNEED)

@@ -18,9 +18,12 @@ LARGEST = 127  # -128 is not used: the range stays symmetric
 
 
 def quantize_rows(matrix: Array) -> tuple[Array, Array]:
-    """`matrix` (out, in) float32 as int8 of the same shape and scales (out,) float32. A row of zeros has scale 1."""
-    largest = np.abs(matrix).max(axis=1)
-    scale = np.where(largest > 0, largest / LARGEST, 1).astype(np.float32)
+    """`matrix` (out, in) float32 as int8 of the same shape and scales (out,) float32.
+
+    A row of zeros has scale 1, and so has one too small for a scale that float32 holds in full: it becomes zeros.
+    """
+    scale = np.abs(matrix).max(axis=1).astype(np.float32) / np.float32(LARGEST)
+    scale = np.where(scale >= np.finfo(np.float32).tiny, scale, np.float32(1))
     return np.rint(matrix / scale[:, None]).clip(-LARGEST, LARGEST).astype(np.int8), scale
 
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import pathlib
 
+import numpy as np
 import pytest
 import tokenizers
 
 from edge_sdk.wire.blobs import blob_of_file
 from edge_sdk.wire.tensors import TensorFile, read_tensors
+from export.adapters import adapter_arrays
 from export.artifact import staged
 from export.errors import ExportError
+from export.program import adapt
 from tests.export.conftest import Exported, export_tiny
-from tests.models import tiny_llama
 
 
 def contents(folder: pathlib.Path) -> dict[str, bytes]:
@@ -21,13 +23,18 @@ def contents(folder: pathlib.Path) -> dict[str, bytes]:
 
 
 def test_equal_input_gives_equal_bytes(llama: Exported, tmp_path: pathlib.Path) -> None:
-    """Exported again, every file has the same name and the same bytes; with another seed only the adapter differs."""
+    """Exported again, every file has the same name and the same bytes."""
     again = export_tiny("llama", llama.model, tmp_path / "again")
     assert contents(again.folder) == contents(llama.folder)
-    other = export_tiny("llama", llama.model, tmp_path / "other", seed=1)
-    for level, manifest in other.manifests.items():
-        same = llama.manifests[level].files
-        assert [name for name, blob in manifest.files.items() if blob != same[name]] == ["adapter.safetensors"]
+
+
+def test_the_seed_draws_the_adapter(bert: Exported) -> None:
+    """Another seed gives another adapter, the same seed the same; a new classifier is drawn from it, too."""
+    foundation, request = bert.program.adapted.foundation, bert.program.adapted.request
+    first, same, other = (adapter_arrays(adapt(foundation, request, seed).parameters) for seed in (0, 0, 1))
+    assert all(np.array_equal(first[name], same[name]) for name in first)
+    drawn = [name for name in first if name.endswith("lora_A") or name == "head/classifier.weight"]
+    assert not any(np.array_equal(first[name], other[name]) for name in drawn)
 
 
 def test_every_promise_is_kept(exported: Exported) -> None:
@@ -56,15 +63,6 @@ def test_tied_embedding_is_stored_once(llama: Exported) -> None:
         assert loss.tensors == manifest.walk[0].tensors
         with TensorFile(llama.store.path(manifest.files[loss.tensors].sha256)) as file:
             assert set(file) == set(manifest.structures["embed"].frozen)
-
-
-def test_untied_projection_has_its_own_file(tmp_path: pathlib.Path) -> None:
-    """A model whose head is not its embedding stores both."""
-    model = tiny_llama(tmp_path / "model", layers=2, tie_word_embeddings=False)
-    manifest = export_tiny("llama", model, tmp_path / "artifact").manifests["fp32"]
-    assert manifest.vocabulary_loss is not None
-    assert manifest.vocabulary_loss.tensors == "vocabulary.safetensors"
-    assert manifest.files["vocabulary.safetensors"] != manifest.files["embed.safetensors"]
 
 
 def test_tensor_files_hold_what_the_graphs_take(exported: Exported) -> None:

@@ -1,0 +1,133 @@
+"""Back into the full model: checkpoints, and what the full model then scores."""
+
+from __future__ import annotations
+
+import pathlib
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+
+from edge_sdk.wire.manifest import Manifest, TaskType
+from edge_sdk.wire.tensors import Array, read_tensors, write_tensors
+from export.adapters import adapter_parameters
+from export.errors import ExportError
+from export.evaluate import Tokens, evaluate, read_tokens
+from export.foundation import open_foundation, quiet
+from export.parity import draw_batch, torch_loss
+from export.plug_in import load_plugged, plug_in
+from export.reference import Batch, ReferenceWalk
+from tests.export.conftest import Exported
+
+
+def manifest_path(exported: Exported, level: str) -> pathlib.Path:
+    """Where a level's manifest lies."""
+    return exported.folder / f"{level}.manifest"
+
+
+def initial_adapter(exported: Exported) -> dict[str, Array]:
+    """The adapter's starting values."""
+    return read_tensors(exported.store.path(exported.manifests["fp32"].files["adapter.safetensors"].sha256))
+
+
+def moved_adapter(exported: Exported, level: str) -> dict[str, Array]:
+    """Other values for each tensor that the level trains, and no others."""
+    generator = np.random.default_rng(5)
+    shapes = exported.manifests[level].trained_shapes()
+    return {name: generator.normal(0, 0.2, shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+@pytest.mark.parametrize("level", ["fp32", "int8-2layers-last1"])
+def test_checkpoint_is_the_model_that_devices_trained(exported: Exported, level: str, tmp_path: pathlib.Path) -> None:
+    """The PEFT checkpoint, loaded by peft alone, has the loss of the fp32 artifact with the same adapter.
+
+    Tensors that the level does not train have their starting values in it.
+    """
+    adapter, out = moved_adapter(exported, level), tmp_path / "checkpoint"
+    write_tensors(tmp_path / "adapter", adapter)
+    reported = plug_in(exported.model, manifest_path(exported, level), tmp_path / "adapter", out)
+    manifest = exported.manifests["fp32"]
+    spec, batch = manifest.model, draw_batch(manifest.model, seed=0)
+    foundation = open_foundation(exported.model, spec.task, spec.labels)
+    with quiet(), torch.no_grad():
+        model = PeftModel.from_pretrained(foundation.load(seed=9), str(out)).eval()
+        loss = torch_loss(model, spec.task, batch).item()
+    assert loss == pytest.approx(reported, rel=1e-6)
+    wanted = {**initial_adapter(exported), **adapter}
+    assert ReferenceWalk(exported.store, manifest).run(wanted, batch).loss == pytest.approx(loss, rel=1e-5)
+    for name, value in adapter_parameters(model, foundation.family).items():
+        np.testing.assert_array_equal(value.detach().numpy(), wanted[name])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "checkpoint"]
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "message"),
+    [
+        ("block.9/self_attn.q_proj.lora_A", (2, 32), "block.9/self_attn.q_proj.lora_A"),
+        ("block.0/self_attn.q_proj.lora_A", (3, 32), r"has shape \(3, 32\), the model needs \(2, 32\)"),
+    ],
+)
+def test_foreign_adapters_are_refused(
+    llama: Exported, tmp_path: pathlib.Path, name: str, shape: tuple[int, ...], message: str
+) -> None:
+    """A tensor of another name or shape is refused by name, and nothing is written."""
+    write_tensors(tmp_path / "adapter", {name: np.zeros(shape, np.float32)})
+    with pytest.raises(ExportError, match=message):
+        plug_in(llama.model, manifest_path(llama, "fp32"), tmp_path / "adapter", tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+
+
+def test_foreign_models_are_refused(llama: Exported, tiny_bert_folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """The artifact of one model is not plugged into another."""
+    with pytest.raises(ExportError, match="bert is supported for sequence-classification, not for causal-lm"):
+        plug_in(tiny_bert_folder, manifest_path(llama, "fp32"), tmp_path / "adapter", tmp_path / "out")
+
+
+def test_existing_checkpoints_are_not_overwritten(llama: Exported, tmp_path: pathlib.Path) -> None:
+    """A folder that exists is refused before anything is loaded."""
+    with pytest.raises(ExportError, match="exists"):
+        plug_in(llama.model, manifest_path(llama, "fp32"), tmp_path / "adapter", tmp_path)
+
+
+def tokens_of(manifest: Manifest, rows: int) -> Tokens:
+    """Random rows of 3 to 20 tokens, zeros behind them."""
+    generator = np.random.default_rng(rows)
+    lengths = generator.integers(3, 20, rows).astype(np.int32)
+    ids = generator.integers(0, manifest.model.vocabulary, (rows, 20)).astype(np.int32)
+    ids[np.arange(20) >= lengths[:, None]] = 0
+    return Tokens(ids, lengths, generator.integers(0, max(1, len(manifest.model.labels)), rows))
+
+
+def test_scores_are_means_over_all_rows(exported: Exported, tmp_path: pathlib.Path) -> None:
+    """Over 19 rows, in parts: the mean per predicted token, or per row, not the mean of means; with its accuracy."""
+    manifest = exported.manifests["fp32"]
+    tokens = tokens_of(manifest, 19)
+    for name in ("ids", "lengths", "labels"):
+        np.save(tmp_path / f"{name}.npy", getattr(tokens, name))
+    model = load_plugged(exported.model, manifest_path(exported, "fp32"), None, None)
+    score = evaluate(model, manifest.model.task, read_tokens(tmp_path, manifest.model.task))
+    mask = (np.arange(20) < tokens.lengths[:, None]).astype(np.int64)
+    batch = Batch(tokens.ids.astype(np.int64), mask, tokens.labels)
+    assert score.loss == pytest.approx(torch_loss(model, manifest.model.task, batch).item(), rel=1e-5)
+    assert score.rows == 19
+    if manifest.model.task is TaskType.CAUSAL_LM:
+        assert score.accuracy is None
+        assert score.predicted == (tokens.lengths - 1).sum()
+    else:
+        assert score.accuracy is not None
+        assert score.accuracy * 19 == pytest.approx(round(score.accuracy * 19))
+
+
+def test_token_folders_are_checked(tmp_path: pathlib.Path, llama: Exported) -> None:
+    """A missing array, arrays of different lengths, and rows that predict nothing are one line each."""
+    task = TaskType.SEQUENCE_CLASSIFICATION
+    with pytest.raises(ExportError, match="cannot read the token folder"):
+        read_tokens(tmp_path, task)
+    for name, shape in {"ids": (4, 8), "lengths": (4,), "labels": (3,)}.items():
+        np.save(tmp_path / f"{name}.npy", np.ones(shape, np.int32))
+    with pytest.raises(ExportError, match=r"do not agree: .*labels \(3,\)"):
+        read_tokens(tmp_path, task)
+    empty = Tokens(np.zeros((2, 4), np.int32), np.ones(2, np.int32), np.zeros(0, np.int64))
+    with pytest.raises(ExportError, match="nothing to predict"):
+        evaluate(llama.program.adapted.peft_model, TaskType.CAUSAL_LM, empty)
