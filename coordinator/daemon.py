@@ -237,7 +237,7 @@ class Daemon:
     def _on_hello(self, hello: Hello) -> None:
         if hello.device not in self._rounds.fleet:
             budget = f"{hello.budget_bytes / 1e6:.0f} MB"
-            self._screen.line(f"{hello.device}: {hello.machine}, budget {budget}, {hello.examples} examples")
+            self._screen.line(f"{hello.device}: {hello.machine}, {hello.cores} threads, budget {budget}")
         self._ledger.hello(hello)
         self._tell(HelloHeard(hello))
 

@@ -99,7 +99,7 @@ def _positive(text: str) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from edge_sdk.agent import run
+    from edge_sdk.run import run
 
     return run(arguments.config)
 

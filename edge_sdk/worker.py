@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import json
 import pathlib
 import platform
@@ -39,7 +40,13 @@ from edge_sdk.wire.errors import WireError
 from edge_sdk.wire.messages import DeltaFile, FailureReason, Report
 from edge_sdk.wire.tensors import Array, read_tensors
 
-NO_SPACE = 28  # errno.ENOSPC
+REASONS: dict[type[Exception], FailureReason] = {
+    OverBudget: FailureReason.OVER_BUDGET,
+    NonFinite: FailureReason.NON_FINITE,
+    DataError: FailureReason.BAD_DATA,
+    ArtifactError: FailureReason.BAD_ARTIFACT,
+    WireError: FailureReason.BAD_ARTIFACT,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,19 +75,15 @@ def do(order: WorkerOrder) -> Report | Failure:
     """Do the order. Expected failures are values."""
     try:
         return _train(order)
-    except OverBudget as error:
-        return Failure(FailureReason.OVER_BUDGET, str(error))
     except MemoryError as error:
         budget = f"{order.budget_bytes / 1e6:.0f} MB"
         return Failure(FailureReason.OVER_BUDGET, f"an allocation beyond the budget of {budget} was refused: {error}")
-    except NonFinite as error:
-        return Failure(FailureReason.NON_FINITE, str(error))
-    except (ArtifactError, DataError, WireError) as error:
-        return Failure(FailureReason.BAD_ARTIFACT, str(error))
     except OSError as error:
-        if error.errno != NO_SPACE:
+        if error.errno != errno.ENOSPC:
             raise
         return Failure(FailureReason.NO_SPACE, f"no space left on the device: {error.filename or order.store}")
+    except tuple(REASONS) as error:
+        return Failure(next(reason for kind, reason in REASONS.items() if isinstance(error, kind)), str(error))
 
 
 def say(event: str, **values: object) -> None:

@@ -60,8 +60,8 @@ class DeclineReason(enum.Enum):
 
     OVER_BUDGET = "over-budget"
     BUSY = "busy"
-    NO_DATA = "no-data"
     INCOMPATIBLE = "incompatible"
+    UNAVAILABLE = "unavailable"
     NO_SPACE = "no-space"
 
 
@@ -72,6 +72,7 @@ class FailureReason(enum.Enum):
     NON_FINITE = "non-finite"
     WORKER_DIED = "worker-died"
     BAD_ARTIFACT = "bad-artifact"
+    BAD_DATA = "bad-data"
     NO_SPACE = "no-space"
     CANCELLED = "cancelled"
 
@@ -207,7 +208,6 @@ class Hello:
     device: str
     session: str
     budget_bytes: int
-    examples: int
     cores: int
     ram_bytes: int
     machine: str

@@ -106,7 +106,7 @@ def make_report(*, peak_bytes: int = 90 * MB, budget_bytes: int = 100 * MB) -> R
 
 def make_hello(device: str, *, budget_bytes: int = 100 * MB, session: str = "s1", task_id: str = "") -> Hello:
     """A device that introduces itself."""
-    return Hello(device, session, budget_bytes, 5, 4, 10**9, "aarch64", "ort", "0.1.0", task_id)
+    return Hello(device, session, budget_bytes, 4, 10**9, "aarch64", "ort", "0.1.0", task_id)
 
 
 def make_presence(device: str, *, online: bool, session: str = "s1") -> Presence:

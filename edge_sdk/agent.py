@@ -1,0 +1,282 @@
+"""The small process that stays: it talks MQTT, fetches, verifies and keeps; workers do the rest.
+
+`session` decides, this executes. No onnxruntime is loaded here, and what the agent holds in memory does not grow with
+the model. Everything it must not lose lies in the store's folder:
+
+    store/blobs, store/partial     what was fetched
+    store/outbox                   results that wait for their receipt
+    store/tokens                   the private data, as tokens
+    store/work                     what a worker is writing; emptied at every start
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import importlib.metadata
+import pathlib
+import platform
+import queue
+import secrets
+import shutil
+import time
+import zlib
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+import psutil
+
+from edge_sdk import prepare
+from edge_sdk.config import DeviceConfig
+from edge_sdk.events import (
+    CancelWorker,
+    CheckFiles,
+    Event,
+    FetchFailed,
+    FetchFiles,
+    FetchManifest,
+    ForgetResult,
+    Instruction,
+    KeepResult,
+    ResultKept,
+    Say,
+    Send,
+    StartWorker,
+    StopFetching,
+    Tick,
+)
+from edge_sdk.fetcher import Fetcher, blobs_of
+from edge_sdk.order import WorkerOrder
+from edge_sdk.outbox import Outbox
+from edge_sdk.session import Session
+from edge_sdk.store import DeviceStore
+from edge_sdk.supervisor import Supervisor, WorkerEvent, WorkerFailed
+from edge_sdk.wire.chunks import read_chunk, requested
+from edge_sdk.wire.errors import WireError
+from edge_sdk.wire.manifest import Manifest
+from edge_sdk.wire.messages import (
+    Announcement,
+    Chunk,
+    ChunkRequest,
+    FailureReason,
+    Hello,
+    Message,
+    Presence,
+    Receipt,
+    RefusalReason,
+    TaskCancel,
+    TaskOffer,
+    TransferRefused,
+    decode_message,
+    encode_message,
+)
+from edge_sdk.wire.topics import Topics
+from edge_sdk.wire.transport import Connected, Disconnected, Received, Transport, Will
+
+POLL_S: Final = 0.2
+TICK_S: Final = 0.5
+
+
+class Agent:
+    """One device over `transport`: call `turn` for ever, then `close`."""
+
+    session = secrets.token_hex(8)  # of this process: what a former one's will says is not about us
+
+    def __init__(self, config: DeviceConfig, transport: Transport, say: Callable[[str], None]) -> None:
+        """Go on where the last agent of this store ended. `say` gets lines for people. Raises OSError."""
+        self._config, self._transport, self._say = config, transport, say
+        self._topics = Topics(config.fleet)
+        self._store = DeviceStore(config.store, config.quota_bytes)
+        self._outbox = Outbox(config.store / "outbox")
+        self._work = config.store / "work"
+        shutil.rmtree(self._work, ignore_errors=True)
+        self._work.mkdir()
+        self._fetcher = Fetcher(self._store, zlib.crc32(config.device.encode()))
+        self._from_worker: queue.SimpleQueue[WorkerEvent] = queue.SimpleQueue()
+        self._supervisor = Supervisor(self._on_worker)
+        self._events: deque[Event] = deque()
+        self._next_tick_s = 0.0
+        contents = self._outbox.load()
+        for complaint in contents.complaints:
+            say(complaint)
+        self._session = Session(_hello(config, self.session), contents.results, time.monotonic())
+        for topic in (self._topics.announcement, self._topics.manifest("+"), self._topics.down(config.device)):
+            transport.subscribe(topic)
+
+    @classmethod
+    def will(cls, config: DeviceConfig) -> Will:
+        """What the broker says for us when we are gone."""
+        gone = Presence(config.device, cls.session, online=False)
+        return Will(Topics(config.fleet).presence(config.device), encode_message(gone))
+
+    def turn(self) -> None:
+        """Wait a little for something to happen, and act on it. Raises OSError."""
+        happened = self._transport.receive(POLL_S)
+        if isinstance(happened, Received):
+            self._on_received(happened)
+        elif isinstance(happened, Connected):
+            self._say("connected to the broker")
+            self._publish_presence(online=True)
+            self._tell(happened)
+        elif isinstance(happened, Disconnected):
+            self._say(f"no broker: {happened.reason}; trying again in {happened.retry_s:.1f} s")
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._tell(self._from_worker.get_nowait())
+        self._ask_for_more()
+        if time.monotonic() >= self._next_tick_s:
+            self._next_tick_s = time.monotonic() + TICK_S
+            self._tell(Tick())
+
+    def close(self) -> None:
+        """End the worker, keep what was fetched so far, and say goodbye. Raises OSError."""
+        self._supervisor.close()
+        self._fetcher.stop()
+        self._publish_presence(online=False)
+
+    # ---- messages
+
+    def _on_received(self, received: Received) -> None:
+        try:
+            if received.topic.startswith(self._topics.manifest("")):
+                self._fetcher.hold(self._topics.last_level(received.topic), received.payload)
+            else:
+                self._on_message(decode_message(received.payload))
+        except WireError as error:
+            self._say(f"dropped a message on {received.topic}: {error}"[:300])
+
+    def _on_message(self, message: Message) -> None:
+        if isinstance(message, (Announcement, TaskOffer, TaskCancel, Receipt)):
+            self._tell(message)
+        elif isinstance(message, Chunk):
+            self._heard(self._fetcher.take(message, time.monotonic()))
+        elif isinstance(message, ChunkRequest):
+            self._serve(message)
+        elif isinstance(message, TransferRefused):
+            self._heard(self._fetcher.refused(message))
+
+    def _ask_for_more(self) -> None:
+        requests = self._fetcher.requests(time.monotonic())
+        if isinstance(requests, FetchFailed):
+            self._heard(requests)
+        else:
+            for request in requests:
+                self._send(request)
+
+    def _serve(self, request: ChunkRequest) -> None:
+        """Send chunks of a delta that waits for its receipt; nothing else leaves this device."""
+        blob = self._session.offered(request.blob)
+        if blob is None:
+            self._send(TransferRefused(request.blob, RefusalReason.UNKNOWN_BLOB))
+            return
+        for index in requested(request, blob.size_bytes):
+            self._send(read_chunk(self._outbox.deltas, blob, request.chunk_bytes, index))
+
+    def _send(self, message: Message) -> None:
+        self._transport.publish(self._topics.up(self._config.device), encode_message(message))
+
+    def _publish_presence(self, *, online: bool) -> None:
+        presence = encode_message(Presence(self._config.device, self.session, online=online))
+        self._transport.publish(self._topics.presence(self._config.device), presence, retain=True)
+
+    # ---- instructions
+
+    def _heard(self, event: Event | None) -> None:
+        if event is not None:
+            self._tell(event)
+
+    def _tell(self, event: Event) -> None:
+        """Carry out what `event` asks for; events that arise meanwhile wait for their turn."""
+        self._events.append(event)
+        if len(self._events) > 1:
+            return
+        while self._events:
+            for instruction in self._session.handle(self._events[0], time.monotonic()):
+                self._execute(instruction)
+            self._events.popleft()
+
+    def _execute(self, instruction: Instruction) -> None:
+        if isinstance(instruction, Send):
+            self._send(instruction.message)
+        elif isinstance(instruction, Say):
+            self._say(instruction.line)
+        elif isinstance(instruction, (FetchManifest, FetchFiles)):
+            self._heard(self._fetcher.begin(instruction))
+        elif isinstance(instruction, StopFetching):
+            self._fetcher.stop()
+        elif isinstance(instruction, StartWorker):
+            self._supervisor.start(self._order(instruction))
+        elif isinstance(instruction, CancelWorker):
+            self._supervisor.cancel()
+        elif isinstance(instruction, KeepResult):
+            self._keep(instruction)
+        elif isinstance(instruction, ForgetResult):
+            self._outbox.forget(instruction.offer.task_id, instruction.offer.delta)
+        elif isinstance(instruction, CheckFiles):
+            damaged = self._store.remove_damaged(blobs_of(instruction.task, instruction.manifest))
+            self._say(f"{len(damaged)} damaged files are removed, and will be fetched again")
+
+    def _keep(self, result: KeepResult) -> None:
+        try:
+            offer = self._outbox.keep(result.task_id, result.delta_path, result.report)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            detail = "no space left on the device for the delta"
+            self._tell(WorkerFailed(result.task_id, FailureReason.NO_SPACE, result.report.peak_bytes, detail))
+        else:
+            self._tell(ResultKept(offer))
+
+    def _on_worker(self, event: WorkerEvent) -> None:
+        """From the supervisor's thread."""
+        self._from_worker.put(event)
+        self._transport.wake()
+
+    def _order(self, start: StartWorker) -> WorkerOrder:
+        config, task, manifest = self._config, start.task, start.manifest
+        tokenizer = self._store.blobs.path(manifest.files[manifest.tokenizer].sha256) if manifest.tokenizer else None
+        tokens = config.store / "tokens" / _tokens_name(manifest, task.tokens)
+        return WorkerOrder(
+            device=config.device,
+            task=task,
+            store=str(config.store),
+            data=str(tokens),
+            delta=str(self._work / "delta"),
+            prepare=tuple(prepare.command(config.data, tokenizer, task.tokens, manifest.model.labels, tokens)),
+            budget_bytes=config.budget_bytes,
+            predicted_bytes=start.plan.peak_bytes,
+            micro_batch=start.plan.micro_batch,
+            head_rows=start.plan.head_rows,
+            threads=config.threads,
+        )
+
+
+def _tokens_name(manifest: Manifest, tokens: int) -> str:
+    """The folder for the private data as tokens of this model: levels of one model share it."""
+    tokenizer = manifest.files[manifest.tokenizer].sha256 if manifest.tokenizer else ""
+    return hashlib.sha256(repr((tokenizer, tokens, manifest.model.labels)).encode()).hexdigest()[:16]
+
+
+def _hello(config: DeviceConfig, session: str) -> Hello:
+    return Hello(
+        device=config.device,
+        session=session,
+        budget_bytes=config.budget_bytes,
+        cores=config.threads,
+        ram_bytes=psutil.virtual_memory().total,
+        machine=_machine(),
+        runtime=f"onnxruntime {importlib.metadata.version('onnxruntime')}",
+        version=importlib.metadata.version("fedpeat"),
+        task_id="",
+    )
+
+
+def _machine() -> str:
+    """The board's name where it has one, else the processor's kind."""
+    try:
+        board = pathlib.Path("/proc/device-tree/model").read_text("utf-8", errors="replace").strip("\0 \n")[:80]
+    except OSError:
+        return platform.machine()
+    return f"{board}, {platform.machine()}"

@@ -1,0 +1,169 @@
+"""What `session` is told (events) and what it asks for (instructions). Data alone.
+
+The agent turns messages, finished work and time into events, and executes instructions in the order in which they come.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from edge_sdk.engine.plan import Plan
+from edge_sdk.supervisor import WorkerFailed, WorkerFinished, WorkerProgress
+from edge_sdk.wire.manifest import Manifest
+from edge_sdk.wire.messages import (
+    Announcement,
+    DeclineReason,
+    Message,
+    Receipt,
+    Report,
+    ResultOffer,
+    Task,
+    TaskCancel,
+    TaskOffer,
+)
+from edge_sdk.wire.transport import Connected
+
+# ---- events, beside the coordinator's messages, the worker's events and Connected
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestHere:
+    """The manifest of the task was fetched and read."""
+
+    task_id: str
+    manifest: Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class FilesHere:
+    """Everything that the task needs is in the store; `down_bytes` came over the wire for it."""
+
+    task_id: str
+    down_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class FetchFailed:
+    """What the task needs cannot be had or kept."""
+
+    task_id: str
+    reason: DeclineReason
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class ResultKept:
+    """The result is on disk, and can be offered."""
+
+    offer: ResultOffer
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time passed."""
+
+
+Event = (
+    Connected
+    | Announcement
+    | TaskOffer
+    | TaskCancel
+    | Receipt
+    | ManifestHere
+    | FilesHere
+    | FetchFailed
+    | WorkerProgress
+    | WorkerFinished
+    | WorkerFailed
+    | ResultKept
+    | Tick
+)
+
+# ---- instructions
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Tell the coordinator."""
+
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class FetchManifest:
+    """Have the task's manifest; then say ManifestHere or FetchFailed."""
+
+    task: Task
+
+
+@dataclass(frozen=True, slots=True)
+class FetchFiles:
+    """Have every file that the task needs; then say FilesHere or FetchFailed."""
+
+    task: Task
+    manifest: Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class StopFetching:
+    """Nothing of what is on its way in is needed any more; what came stays."""
+
+
+@dataclass(frozen=True, slots=True)
+class StartWorker:
+    """Prepare and train."""
+
+    task: Task
+    manifest: Manifest
+    plan: Plan
+
+
+@dataclass(frozen=True, slots=True)
+class CancelWorker:
+    """End the worker; its WorkerFailed, or its last word before that, follows."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeepResult:
+    """Put the delta and its report into the outbox; then say ResultKept, or WorkerFailed if the disk is full."""
+
+    task_id: str
+    delta_path: Path
+    report: Report
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetResult:
+    """The coordinator has had its last word on it."""
+
+    offer: ResultOffer
+
+
+@dataclass(frozen=True, slots=True)
+class CheckFiles:
+    """The worker found a file damaged: remove what is not what it promises, so that it is fetched again."""
+
+    task: Task
+    manifest: Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class Say:
+    """A line for the person who watches the device."""
+
+    line: str
+
+
+Instruction = (
+    Send
+    | FetchManifest
+    | FetchFiles
+    | StopFetching
+    | StartWorker
+    | CancelWorker
+    | KeepResult
+    | ForgetResult
+    | CheckFiles
+    | Say
+)

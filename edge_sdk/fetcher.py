@@ -1,0 +1,154 @@
+"""Has what a task needs in the device's store: what is missing is pulled, a few blobs at a time.
+
+Sends nothing itself: `requests` says what to ask for, `take` uses what came. Whatever ends the fetching is an event for
+the session: ManifestHere, FilesHere, or FetchFailed.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections import deque
+from collections.abc import Iterator
+from typing import Final
+
+from edge_sdk.events import FetchFailed, FetchFiles, FetchManifest, FilesHere, ManifestHere
+from edge_sdk.store import DeviceStore
+from edge_sdk.wire.blobs import Blob, blob_of
+from edge_sdk.wire.chunks import Download
+from edge_sdk.wire.errors import DecodeError, IntegrityError
+from edge_sdk.wire.manifest import MAX_MANIFEST_BYTES, Manifest, decode_manifest
+from edge_sdk.wire.messages import Chunk, ChunkRequest, DeclineReason, Task, TransferRefused
+
+AT_ONCE: Final = 3  # downloads side by side: small blobs would else spend their time waiting for an answer
+MANIFESTS: Final = 16  # retained manifests held in memory, at most 64 KiB each
+
+Outcome = ManifestHere | FilesHere | FetchFailed
+
+
+class Fetcher:
+    """Fetches into `store` for one task at a time."""
+
+    def __init__(self, store: DeviceStore, seed: int) -> None:
+        """`seed` spreads the devices' repeated requests in time."""
+        self._store, self._seed = store, seed
+        self._wanted: FetchManifest | FetchFiles | None = None
+        self._waiting: deque[Blob] = deque()
+        self._running: dict[str, Download] = {}
+        self._ended_bytes = 0
+        self._retained: dict[str, bytes] = {}
+
+    def hold(self, sha256: str, data: bytes) -> None:
+        """Hold a retained manifest until a task names it: it need not be asked for then."""
+        if len(data) <= MAX_MANIFEST_BYTES and blob_of(data).sha256 == sha256:
+            self._retained.pop(sha256, None)
+            self._retained[sha256] = data
+        while len(self._retained) > MANIFESTS:
+            del self._retained[next(iter(self._retained))]
+
+    def begin(self, wanted: FetchManifest | FetchFiles) -> Outcome | None:
+        """Fetch what `wanted` needs, instead of anything before. Raises OSError."""
+        if isinstance(wanted, FetchManifest):
+            self._ended_bytes = 0
+        self.stop()
+        self._wanted, blobs = wanted, needed(wanted)
+        missing = self._store.missing(blobs)
+        lack = self._store.make_room(sum(blob.size_bytes for blob in missing), {blob.sha256 for blob in blobs})
+        if lack is not None:
+            return self._failed(DeclineReason.NO_SPACE, str(lack))
+        if isinstance(wanted, FetchManifest) and wanted.task.artifact.sha256 in self._retained:
+            self._store.blobs.put(self._retained[wanted.task.artifact.sha256])
+        self._waiting.extend(self._store.missing(blobs))
+        return self._outcome()
+
+    def requests(self, now_s: float) -> list[ChunkRequest] | FetchFailed:
+        """What to ask for now. Raises OSError."""
+        try:
+            return list(self._requests(now_s))
+        except OSError as error:
+            return self._no_space(error)
+
+    def take(self, chunk: Chunk, now_s: float) -> Outcome | None:
+        """Use a chunk if it is wanted. Raises OSError."""
+        download = self._running.get(chunk.blob)
+        if download is None:
+            return None
+        try:
+            if not download.take(chunk, now_s):
+                return None
+        except IntegrityError as error:
+            return self._failed(DeclineReason.UNAVAILABLE, str(error))
+        except OSError as error:
+            return self._no_space(error)
+        self._end(chunk.blob)
+        return self._outcome()
+
+    def refused(self, refusal: TransferRefused) -> FetchFailed | None:
+        """The coordinator does not have it."""
+        if refusal.blob not in self._running:
+            return None
+        detail = f"the coordinator refused blob {refusal.blob[:12]}: {refusal.reason.value}"
+        return self._failed(DeclineReason.UNAVAILABLE, detail)
+
+    def stop(self) -> None:
+        """Ask for nothing more; what came stays, to go on from. Raises OSError."""
+        self._wanted = None
+        self._waiting.clear()
+        for sha256 in list(self._running):
+            self._end(sha256)
+
+    def _requests(self, now_s: float) -> Iterator[ChunkRequest]:
+        while self._waiting and len(self._running) < AT_ONCE:
+            blob = self._waiting.popleft()
+            self._running[blob.sha256] = Download(self._store.blobs, blob, now_s, self._seed)
+        for download in self._running.values():
+            if request := download.poll(now_s):
+                yield request
+
+    def _end(self, sha256: str) -> None:
+        download = self._running.pop(sha256)
+        self._ended_bytes += download.received_bytes
+        download.close()
+
+    def _outcome(self) -> Outcome | None:
+        if self._wanted is None or self._waiting or self._running:
+            return None
+        wanted, self._wanted = self._wanted, None
+        self._store.used(needed(wanted))
+        if isinstance(wanted, FetchFiles):
+            return FilesHere(wanted.task.task_id, self._ended_bytes)
+        return self._read_manifest(wanted.task)
+
+    def _read_manifest(self, task: Task) -> Outcome | None:
+        try:
+            return ManifestHere(task.task_id, decode_manifest(self._store.blobs.read(task.artifact)))
+        except DecodeError as error:
+            return FetchFailed(task.task_id, DeclineReason.INCOMPATIBLE, f"the manifest cannot be used: {error}")
+        except IntegrityError:  # the disk changed it: have it again
+            self._store.blobs.remove(task.artifact.sha256)
+            return self.begin(FetchManifest(task))
+
+    def _no_space(self, error: OSError) -> FetchFailed:
+        """Only a full disk is an answer. Raises any other error."""
+        if error.errno != errno.ENOSPC or self._wanted is None:
+            raise error
+        return self._failed(DeclineReason.NO_SPACE, "no space left on the device")
+
+    def _failed(self, reason: DeclineReason, detail: str) -> FetchFailed:
+        if self._wanted is None:
+            msg = "nothing is being fetched"
+            raise AssertionError(msg)
+        task_id = self._wanted.task.task_id
+        self.stop()
+        return FetchFailed(task_id, reason, detail)
+
+
+def needed(wanted: FetchManifest | FetchFiles) -> list[Blob]:
+    """Everything that must be in the store."""
+    if isinstance(wanted, FetchManifest):
+        return [wanted.task.artifact]
+    return blobs_of(wanted.task, wanted.manifest)
+
+
+def blobs_of(task: Task, manifest: Manifest) -> list[Blob]:
+    """All that a task reads from the store."""
+    return [task.artifact, task.adapter, *manifest.files.values()]

@@ -1,0 +1,76 @@
+"""`fedpeat-edge run`: the agent as a process of its own, until a signal."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import pathlib
+import signal
+import time
+from collections.abc import Iterator
+from types import FrameType
+
+from edge_sdk.agent import Agent
+from edge_sdk.config import load_config
+from edge_sdk.errors import ConfigError
+from edge_sdk.sources import open_source
+from edge_sdk.wire.mqtt import MqttTransport
+
+STOPPED, INTERRUPTED = 0, 130
+
+
+def run(config_path: pathlib.Path) -> int:
+    """Be the device of this configuration until a signal; the exit status. Raises EdgeError, OSError."""
+    config = load_config(config_path)
+    open_source(config.data, ()).fingerprint()  # say now, not in the first round, that the data is not there
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_alone(config.store))
+        signals = stack.enter_context(_signals())
+        transport = MqttTransport(config.broker, f"{config.fleet}-{config.device}", Agent.will(config))
+        stack.callback(transport.close)
+        agent = Agent(config, transport, _say)
+        stack.callback(agent.close)
+        while not signals:
+            agent.turn()
+    return INTERRUPTED if signals[0] == signal.SIGINT else STOPPED
+
+
+def _say(line: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {line}", flush=True)
+
+
+@contextlib.contextmanager
+def _alone(store: pathlib.Path) -> Iterator[None]:
+    """Hold the store's lock. Raises ConfigError where another agent has it."""
+    store.mkdir(parents=True, exist_ok=True)
+    handle = os.open(store / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            msg = f"another agent uses {store}; stop it, or give each device a store of its own"
+            raise ConfigError(msg) from error
+        yield
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+    """A list that is empty until SIGINT or SIGTERM; a second one acts as it always does."""
+    seen: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def on_signal(number: int, _frame: FrameType | None) -> None:
+        seen.append(number)
+        for one, handler in before.items():
+            signal.signal(one, handler)
+
+    for number in before:
+        signal.signal(number, on_signal)
+    try:
+        yield seen
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
