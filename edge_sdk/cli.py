@@ -68,6 +68,17 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--threads", type=_positive, default=None)
     command.set_defaults(run=_evaluate)
 
+    command = commands.add_parser("prepare", help="make a token folder from text, CSV or token arrays")
+    _add_artifact(command)
+    command.add_argument("--kind", choices=("text", "csv", "tokens"), required=True)
+    command.add_argument("--path", type=pathlib.Path, required=True, help="folder of .txt files, CSV, or token folder")
+    command.add_argument("--text-column", default="text", help="of the CSV")
+    command.add_argument("--label-column", default="label", help="of the CSV; read for a classifier")
+    command.add_argument("--tokens", type=_positive, default=128, help="the longest row")
+    command.add_argument("--rows", type=_positive, help="at most so many rows")
+    command.add_argument("--out", type=pathlib.Path, required=True, metavar="TOKEN_FOLDER")
+    command.set_defaults(run=_prepare)
+
     command = commands.add_parser("train", help="train on this device's own data, without a coordinator")
     _add_artifact(command)
     _add_shape(command)
@@ -167,6 +178,30 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         adapter=arguments.adapter,
         rows=arguments.rows,
         threads=arguments.threads or _cores(),
+    )
+    print(json.dumps(dataclasses.asdict(found)))
+    return 0
+
+
+def _prepare(arguments: argparse.Namespace) -> int:
+    from edge_sdk.config import DataConfig, DataKind
+    from edge_sdk.engine.artifact import open_artifact
+    from edge_sdk.prepare import prepare
+    from edge_sdk.sources import open_source
+
+    artifact = open_artifact(arguments.artifact, arguments.level)
+    model, tokenizer = artifact.manifest.model, artifact.manifest.tokenizer
+    kind = {"text": DataKind.TEXT_FOLDER, "csv": DataKind.CSV, "tokens": DataKind.TOKEN_ARRAYS}[arguments.kind]
+    config = DataConfig(
+        kind=kind, path=arguments.path, text_column=arguments.text_column, label_column=arguments.label_column
+    )
+    found = prepare(
+        open_source(config, model.labels),
+        artifact.path(tokenizer) if tokenizer else None,
+        tokens=arguments.tokens,
+        out=arguments.out.absolute(),
+        labels=model.labels,
+        max_rows=arguments.rows,
     )
     print(json.dumps(dataclasses.asdict(found)))
     return 0

@@ -1,0 +1,243 @@
+"""Private data made ready to train on, in a process of its own: the worker never loads a tokenizer.
+
+    python -m edge_sdk.prepare --kind text-folder --path TEXTS --tokenizer FILE --tokens T --out FOLDER
+
+makes a token folder (see `edge_sdk.data`) of rows of at most T tokens and says so in one JSON line on standard output:
+`{"rows", "tokens", "peak_bytes", "cached"}`. What it cannot do ends with status 2, a JSON line as a worker would say
+it, and one line on standard error. A folder that was made from the same data in the same way is left as it is: `cached`.
+What the rows are is said in `edge_sdk.rows`. Everything streams: memory does not grow with the data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import dataclasses
+import errno
+import hashlib
+import io
+import itertools
+import json
+import pathlib
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, BinaryIO, Final, final
+
+import numpy as np
+
+from edge_sdk.config import DataConfig, DataKind
+from edge_sdk.data import NOTE, folder_replaced, map_token_folder
+from edge_sdk.errors import ArtifactError, DataError, EdgeError
+from edge_sdk.memory import read_memory
+from edge_sdk.rows import Tokenizer, rows
+from edge_sdk.sources import DataSource, Row, open_source
+from edge_sdk.wire.blobs import blob_of_file
+from edge_sdk.wire.messages import FailureReason
+from edge_sdk.wire.tensors import Array
+
+FORMAT: Final = 1  # of what this module makes: another one makes every folder anew
+MAX_ID: Final = np.iinfo(np.int32).max
+WRONG_INPUT, INTERRUPTED = 2, 130
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A token folder of `rows` rows with `tokens` tokens in all, made by a process with this peak, or found made."""
+
+    rows: int
+    tokens: int
+    peak_bytes: int
+    cached: bool
+
+
+def prepare(
+    source: DataSource,
+    tokenizer: pathlib.Path | None,
+    *,
+    tokens: int,
+    out: pathlib.Path,
+    labels: Sequence[str] = (),
+    max_rows: int | None = None,
+) -> Prepared:
+    """Make the token folder `out` from `source`, unless it is there already.
+
+    Args:
+        source: The data; a class of your own will do, see `edge_sdk.sources.DataSource`.
+        tokenizer: The model's `tokenizer.json`; None where it has none, then `source` must yield rows of tokens.
+        tokens: The longest row.
+        out: The folder; what a token folder held before is replaced.
+        labels: The model's classes by index; none for a language model.
+        max_rows: Stop after so many rows.
+
+    Raises:
+        DataError: there is nothing to read, it is not what its kind says, or a label or token id is out of bounds.
+        ArtifactError: the tokenizer cannot be read.
+        ConfigError: the tokenizers library is missing, or `out` holds something else.
+        OSError: `out` cannot be written.
+    """
+    sha256 = blob_of_file(tokenizer).sha256 if tokenizer else ""
+    parts = (FORMAT, source.fingerprint(), sha256, tokens, tuple(labels), max_rows)
+    fingerprint = hashlib.sha256(repr(parts).encode()).hexdigest()
+    found = _found(out, fingerprint)
+    if found is not None:
+        return found
+    found_rows = rows(source, Tokenizer(tokenizer), tokens, tuple(labels))
+    with folder_replaced(out) as making:
+        prepared = _write(making, itertools.islice(found_rows, max_rows), tokens, has_labels=bool(labels))
+        note = {"fingerprint": fingerprint, "rows": prepared.rows, "tokens": prepared.tokens}
+        (making / NOTE).write_text(json.dumps(note) + "\n", encoding="utf-8")
+    return prepared
+
+
+def command(
+    config: DataConfig,
+    tokenizer: pathlib.Path | None,
+    tokens: int,
+    labels: Sequence[str],
+    out: pathlib.Path,
+    max_rows: int | None = None,
+) -> list[str]:
+    """The command that runs `prepare` on what a configuration names, in a process of its own."""
+    found = [sys.executable, "-m", "edge_sdk.prepare", "--kind", config.kind.value, f"--path={config.path}"]
+    found += ["--tokens", str(tokens), f"--out={out}"]
+    found += [f"--tokenizer={tokenizer}"] if tokenizer else []
+    found += [f"--labels={_join(labels)}"] if labels else []
+    found += [f"--text-column={config.text_column}", f"--label-column={config.label_column}"]
+    return found + (["--max-rows", str(max_rows)] if max_rows is not None else [])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Be the process."""
+    asked = _parser().parse_args(argv)
+    config = DataConfig(
+        kind=DataKind(asked.kind), path=asked.path, text_column=asked.text_column, label_column=asked.label_column
+    )
+    labels = tuple(_split(asked.labels))
+    try:
+        done = prepare(
+            open_source(config, labels),
+            asked.tokenizer,
+            tokens=asked.tokens,
+            out=asked.out.absolute(),
+            labels=labels,
+            max_rows=asked.max_rows,
+        )
+    except (EdgeError, OSError) as error:
+        print(json.dumps({"event": "failed", "reason": _reason(error).value, "detail": str(error)[:400]}))
+        print(f"edge_sdk.prepare: {error}", file=sys.stderr)
+        return WRONG_INPUT
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    print(json.dumps(dataclasses.asdict(done)), flush=True)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m edge_sdk.prepare", description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--kind", choices=[kind.value for kind in DataKind], required=True)
+    parser.add_argument("--path", type=pathlib.Path, required=True)
+    parser.add_argument("--tokenizer", type=pathlib.Path, help="tokenizer.json; token arrays need none")
+    parser.add_argument("--tokens", type=_positive, required=True, help="the longest row")
+    parser.add_argument("--out", type=pathlib.Path, required=True, help="the token folder to make")
+    parser.add_argument("--labels", default="", help="the model's classes, as a line of CSV")
+    parser.add_argument("--text-column", default="text")
+    parser.add_argument("--label-column", default="label")
+    parser.add_argument("--max-rows", type=_positive)
+    return parser
+
+
+def _positive(text: str) -> int:
+    if (value := int(text)) < 1:
+        msg = f"{text} is not at least 1"
+        raise argparse.ArgumentTypeError(msg)
+    return value
+
+
+def _join(labels: Sequence[str]) -> str:
+    line = io.StringIO()
+    csv.writer(line, lineterminator="").writerow(labels)
+    return line.getvalue()
+
+
+def _split(line: str) -> list[str]:
+    return next(csv.reader([line]), [])
+
+
+def _reason(error: EdgeError | OSError) -> FailureReason:
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return FailureReason.NO_SPACE
+    return FailureReason.BAD_ARTIFACT if isinstance(error, ArtifactError) else FailureReason.BAD_DATA
+
+
+def _found(out: pathlib.Path, fingerprint: str) -> Prepared | None:
+    """What `out` holds, if it was made in this way; a note or array that cannot be read means that it was not."""
+    try:
+        note = json.loads((out / NOTE).read_text(encoding="utf-8"))
+        if note["fingerprint"] != fingerprint or len(map_token_folder(out)) != note["rows"]:
+            return None
+        return Prepared(note["rows"], note["tokens"], read_memory().peak_bytes, cached=True)
+    except (OSError, ValueError, TypeError, KeyError, DataError):
+        return None
+
+
+def _write(folder: pathlib.Path, rows: Iterator[Row], tokens: int, *, has_labels: bool) -> Prepared:
+    count = total = 0
+    with (
+        _Column(folder / "ids.npy", np.int32, (tokens,)) as ids,
+        _Column(folder / "lengths.npy", np.int32, ()) as lengths,
+        _Column(folder / "labels.npy", np.int64, ()) as labels,
+    ):
+        for row in rows:
+            ids.append(_padded(row.ids, tokens))
+            lengths.append(len(row.ids))
+            labels.append(row.label or 0)
+            count, total = count + 1, total + len(row.ids)
+    if not has_labels:
+        (folder / "labels.npy").unlink()
+    if not total:
+        msg = "the data holds no text: nothing to learn from"
+        raise DataError(msg)
+    return Prepared(count, total, read_memory().peak_bytes, cached=False)
+
+
+def _padded(ids: Sequence[int] | Array, tokens: int) -> Array:
+    wide = np.asarray(ids)
+    if wide.size and (wide.dtype.kind not in "iu" or not 0 <= wide.min() <= wide.max() <= MAX_ID):
+        msg = f"a row of the data holds {wide.dtype} from {wide.min()} to {wide.max()}, which are no token ids"
+        raise DataError(msg)
+    return np.pad(wide, (0, tokens - len(wide)))
+
+
+@final
+class _Column:
+    """A .npy file that grows by one entry of `shape` at a time; its header is written when the count is known."""
+
+    def __init__(self, path: pathlib.Path, dtype: Any, shape: tuple[int, ...]) -> None:  # noqa: ANN401 - scalar types
+        self._file: BinaryIO = path.open("wb")
+        self._dtype, self._shape, self._count = np.dtype(dtype), shape, 0
+        self._begin = self._head()
+
+    def append(self, entry: Array | int) -> None:
+        self._file.write(np.asarray(entry, self._dtype).tobytes())
+        self._count += 1
+
+    def __enter__(self) -> _Column:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._file:
+            self._file.seek(0)
+            if self._head() != self._begin:  # NumPy leaves room for the count to grow to any length
+                msg = "the header of a .npy file has changed its length"
+                raise AssertionError(msg)
+
+    def _head(self) -> int:
+        described = np.lib.format.dtype_to_descr(self._dtype)
+        shape = (self._count, *self._shape)
+        np.lib.format.write_array_header_1_0(self._file, {"descr": described, "fortran_order": False, "shape": shape})
+        return self._file.tell()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
