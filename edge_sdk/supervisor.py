@@ -31,7 +31,6 @@ from edge_sdk.wire.messages import FailureReason, Report
 WATCH_S = 0.05
 STOP_S = 3.0
 MAX_LINE_CHARACTERS = 100_000
-REFUSED = 2  # exit status of a command of ours that was given what it cannot use
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +110,7 @@ class Supervisor:
             prepared = _Child(order, order.prepare, self._cancelled, lambda _said: None)
             prepared_bytes = prepared.peak_bytes
             if prepared.status != 0:
-                return prepared.failure(refused=FailureReason.BAD_DATA)
+                return prepared.failure()
         worker = _Child(
             order, [sys.executable, "-m", "edge_sdk.worker", str(path)], self._cancelled, self._progress(order)
         )
@@ -167,8 +166,8 @@ class _Child:
             errors.seek(max(errors.seek(0, os.SEEK_END) - 2000, 0))
             self.words = errors.read().decode(errors="replace").strip()
 
-    def failure(self, refused: FailureReason = FailureReason.WORKER_DIED) -> WorkerFailed:
-        """Why it ended badly; `refused` is what a child's exit with status 2 and one line of words means."""
+    def failure(self) -> WorkerFailed:
+        """Why it ended badly."""
         task_id, peak_bytes = self.order.task.task_id, max(self.peak_bytes, self.last.get("peak_bytes", 0))
         if self.over:
             budget = f"{self.order.budget_bytes / 1e6:.0f} MB"
@@ -179,8 +178,6 @@ class _Child:
         if self.last.get("event") == "failed":
             return WorkerFailed(task_id, FailureReason(self.last["reason"]), peak_bytes, self.last["detail"])
         last_words = (self.words.splitlines() or ["it said nothing"])[-1][:300]
-        if self.status == REFUSED:
-            return WorkerFailed(task_id, refused, peak_bytes, last_words)
         died = f"killed by {signal.Signals(-self.status).name}" if self.status < 0 else f"exit status {self.status}"
         return WorkerFailed(task_id, FailureReason.WORKER_DIED, peak_bytes, f"{died}: {last_words}")
 
