@@ -171,11 +171,10 @@ def prove(study: studies.Study, out: pathlib.Path) -> list[Check]:
     smallest = study.devices[-1]
     said = declined.get(smallest.name, {"needed_bytes": 0})["needed_bytes"]
     wrong = [str(path) for path in sorted(out.glob("**/blobs/*")) if blob_of_file(path).sha256 != path.name]
-    reloaded = machine.measured(
-        "benchmarks.reload_checkpoint", str(out / "coordinator" / "coordinator.toml"), str(out / "coordinator")
-    )
-    final = report["evaluations"][-1]
-    difference = abs(reloaded["loss"] - final["full_loss"])
+    coordinator = out / "coordinator"
+    proof = (study.model["dir"], str(coordinator / "checkpoint"), str(coordinator / "held-out"))
+    reloaded = machine.measured("benchmarks.reload_checkpoint", *proof)
+    difference = abs(reloaded["loss"] - report["evaluations"][-1]["full_loss"])
     return [
         Check("budgets", bool(done) and not over, "; ".join(over) or f"{len(done)} worker peaks, all within"),
         Check(f"{smallest.name} ({smallest.budget}) declined", said > 0, f"it would need {said / 1e6:.0f} MB"),

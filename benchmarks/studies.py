@@ -66,7 +66,7 @@ def speeches_study() -> Study:
             {"name": "int8-last6", "bits": 8, "train_last": 6},
         ),
         training={"steps": 8, "batch": 1, "tokens": TOKENS, "learning_rate": 2e-3, "warmup_steps": 2},
-        evaluation={"kind": "text", "path": str(folders[names[-1]]), "rows": 24},
+        evaluation={"kind": "text-folder", "path": str(folders[names[-1]]), "rows": 24},
         devices=[
             Device(name.replace("_", "-"), budget, {"kind": "text-folder", "path": str(folders[name])})
             for name, budget in zip(names[:-1], budgets, strict=True)

@@ -52,11 +52,11 @@ class PolicyName(enum.Enum):
 
 
 class HeldOutKind(enum.Enum):
-    """What the held-out data is: text to be tokenised, or token arrays as they are."""
+    """What the held-out data is, with the names that devices use for theirs."""
 
-    TEXT = "text"
+    TEXT_FOLDER = "text-folder"
     CSV = "csv"
-    TOKENS = "tokens"
+    TOKEN_ARRAYS = "token-arrays"  # noqa: S105 - tokens of a text
 
 
 def _number(low: float, high: float, default: float | None = None) -> Any:  # noqa: ANN401 - what `field` returns
@@ -157,7 +157,7 @@ class EvaluationConfig:
     """Held-out data at `path`, of which at most `rows` rows are used; text and label columns matter to `csv` alone."""
 
     path: pathlib.Path
-    kind: HeldOutKind = HeldOutKind.TEXT
+    kind: HeldOutKind = HeldOutKind.TEXT_FOLDER
     rows: int = _number(1, 1_000_000, 64)
     text_column: str = "text"
     label_column: str = "label"

@@ -7,16 +7,17 @@ base model's.
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 import pathlib
-import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
 from coordinator.builder import Artifact
-from coordinator.config import Config, EvaluationConfig, HeldOutKind
+from coordinator.config import Config, EvaluationConfig
 from coordinator.errors import ConfigError, JobError
 from coordinator.history import History
 from coordinator.jobs import Jobs, Line
@@ -49,9 +50,8 @@ class Evaluator:
 
     @property
     def tokens(self) -> pathlib.Path:
-        """The held-out data as token arrays."""
-        is_tokens = self._held_out.kind is HeldOutKind.TOKENS
-        return self._held_out.path if is_tokens else self._config.out / "held-out"
+        """The held-out data as a token folder."""
+        return self._config.out / "held-out"
 
     @property
     def pending(self) -> bool:
@@ -88,24 +88,24 @@ class Evaluator:
         self._jobs.start(job, LANE, work)
 
     def _prepare(self, say: Callable[[Line], None]) -> None:
-        """Tokenise the held-out data, once per run; all versions are measured on the same rows."""
+        """Tokenise the held-out data; a second time finds it done. All versions are measured on the same rows."""
         if not self._held_out.path.exists():
             msg = f"evaluation.path is {self._held_out.path}, which is not there"
             raise ConfigError(msg)
-        if not self.tokens.exists():
-            making = self.tokens.with_name(f".{self.tokens.name}.making")
-            shutil.rmtree(making, ignore_errors=True)
-            self._jobs.process(self._prepare_command(making), say)
-            making.rename(self.tokens)
+        self._jobs.process(self._prepare_command(), say)
 
-    def _prepare_command(self, out: pathlib.Path) -> list[str]:
-        held_out, full = self._held_out, self._artifact.full
-        command: list[Any] = [sys.executable, "-m", "edge_sdk.cli", "prepare", full.path, "--out", out]
-        command += ["--kind", held_out.kind.value, "--path", held_out.path]
-        command += ["--tokens", self._config.training.tokens, "--rows", held_out.rows]
-        if held_out.kind is HeldOutKind.CSV:
-            command += ["--text-column", held_out.text_column, "--label-column", held_out.label_column]
-        return [str(word) for word in command]
+    def _prepare_command(self) -> list[str]:
+        held_out, manifest = self._held_out, self._artifact.full.manifest
+        words: list[Any] = ["--kind", held_out.kind.value, "--path", held_out.path, "--out", self.tokens]
+        words += ["--tokens", self._config.training.tokens, "--max-rows", held_out.rows]
+        if manifest.tokenizer:
+            words += ["--tokenizer", self._artifact.store.path(manifest.files[manifest.tokenizer].sha256)]
+        if manifest.model.labels:
+            labels = io.StringIO()
+            csv.writer(labels, lineterminator="").writerow(manifest.model.labels)
+            columns = [f"--text-column={held_out.text_column}", f"--label-column={held_out.label_column}"]
+            words += [f"--labels={labels.getvalue()}", *columns]
+        return [sys.executable, "-m", "edge_sdk.prepare", *map(str, words)]
 
     def _command(self, kind: str, adapter: Blob) -> list[str]:
         file = self._artifact.store.path(adapter.sha256)

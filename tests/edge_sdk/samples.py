@@ -1,0 +1,93 @@
+"""Small true values for the device's tests: a task, a manifest with costs, a report, an introduction."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from edge_sdk.wire.blobs import Blob, blob_of
+from edge_sdk.wire.manifest import (
+    AdapterSpec,
+    Cost,
+    Direction,
+    LevelSpec,
+    Manifest,
+    ModelSpec,
+    Segment,
+    Structure,
+    TaskType,
+    VocabularyLoss,
+)
+from edge_sdk.wire.messages import Hello, OptimizerKind, Report, ResultOffer, Schedule, Task
+
+MB = 10**6
+WIDTH, RANK, TOKENS = 6, 2, 16
+FILE = blob_of(b"a file")
+
+
+def make_task(task_id: str = "run.1.1.0.pi", **changes: object) -> Task:
+    """A task of two steps."""
+    task = Task(
+        task_id=task_id,
+        round=1,
+        artifact=blob_of(b"manifest"),
+        adapter=blob_of(b"adapter"),
+        steps=2,
+        batch=2,
+        tokens=TOKENS,
+        optimizer=OptimizerKind.ADAMW,
+        learning_rate=1e-3,
+        weight_decay=0.0,
+        schedule=Schedule.CONSTANT,
+        warmup_steps=0,
+        clip_norm=1.0,
+        seed=0,
+        freeze=(),
+        deadline_s=60.0,
+    )
+    return dataclasses.replace(task, **changes)  # type: ignore[arg-type]
+
+
+def make_manifest(process_bytes: int = 50 * MB) -> Manifest:
+    """A language model of two blocks; a step needs a little more than `process_bytes`."""
+    block, embed = ("block", Direction.BACKWARD), ("embed", Direction.FORWARD)
+    costs = [Cost("process", Direction.LOAD, 1, TOKENS, process_bytes, 0.0)]
+    for structure, direction in (embed, ("block", Direction.FORWARD), block, ("loss", Direction.BACKWARD)):
+        costs += [Cost(structure, direction, rows, TOKENS, rows * MB, 1.0 + rows) for rows in (1, 2)]
+    trained = {"q.lora_A": (RANK, WIDTH), "q.lora_B": (WIDTH, RANK)}
+    return Manifest(
+        format=1,
+        model=ModelSpec("llama", TaskType.CAUSAL_LM, 2, WIDTH, 32, (), 64),
+        level=LevelSpec("fp32", (0, 1), (0, 1), 32),
+        adapter=AdapterSpec("lora", RANK, 4.0, ("q",), "initial"),
+        files=dict.fromkeys(("forward", "backward", "tensors", "initial"), FILE),
+        context="forward",
+        structures={
+            "embed": Structure("forward", "", (), ("matrix",), {}),
+            "block": Structure("forward", "backward", (), (), trained),
+        },
+        walk=(
+            Segment("embed", "embed", "tensors", trains=False),
+            *(Segment(f"block.{k}", "block", "tensors", trains=True) for k in range(2)),
+        ),
+        vocabulary_loss=VocabularyLoss("forward", "backward", "tensors"),
+        classes_loss=None,
+        tokenizer="",
+        reference_tokens=TOKENS,
+        costs=tuple(costs),
+        needs_bytes=process_bytes,
+    )
+
+
+def make_report(peak_bytes: int = 60 * MB) -> Report:
+    """What a worker said of two steps."""
+    return Report(2, 4, 2.0, 1.5, peak_bytes, 55 * MB, 100 * MB, 3.0, 1.0, 0, 0, 1, "a runtime")
+
+
+def make_hello(budget_bytes: int = 100 * MB) -> Hello:
+    """A device of 100 MB."""
+    return Hello("pi", "session", budget_bytes, 4, 10**9, "aarch64", "onnxruntime", "0.1.0", "")
+
+
+def make_offer(task_id: str, delta: Blob = FILE) -> ResultOffer:
+    """A result that waits."""
+    return ResultOffer(task_id, delta, make_report())

@@ -1,0 +1,347 @@
+"""What a device decides, event by event, without anything that could be slow or break."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from typing import TypeVar
+
+import pytest
+from edge_sdk.wire.transport import Connected
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edge_sdk.events import (
+    CancelWorker,
+    CheckFiles,
+    Event,
+    FetchFailed,
+    FetchFiles,
+    FetchManifest,
+    FilesHere,
+    ForgetResult,
+    Instruction,
+    KeepResult,
+    ManifestHere,
+    ResultKept,
+    Send,
+    StartWorker,
+    StopFetching,
+    Tick,
+)
+from edge_sdk.phases import TRANSITIONS, Phase
+from edge_sdk.session import PROGRESS_S, RESEND_S, Session
+from edge_sdk.supervisor import WorkerFailed, WorkerFinished, WorkerProgress
+from edge_sdk.wire.messages import (
+    Announcement,
+    DeclineReason,
+    FailureReason,
+    Hello,
+    Message,
+    Receipt,
+    RefusalReason,
+    ResultOffer,
+    Task,
+    TaskCancel,
+    TaskDeclined,
+    TaskFailed,
+    TaskOffer,
+    TaskProgress,
+)
+from tests.edge_sdk.samples import FILE, MB, make_hello, make_manifest, make_offer, make_report, make_task
+
+T = TypeVar("T")
+DELTA = pathlib.Path("delta")
+
+
+class Scene:
+    """A session and a clock. `tell` gives the messages sent; `asked` collects every other instruction."""
+
+    def __init__(self, *results: ResultOffer) -> None:
+        self.now_s, self.asked = 0.0, list[Instruction]()
+        self.session = Session(make_hello(), results, self.now_s)
+
+    def tell(self, event: Event) -> list[Message]:
+        """The messages sent because of `event`."""
+        found = self.session.handle(event, self.now_s)
+        self.asked = [one for one in found if not isinstance(one, Send)]
+        return [one.message for one in found if isinstance(one, Send)]
+
+    def wanted(self, kind: type[T]) -> T:
+        """The one instruction of that kind that the last event gave."""
+        (found,) = [one for one in self.asked if isinstance(one, kind)]
+        return found
+
+    def train(self, task: Task) -> None:
+        """Bring `task` to its training."""
+        self.tell(TaskOffer(task))
+        self.tell(ManifestHere(task.task_id, make_manifest()))
+        self.tell(FilesHere(task.task_id, 5))
+        assert self.session.phase is Phase.TRAINING
+
+
+def finished(task: Task, peak_bytes: int = 60 * MB) -> WorkerFinished:
+    """A worker's good end."""
+    return WorkerFinished(task.task_id, make_report(peak_bytes), DELTA)
+
+
+def test_a_task_goes_all_the_way() -> None:
+    """Manifest, plan, files, worker, outbox, offer: each step is asked for when the one before it is done."""
+    scene, task = Scene(), make_task()
+    assert scene.tell(TaskOffer(task)) == []
+    assert scene.wanted(FetchManifest).task == task
+    scene.tell(ManifestHere(task.task_id, make_manifest()))
+    assert scene.wanted(FetchFiles).manifest == make_manifest()
+    scene.tell(FilesHere(task.task_id, 1234))
+    assert scene.wanted(StartWorker).plan.peak_bytes <= 100 * MB
+    scene.tell(finished(task))
+    kept = scene.wanted(KeepResult)
+    assert kept.report == dataclasses.replace(make_report(), down_bytes=1234)
+    offer = ResultOffer(task.task_id, FILE, kept.report)
+    assert scene.tell(ResultKept(offer)) == [offer]
+    assert scene.session.phase is Phase.IDLE
+    assert scene.session.offered(FILE.sha256) == FILE
+    scene.tell(Receipt(task.task_id, accepted=True, reason=None, detail=""))
+    assert scene.wanted(ForgetResult).offer == offer
+    assert scene.session.offered(FILE.sha256) is None
+
+
+def test_what_does_not_fit_is_declined_with_its_need() -> None:
+    """A level over the budget is declined before a byte of it is fetched, saying what the leanest plan needs."""
+    scene, task = Scene(), make_task()
+    scene.tell(TaskOffer(task))
+    (answer,) = scene.tell(ManifestHere(task.task_id, make_manifest(process_bytes=200 * MB)))
+    assert isinstance(answer, TaskDeclined)
+    assert (answer.reason, answer.budget_bytes) == (DeclineReason.OVER_BUDGET, 100 * MB)
+    assert answer.needed_bytes > 200 * MB
+    assert scene.session.phase is Phase.IDLE
+
+
+def test_more_tokens_than_positions_is_declined() -> None:
+    """A row longer than the model has positions for cannot be trained on."""
+    scene, task = Scene(), make_task(tokens=65, batch=1)
+    scene.tell(TaskOffer(task))
+    (answer,) = scene.tell(ManifestHere(task.task_id, make_manifest(process_bytes=MB)))
+    assert isinstance(answer, TaskDeclined)
+    assert answer.reason is DeclineReason.INCOMPATIBLE
+
+
+def test_an_offer_repeated_gets_the_same_answer() -> None:
+    """Declined, failed or done: asked again, the device says it again and does nothing anew."""
+    declined, failed, done = (make_task(f"t{k}") for k in range(3))
+    scene = Scene(make_offer("t2"))
+    scene.tell(TaskOffer(declined))
+    first = scene.tell(FetchFailed("t0", DeclineReason.NO_SPACE, "full"))
+    assert scene.tell(TaskOffer(declined)) == first
+    scene.train(failed)
+    again = scene.tell(WorkerFailed("t1", FailureReason.NON_FINITE, 5, "NaN"))
+    assert again == [TaskFailed("t1", FailureReason.NON_FINITE, 5, "NaN")]
+    assert scene.tell(TaskOffer(failed)) == again
+    assert scene.tell(TaskOffer(done)) == [make_offer("t2")]
+    assert scene.asked == []
+
+
+def test_a_second_task_hears_busy() -> None:
+    """One task at a time; the answer is not remembered, so the task can be had later."""
+    scene = Scene()
+    scene.train(make_task("first"))
+    (answer,) = scene.tell(TaskOffer(make_task("second")))
+    assert isinstance(answer, TaskDeclined)
+    assert answer.reason is DeclineReason.BUSY
+    scene.tell(WorkerFailed("first", FailureReason.NON_FINITE, 0, ""))
+    assert scene.tell(TaskOffer(make_task("second"))) == []
+    assert scene.wanted(FetchManifest).task.task_id == "second"
+
+
+@pytest.mark.parametrize("phase", [Phase.MANIFEST, Phase.FILES, Phase.TRAINING])
+def test_a_cancelled_task_leaves_nothing_running(phase: Phase) -> None:
+    """Whenever it is cancelled, what runs is stopped; what still arrives of it changes nothing."""
+    scene, task = Scene(), make_task()
+    scene.tell(TaskOffer(task))
+    if phase is not Phase.MANIFEST:
+        scene.tell(ManifestHere(task.task_id, make_manifest()))
+    if phase is Phase.TRAINING:
+        scene.tell(FilesHere(task.task_id, 5))
+    assert scene.tell(TaskCancel(task.task_id, "round closed")) == []
+    assert scene.wanted(CancelWorker if phase is Phase.TRAINING else StopFetching)
+    for late in (ManifestHere(task.task_id, make_manifest()), FilesHere(task.task_id, 5)):
+        assert scene.tell(late) == []
+        assert scene.asked == []
+    assert scene.tell(finished(task)) == []
+    assert scene.asked == []
+    assert scene.session.phase is Phase.IDLE
+
+
+def test_another_task_waits_until_the_worker_has_ended() -> None:
+    """A worker that is being ended still has its memory: nothing starts beside it."""
+    scene, task = Scene(), make_task("first")
+    scene.train(task)
+    scene.tell(TaskCancel("first", "why not"))
+    (answer,) = scene.tell(TaskOffer(make_task("second")))
+    assert isinstance(answer, TaskDeclined)
+    scene.tell(WorkerFailed("first", FailureReason.CANCELLED, 0, ""))
+    scene.tell(TaskOffer(make_task("second")))
+    assert scene.wanted(FetchManifest)
+
+
+def test_a_cancelled_result_is_forgotten() -> None:
+    """What was not accepted and is cancelled leaves the outbox."""
+    scene = Scene(make_offer("t"))
+    scene.tell(TaskCancel("t", "the round is closed"))
+    assert scene.wanted(ForgetResult).offer == make_offer("t")
+
+
+def test_a_refused_result_is_forgotten_too() -> None:
+    """The coordinator's last word counts, whichever it is."""
+    scene = Scene(make_offer("t"))
+    scene.tell(Receipt("t", accepted=False, reason=RefusalReason.NOT_FINITE, detail="NaN"))
+    assert scene.wanted(ForgetResult).offer == make_offer("t")
+
+
+def test_results_are_offered_until_their_receipt() -> None:
+    """On every connection, to every new coordinator, and after a while of silence."""
+    scene = Scene(make_offer("t"))
+    for event in (Connected(), Announcement("coordinator", 1)):
+        introduced, offered = scene.tell(event)
+        assert isinstance(introduced, Hello)
+        assert offered == make_offer("t")
+    assert scene.tell(Announcement("coordinator", 2)) == []
+    scene.now_s = RESEND_S - 0.1
+    assert scene.tell(Tick()) == []
+    scene.now_s = RESEND_S
+    assert scene.tell(Tick()) == [make_offer("t")]
+    scene.tell(Receipt("t", accepted=True, reason=None, detail=""))
+    scene.now_s = 3 * RESEND_S
+    assert scene.tell(Tick()) == []
+
+
+def test_a_device_says_what_it_is_busy_with() -> None:
+    """So a coordinator that was started anew can tell it to stop, or wait for it."""
+    scene = Scene()
+    scene.train(make_task("t"))
+    (hello,) = scene.tell(Announcement("a new one", 2))
+    assert isinstance(hello, Hello)
+    assert hello.task_id == "t"
+
+
+def test_a_deadline_ends_a_task_and_an_offer_repeated_moves_it() -> None:
+    """The deadline counts from the last offer, on the device's own clock."""
+    scene = Scene()
+    scene.train(make_task("t", deadline_s=10.0))
+    scene.now_s = 9.0
+    scene.tell(TaskOffer(make_task("t", deadline_s=10.0)))
+    scene.now_s = 18.0
+    assert scene.tell(Tick()) == []
+    assert scene.asked == []
+    scene.now_s = 19.0
+    scene.tell(Tick())
+    assert scene.wanted(CancelWorker)
+
+
+def test_progress_is_said_now_and_then() -> None:
+    """Not more than once a second, and always for the last step."""
+    scene = Scene()
+    scene.train(make_task("t"))
+    assert scene.tell(WorkerProgress("t", 1, 3, 2.0)) == [TaskProgress("t", 1, 3, 2.0)]
+    assert scene.tell(WorkerProgress("t", 2, 3, 2.0)) == []
+    assert scene.tell(WorkerProgress("t", 3, 3, 2.0)) == [TaskProgress("t", 3, 3, 2.0)]
+    scene.now_s += PROGRESS_S
+    assert scene.tell(WorkerProgress("t", 1, 3, 2.0)) != []
+
+
+def test_a_damaged_artifact_is_looked_through() -> None:
+    """A worker that finds a wrong byte makes the store verify what it has."""
+    scene = Scene()
+    scene.train(make_task("t"))
+    scene.tell(WorkerFailed("t", FailureReason.BAD_ARTIFACT, 0, "a hash differs"))
+    assert scene.wanted(CheckFiles).task.task_id == "t"
+
+
+def test_a_peak_beyond_the_plan_makes_the_next_plan_more_careful() -> None:
+    """What this device measured corrects what was predicted elsewhere, until it declines what it cannot hold."""
+    scene, first = Scene(), make_task("first")
+    scene.train(first)
+    scene.tell(WorkerFailed("first", FailureReason.OVER_BUDGET, 130 * MB, "over"))
+    scene.tell(TaskOffer(make_task("second")))
+    (answer,) = scene.tell(ManifestHere("second", make_manifest()))
+    assert isinstance(answer, TaskDeclined)
+    assert answer.needed_bytes > 100 * MB
+
+
+def test_every_phase_can_be_left_and_reached() -> None:
+    """The table has no dead end and no phase that nothing leads to."""
+    assert set(TRANSITIONS) == set(Phase)
+    assert {phase for row in TRANSITIONS.values() for phase in row.values()} == set(Phase)
+    assert all(TRANSITIONS.values())
+
+
+TASKS = [make_task(f"t{k}", deadline_s=30.0) for k in range(3)]
+EVENTS = st.one_of(
+    st.just(Connected()),
+    st.just(Tick()),
+    st.sampled_from(["a", "b"]).map(lambda session: Announcement(session, 1)),
+    st.sampled_from(TASKS).map(TaskOffer),
+    st.sampled_from(TASKS).map(lambda t: TaskCancel(t.task_id, "")),
+    st.sampled_from(TASKS).map(lambda t: Receipt(t.task_id, accepted=True, reason=None, detail="")),
+    st.sampled_from(["here", "failed", "ended well", "ended badly"]),
+)
+
+
+class World:
+    """What an agent would have running; `happens` turns a chosen word into the event that it means now."""
+
+    def __init__(self) -> None:
+        self.scene, self.worker = Scene(), ""
+        self.fetching: FetchManifest | FetchFiles | None = None
+
+    def happens(self, chosen: Event | str) -> Event | None:
+        """The event, or None for one that cannot be now."""
+        if not isinstance(chosen, str):
+            return chosen
+        if self.fetching is not None:
+            task_id = self.fetching.task.task_id
+            is_first = isinstance(self.fetching, FetchManifest)
+            here = ManifestHere(task_id, make_manifest()) if is_first else FilesHere(task_id, 1)
+            failed = FetchFailed(task_id, DeclineReason.NO_SPACE, "")
+            return {"here": here, "failed": failed}.get(chosen)
+        if self.worker:
+            well = WorkerFinished(self.worker, make_report(), DELTA)
+            badly = WorkerFailed(self.worker, FailureReason.WORKER_DIED, 0, "")
+            return {"ended well": well, "ended badly": badly}.get(chosen)
+        return None
+
+    def tell(self, event: Event) -> list[Message]:
+        """Tell the session, and do what it asks for; the messages it sent."""
+        if isinstance(event, (WorkerFinished, WorkerFailed)):
+            self.worker = ""
+        if isinstance(event, (ManifestHere, FilesHere, FetchFailed)):
+            self.fetching = None
+        self.scene.now_s += 1.0
+        sent = self.scene.tell(event)
+        for asked in list(self.scene.asked):
+            if isinstance(asked, StartWorker):
+                assert not self.worker
+                self.worker = asked.task.task_id
+            elif isinstance(asked, (FetchManifest, FetchFiles)):
+                self.fetching = asked
+            elif isinstance(asked, StopFetching):
+                self.fetching = None
+            elif isinstance(asked, KeepResult):
+                sent += self.tell(ResultKept(make_offer(asked.task_id)))
+        assert not (self.worker and self.fetching)
+        return sent
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(EVENTS, max_size=40))
+def test_whatever_happens_one_thing_runs_at_a_time(events: list[Event | str]) -> None:
+    """Under any order of events: never two workers, no fetching beside a worker, and no offer without an answer."""
+    world = World()
+    for chosen in events:
+        event = world.happens(chosen)
+        if event is None:
+            continue
+        sent = world.tell(event)
+        if isinstance(event, TaskOffer):
+            at_work = world.worker or (world.fetching and world.fetching.task.task_id)
+            assert sent or at_work == event.task.task_id
