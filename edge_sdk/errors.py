@@ -33,11 +33,11 @@ class TrainingError(EdgeError):
 
 
 class OverBudget(TrainingError):  # noqa: N818 - named after the answer it becomes
-    """Resident memory, `measured_bytes`, above the budget, `budget_bytes`."""
+    """Memory, `measured_bytes`, above the budget, `budget_bytes`; resident unless `what` says otherwise."""
 
-    def __init__(self, measured_bytes: int, budget_bytes: int) -> None:
+    def __init__(self, measured_bytes: int, budget_bytes: int, what: str = "resident") -> None:
         """Say both numbers."""
-        super().__init__(f"{measured_bytes / 1e6:.0f} MB resident, the budget is {budget_bytes / 1e6:.0f} MB")
+        super().__init__(f"{measured_bytes / 1e6:.0f} MB {what}, the budget is {budget_bytes / 1e6:.0f} MB")
         self.measured_bytes = measured_bytes
         self.budget_bytes = budget_bytes
 

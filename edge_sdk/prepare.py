@@ -4,7 +4,7 @@
 
 makes a token folder (see `edge_sdk.data`) of rows of at most T tokens and says so in one JSON line on standard output:
 `{"rows", "tokens", "peak_bytes", "cached"}`. What it cannot do ends with status 2, a JSON line as a worker would say
-it, and one line on standard error. A folder that was made from the same data in the same way is left as it is: `cached`.
+it, and one line on standard error. A folder made from the same data in the same way is left as it is: `cached`.
 What the rows are is said in `edge_sdk.rows`. Everything streams: memory does not grow with the data.
 """
 

@@ -49,7 +49,7 @@ def _plan(manifest: Manifest, tokens: int, batch: int, budget_bytes: int | None)
         return dataclasses.asdict(leanest)
     chosen = choose_plan(manifest, batch, tokens, budget_bytes)
     if isinstance(chosen, Declined):
-        raise OverBudget(chosen.needed_bytes, budget_bytes)
+        raise OverBudget(chosen.needed_bytes, budget_bytes, "needed by the leanest plan")
     return dataclasses.asdict(chosen)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from edge_sdk.engine.batch import Batch
@@ -93,7 +93,7 @@ class Evaluation:
     predictions: int
 
 
-def evaluate(walk: Walk, adapter: dict[str, Array], batches: Sequence[Batch], micro_batch: int) -> Evaluation:
+def evaluate(walk: Walk, adapter: dict[str, Array], batches: Iterable[Batch], micro_batch: int) -> Evaluation:
     """Mean loss over all predictions of `batches`. Raises NonFinite."""
     loss, correct, rows, predictions = 0.0, 0, 0, 0
     for batch in batches:

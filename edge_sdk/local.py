@@ -1,0 +1,203 @@
+"""The library: train and evaluate on this machine's own data, without a coordinator.
+
+    artifact = open_artifact("artifact", level="int8")
+    training = train(artifact, "texts", budget_bytes=parse_size("256MB"), steps=20)
+    for report in training:
+        print(report.step, report.loss)
+    training.save_adapter("adapter.safetensors")
+
+`data` is a token folder (see `edge_sdk.data`), a folder with `.txt` files, a `.csv` file with the columns `text` and
+`label`, or a `DataConfig`, which names kind and columns. Text is tokenised by a process of its own into a temporary
+folder that is gone before training begins. For a source of your own, see `edge_sdk.prepare.prepare`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import pathlib
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from typing import Final, final
+
+from edge_sdk.config import DataConfig, DataKind, all_cores
+from edge_sdk.data import TokenFolder, batches, open_token_folder
+from edge_sdk.engine.artifact import Artifact, open_artifact, select_adapter
+from edge_sdk.engine.batch import Batch
+from edge_sdk.engine.plan import HEAD_ROWS, Declined, Plan, choose_plan
+from edge_sdk.engine.train import Evaluation, Recipe, StepReport, train_steps
+from edge_sdk.engine.train import evaluate as evaluate_batches
+from edge_sdk.engine.walk import Walk
+from edge_sdk.environment import training_environment
+from edge_sdk.errors import ConfigError, DataError, OverBudget
+from edge_sdk.memory import check_budget, reset_peak
+from edge_sdk.prepare import command
+from edge_sdk.wire.tensors import Array, read_tensors, write_tensors
+
+__all__ = ["Evaluation", "StepReport", "Training", "evaluate", "open_artifact", "train"]
+
+Path = pathlib.Path | str
+EVALUATED_ROWS: Final = 4  # at a time
+# glibc's environment variables and what mallopt calls them, see <malloc.h>.
+MALLOC_OPTIONS: Final = {"MALLOC_ARENA_MAX": -8, "MALLOC_TRIM_THRESHOLD_": -1, "MALLOC_MMAP_THRESHOLD_": -3}
+
+
+@final
+class Training:
+    """Training under way: iterate for a step each; stop when you like, `adapter` is what the steps so far made of it.
+
+    `plan` is how steps are executed inside the budget. `adapter` holds this level's tensors by global name.
+    """
+
+    def __init__(self, artifact: Artifact, plan: Plan, adapter: dict[str, Array], steps: Iterator[StepReport]) -> None:
+        """`steps` trains `adapter` in place."""
+        self.artifact, self.plan, self.adapter = artifact, plan, adapter
+        self._steps = steps
+
+    def __iter__(self) -> Training:
+        return self
+
+    def __next__(self) -> StepReport:
+        """One step. Raises NonFinite, OverBudget, MemoryError."""
+        return next(self._steps)
+
+    def save_adapter(self, path: Path) -> None:
+        """Write all adapter tensors of the full model in the safetensors format; layers not kept here are unchanged."""
+        manifest = self.artifact.manifest
+        write_tensors(pathlib.Path(path), read_tensors(self.artifact.path(manifest.adapter.initial)) | self.adapter)
+
+
+def train(  # noqa: PLR0913 - each has a name where it is called
+    artifact: Artifact,
+    data: Path | DataConfig,
+    *,
+    budget_bytes: int,
+    steps: int,
+    batch: int = 1,
+    tokens: int = 128,
+    learning_rate: float = 1e-3,
+    threads: int | None = None,
+    adapter: Path | None = None,
+    seed: int = 0,
+) -> Training:
+    """Get ready to train in this process, with AdamW, on all rows of `data`, cut at `tokens`.
+
+    The budget bounds this process's peak resident memory from now on, with everything else that it holds.
+
+    Args:
+        artifact: What `open_artifact` opened.
+        data: See the module.
+        budget_bytes: Bytes; `parse_size("256MB")`.
+        steps: Steps in all.
+        batch: Rows a step; the plan may walk fewer at a time.
+        tokens: The longest row.
+        learning_rate: Of every step.
+        threads: All cores by default.
+        adapter: Tensor file to go on from; the artifact's initial adapter by default.
+        seed: Draws the order of the rows.
+
+    Raises:
+        OverBudget: nothing fits; it says what the leanest plan would need.
+        ConfigError: a number that cannot be, or text without the tokenizers library.
+        DataError: the data is missing, empty, or not what the model can read.
+        ArtifactError: the artifact, or the adapter, cannot be used here.
+    """
+    _check(artifact, steps=steps, batch=batch, tokens=tokens)
+    plan = choose_plan(artifact.manifest, batch, tokens, budget_bytes)
+    if isinstance(plan, Declined):
+        raise OverBudget(plan.needed_bytes, budget_bytes, "needed by the leanest plan")
+    folder = open_data(artifact, data, tokens)
+    values = _adapter(artifact, adapter)
+    _return_freed_memory()
+    reset_peak()
+    walk = Walk(artifact, threads or all_cores(), plan.head_rows, lambda: check_budget(budget_bytes))
+    rows = batches(folder, folder.usable(), batch, tokens, seed)
+    recipe = Recipe(steps=steps, batch=batch, tokens=tokens, learning_rate=learning_rate, seed=seed)
+    return Training(artifact, plan, values, train_steps(walk, values, rows, recipe, plan.micro_batch))
+
+
+def evaluate(
+    artifact: Artifact | Path,
+    data: Path | DataConfig,
+    *,
+    level: str | None = None,
+    adapter: Path | None = None,
+    rows: int | None = None,
+    tokens: int = 128,
+    threads: int | None = None,
+) -> Evaluation:
+    """Loss (and accuracy, for a classifier) of an adapter over the first `rows` usable rows of `data`.
+
+    `tokens` matters to text; a token folder's rows are taken whole. Raises like `train`, and NonFinite.
+    """
+    opened = artifact if isinstance(artifact, Artifact) else open_artifact(artifact, level)
+    _check(opened, tokens=tokens)
+    folder = open_data(opened, data, tokens)
+    chosen = folder.usable()[:rows]
+    if not len(chosen):
+        msg = f"{folder.path} has no usable row"
+        raise DataError(msg)
+    walk = Walk(opened, threads or all_cores(), HEAD_ROWS[0], lambda: None)
+    return evaluate_batches(walk, _adapter(opened, adapter), _in_order(folder, chosen), EVALUATED_ROWS)
+
+
+def open_data(artifact: Artifact, data: Path | DataConfig, tokens: int) -> TokenFolder:
+    """The rows of `data`, mapped, for this artifact. Text is prepared in a temporary folder first.
+
+    Raises DataError, ArtifactError, ConfigError.
+    """
+    config = data if isinstance(data, DataConfig) else _config(pathlib.Path(data))
+    model = artifact.manifest.model
+    if config.kind is DataKind.TOKEN_ARRAYS:
+        return open_token_folder(config.path, len(model.labels), model.vocabulary)
+    tokenizer = artifact.path(artifact.manifest.tokenizer) if artifact.manifest.tokenizer else None
+    with tempfile.TemporaryDirectory(prefix="fedpeat-") as folder:
+        out = pathlib.Path(folder, "tokens")
+        _run(command(config, tokenizer, tokens, model.labels, out))
+        return open_token_folder(out, len(model.labels), model.vocabulary)  # a mapping outlives its file's name
+
+
+def _config(path: pathlib.Path) -> DataConfig:
+    if path.is_dir():
+        kind = DataKind.TOKEN_ARRAYS if (path / "ids.npy").exists() else DataKind.TEXT_FOLDER
+        return DataConfig(kind=kind, path=path)
+    if path.suffix.lower() == ".csv" and path.is_file():
+        return DataConfig(kind=DataKind.CSV, path=path)
+    msg = f"{path} is not there" if not path.exists() else f"{path} is neither a folder nor a .csv file"
+    raise DataError(msg)
+
+
+def _run(prepare: list[str]) -> None:
+    done = subprocess.run(prepare, capture_output=True, text=True, check=False, env=training_environment(1))
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        raise DataError(last.removeprefix("edge_sdk.prepare: "))
+
+
+def _adapter(artifact: Artifact, path: Path | None) -> dict[str, Array]:
+    if path is None:
+        return artifact.initial_adapter()
+    return select_adapter(read_tensors(pathlib.Path(path)), artifact.manifest)
+
+
+def _in_order(folder: TokenFolder, rows: Array) -> Iterator[Batch]:
+    for begin in range(0, len(rows), EVALUATED_ROWS):
+        yield folder.batch(rows[begin : begin + EVALUATED_ROWS], folder.ids.shape[1])
+
+
+def _check(artifact: Artifact, **numbers: int) -> None:
+    for name, number in numbers.items():
+        if number < 1:
+            msg = f"{name} is {number}; it must be at least 1"
+            raise ConfigError(msg)
+    if numbers["tokens"] > artifact.manifest.model.max_tokens:
+        msg = f"tokens is {numbers['tokens']}; this model reads at most {artifact.manifest.model.max_tokens}"
+        raise ConfigError(msg)
+
+
+def _return_freed_memory() -> None:
+    """What `training_environment` arranges for a child before it starts, for this process that has started already."""
+    settings, libc = training_environment(1), ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):  # glibc's own; other libraries have neither the function nor the habit
+        for name, option in MALLOC_OPTIONS.items():
+            libc.mallopt(option, int(settings[name]))
