@@ -29,10 +29,11 @@ from edge_sdk.wire.errors import DecodeError, TooLargeError
 T = TypeVar("T")
 
 MAX_ITEMS = 65_536  # entries of one array or map: over 100x the largest manifest we write
+MAX_COMPLAINT = 300  # characters of an error: hostile bytes must not fill a log
 
 
 def encode(value: object) -> bytes:
-    """The msgpack bytes of a dataclass instance; equal values give equal bytes."""
+    """The msgpack bytes of a dataclass instance; the same fields, maps in the same order, give the same bytes."""
     packed: bytes = msgpack.packb(_plain(value), use_bin_type=True)
     return packed
 
@@ -53,7 +54,7 @@ def from_plain(kind: type[T], plain: object, where: str) -> T:
         return typing.cast("T", _read(kind, plain, where))
     except (ValueError, TypeError, OverflowError, RecursionError) as error:
         msg = f"{error or type(error).__name__}"
-        raise DecodeError(msg) from error
+        raise DecodeError(msg[:MAX_COMPLAINT]) from error
 
 
 def unpack(data: bytes, max_bytes: int) -> object:

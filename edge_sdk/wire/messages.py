@@ -9,6 +9,7 @@ TaskOffer, TaskCancel, Receipt. ChunkRequest, Chunk and TransferRefused go both 
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -295,7 +296,8 @@ class ChunkRequest:
     window: int
 
     def __post_init__(self) -> None:
-        """Refuse a request that would cost the sender more than a window."""
+        """Refuse what names no blob, and a request that would cost the sender more than a window."""
+        Blob(self.blob, 0)
         _bounded("chunk_bytes", self.chunk_bytes, 1024, MAX_CHUNK_BYTES)
         _bounded("first", self.first, 0, 1 << 40)
         _bounded("missing, in bytes,", len(self.missing), 1, MAX_BITMAP_BYTES)
@@ -349,15 +351,12 @@ class _Envelope:
 
 def encode_message(message: Message) -> bytes:
     """The message's bytes. Raises ValueError for text that the other side would refuse."""
-    for name in ("detail", "reason"):
-        text = getattr(message, name, "")
-        if isinstance(text, str):
-            _short(name, text)
+    _check_texts(message)
     return codec.encode({"v": VERSION, "type": type(message).__name__, "body": message})
 
 
 def decode_message(data: bytes) -> Message:
-    """Read one message. Raises TooLargeError, DecodeError (wrong version, unknown type, wrong field)."""
+    """Read one message. Raises TooLargeError, DecodeError (wrong version, unknown type, wrong field, long text)."""
     plain = codec.unpack(data, MAX_MESSAGE_BYTES)
     envelope = codec.from_plain(_Envelope, plain, "message")
     if envelope.v != VERSION:
@@ -367,4 +366,14 @@ def decode_message(data: bytes) -> Message:
         msg = f"unknown message type {envelope.type[:80]!r}"
         raise DecodeError(msg)
     body: Message = codec.from_plain(KINDS[envelope.type], plain.get("body"), envelope.type)
+    try:
+        _check_texts(body)
+    except ValueError as error:
+        raise DecodeError(str(error)) from error
     return body
+
+
+def _check_texts(message: Message) -> None:
+    for field in dataclasses.fields(message):
+        if isinstance(text := getattr(message, field.name), str):
+            _short(f"{type(message).__name__}.{field.name}", text)

@@ -1,0 +1,82 @@
+"""Hypothesis strategies for everything that the wire carries, made from the dataclasses' own annotations."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import hashlib
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from hypothesis import strategies as st
+
+from edge_sdk.wire.blobs import Blob
+from edge_sdk.wire.messages import MAX_STEPS, ChunkRequest, OptimizerKind, Schedule, Task
+
+TEXT = st.text(max_size=20)
+INTEGERS = st.integers(-(1 << 63), (1 << 64) - 1)
+FLOATS = st.floats(allow_nan=False, allow_infinity=False)
+SHA256 = st.binary(max_size=4).map(lambda data: hashlib.sha256(data).hexdigest())
+BLOBS = st.builds(Blob, SHA256, st.integers(0, 1 << 48))
+STEPS = st.integers(1, MAX_STEPS)
+TASKS = STEPS.flatmap(
+    lambda steps: st.builds(
+        Task,
+        task_id=TEXT,
+        round=st.integers(0, 1 << 31),
+        artifact=BLOBS,
+        adapter=BLOBS,
+        steps=st.just(steps),
+        batch=st.integers(1, 4096),
+        tokens=st.integers(1, 65_536),
+        optimizer=st.sampled_from(OptimizerKind),
+        learning_rate=st.floats(0, 100),
+        weight_decay=st.floats(0, 1),
+        schedule=st.sampled_from(Schedule),
+        warmup_steps=st.integers(0, steps),
+        clip_norm=st.floats(0, 1e9),
+        seed=st.integers(0, (1 << 63) - 1),
+        freeze=st.lists(TEXT, max_size=3).map(tuple),
+        deadline_s=st.floats(0, 1e9),
+    )
+)
+CHUNK_REQUESTS = st.builds(
+    ChunkRequest,
+    SHA256,
+    st.integers(1024, 1 << 20),
+    st.integers(0, 1 << 40),
+    st.binary(min_size=1, max_size=50),
+    st.integers(1, 8),
+)
+KNOWN: dict[Any, st.SearchStrategy[Any]] = {
+    str: TEXT,
+    bytes: st.binary(max_size=50),
+    bool: st.booleans(),
+    int: INTEGERS,
+    float: FLOATS,
+    Blob: BLOBS,
+    Task: TASKS,
+    ChunkRequest: CHUNK_REQUESTS,
+}
+
+
+def values(kind: Any) -> st.SearchStrategy[Any]:
+    """Values of an annotation, as far as the wire's dataclasses use annotations."""
+    if kind in KNOWN:
+        return KNOWN[kind]
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (types.UnionType, typing.Union):
+        return st.none() | values(arguments[0])
+    if origin is tuple:
+        return st.lists(values(arguments[0]), max_size=3).map(tuple)
+    if origin is Mapping:
+        return st.dictionaries(TEXT, values(arguments[1]), max_size=3)
+    if isinstance(kind, type) and issubclass(kind, enum.Enum):
+        return st.sampled_from(kind)
+    if not isinstance(kind, type) or not dataclasses.is_dataclass(kind):
+        msg = f"no strategy for {kind!r}"
+        raise TypeError(msg)
+    hints = typing.get_type_hints(kind)
+    return st.builds(kind, **{field.name: values(hints[field.name]) for field in dataclasses.fields(kind)})
