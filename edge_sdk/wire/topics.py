@@ -18,6 +18,7 @@ from edge_sdk.wire.errors import DecodeError
 
 DEVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 FLEET = DEVICE
+KINDS = ("manifest", "presence", "up", "down")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,7 @@ class Topics:
     def last_level(self, topic: str) -> str:
         """The device or SHA-256 that a received topic ends in. Raises DecodeError for a topic of another shape."""
         prefix, _, last = topic.rpartition("/")
-        if not prefix.startswith(f"{self.fleet}/v1/") or not DEVICE.fullmatch(last):
+        if prefix not in {f"{self.fleet}/v1/{kind}" for kind in KINDS} or not DEVICE.fullmatch(last):
             msg = f"topic {topic[:120]!r} is not one of ours"
             raise DecodeError(msg)
         return last
