@@ -16,7 +16,7 @@ import numpy as np
 from edge_sdk.wire import codec
 from edge_sdk.wire.errors import DecodeError
 from edge_sdk.wire.messages import DeltaFile, Tensor
-from edge_sdk.wire.tensors import DTYPES, Array, dtype_name
+from edge_sdk.wire.tensors import DTYPES, MAX_DIMENSIONS, Array, dtype_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +56,17 @@ def pack_array(array: Array) -> Tensor:
 def unpack_array(tensor: Tensor) -> Array:
     """The array, read-only, over the tensor's bytes. Raises DecodeError when type, shape and bytes disagree."""
     dtype = DTYPES.get(tensor.dtype)
-    if dtype is None or any(n < 0 for n in tensor.shape):
+    if dtype is None or len(tensor.shape) > MAX_DIMENSIONS or any(n < 0 for n in tensor.shape):
         msg = f"a tensor of type {tensor.dtype[:20]!r} and shape {tensor.shape[:8]}"
         raise DecodeError(msg)
     if math.prod(tensor.shape) * dtype.itemsize != len(tensor.data):
         msg = f"{len(tensor.data)} bytes cannot be {tensor.dtype} of shape {tensor.shape[:8]}"
         raise DecodeError(msg)
-    return np.frombuffer(tensor.data, dtype).reshape(tensor.shape)
+    try:
+        return np.frombuffer(tensor.data, dtype).reshape(tensor.shape)
+    except ValueError as error:  # a dimension too large for NumPy, beside one of zero
+        msg = f"no array has the shape {tensor.shape}"
+        raise DecodeError(msg) from error
 
 
 def encode_delta(file: DeltaFile) -> bytes:
