@@ -36,6 +36,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "BOOL": np.dtype("?"),
 }
 MAX_HEADER_BYTES = 1 << 20
+MAX_COMPLAINT = 300  # characters of an error: a name in a header may be long
 MAX_DIMENSIONS = 8
 ALIGNMENT_BYTES = 64
 
@@ -91,7 +92,7 @@ class TensorFile(Mapping[str, Array]):
         try:
             self._arrays = _views(self._map, size_bytes)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            msg = f"{path.name} is not a well-formed tensor file: {error or type(error).__name__}"
+            msg = f"{path.name} is not a well-formed tensor file: {error or type(error).__name__}"[:MAX_COMPLAINT]
             raise DecodeError(msg) from error
         self._address = np.frombuffer(self._map, np.uint8, 1).__array_interface__["data"][0]
 
@@ -114,6 +115,8 @@ class TensorFile(Mapping[str, Array]):
         if part is None:
             self._map.madvise(mmap.MADV_DONTNEED)
             return
+        if not part.nbytes:
+            return
         begin = part.__array_interface__["data"][0] - self._address
         first = begin - begin % mmap.PAGESIZE
         self._map.madvise(mmap.MADV_DONTNEED, first, begin + part.nbytes - first)
@@ -121,9 +124,12 @@ class TensorFile(Mapping[str, Array]):
     def read_rows(self, name: str, rows: Array) -> Array:
         """Rows (n,) of a matrix as a new array, read from the file: mapping scattered rows would touch most pages.
 
-        Raises OSError, and DecodeError when the file has become shorter.
+        Raises IndexError for a row that is not there, OSError, and DecodeError when the file has become shorter.
         """
         whole = self._arrays[name]
+        if len(rows) and not 0 <= rows.min() <= rows.max() < len(whole):
+            msg = f"{name} has {len(whole)} rows; rows {rows.min()} to {rows.max()} were asked for"
+            raise IndexError(msg)
         found = np.empty((len(rows), *whole.shape[1:]), whole.dtype)
         row_bytes = whole[:1].nbytes
         begin = whole.__array_interface__["data"][0] - self._address
@@ -169,10 +175,11 @@ def _views(mapping: mmap.mmap, size_bytes: int) -> dict[str, Array]:
     header = json.loads(mapping[8:begin].decode(), object_pairs_hook=_unique)
     header.pop("__metadata__", None)
     views, expected = {}, 0
-    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"][0]):
+    for name, entry in sorted(header.items(), key=lambda item: tuple(item[1]["data_offsets"])):
         dtype, shape = DTYPES[entry["dtype"]], _shape(entry["shape"])
         first, last = entry["data_offsets"]
-        if first != expected or last - first != math.prod(shape) * dtype.itemsize or begin + last > size_bytes:
+        end = expected + math.prod(shape) * dtype.itemsize
+        if type(last) is not int or (first, last) != (expected, end) or begin + end > size_bytes:
             msg = f"tensor {name!r} does not lie where its shape says"
             raise ValueError(msg)
         views[name] = np.frombuffer(mapping, dtype, math.prod(shape), begin + first).reshape(shape)
