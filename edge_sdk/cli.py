@@ -14,7 +14,7 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from edge_sdk.errors import EdgeError
+from edge_sdk.errors import EdgeError, TrainingError
 from edge_sdk.wire.errors import TransportError, WireError
 
 FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
@@ -25,6 +25,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         status: int = arguments.run(arguments)
+    except TrainingError as error:
+        print(f"fedpeat-edge: {error}", file=sys.stderr)
+        return FAILED
     except (EdgeError, WireError, TransportError, OSError) as error:
         print(f"fedpeat-edge: {error}", file=sys.stderr)
         return WRONG_INPUT
@@ -70,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("prepare", help="make a token folder from text, CSV or token arrays")
     _add_artifact(command)
-    command.add_argument("--kind", choices=("text", "csv", "tokens"), required=True)
+    command.add_argument("--kind", choices=("text-folder", "csv", "token-arrays"), required=True)
     command.add_argument("--path", type=pathlib.Path, required=True, help="folder of .txt files, CSV, or token folder")
     command.add_argument("--text-column", default="text", help="of the CSV")
     command.add_argument("--label-column", default="label", help="of the CSV; read for a classifier")
@@ -191,9 +194,11 @@ def _prepare(arguments: argparse.Namespace) -> int:
 
     artifact = open_artifact(arguments.artifact, arguments.level)
     model, tokenizer = artifact.manifest.model, artifact.manifest.tokenizer
-    kind = {"text": DataKind.TEXT_FOLDER, "csv": DataKind.CSV, "tokens": DataKind.TOKEN_ARRAYS}[arguments.kind]
     config = DataConfig(
-        kind=kind, path=arguments.path, text_column=arguments.text_column, label_column=arguments.label_column
+        kind=DataKind(arguments.kind),
+        path=arguments.path,
+        text_column=arguments.text_column,
+        label_column=arguments.label_column,
     )
     found = prepare(
         open_source(config, model.labels),

@@ -150,15 +150,15 @@ def map_token_folder(path: pathlib.Path) -> TokenFolder:
 
 def _array(path: pathlib.Path, dtype: Any, dimensions: int) -> Array:  # noqa: ANN401 - NumPy's scalar types
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        array = np.lib.format.open_memmap(path, mode="r")  # np.load would open an archive, too
     except FileNotFoundError as error:
         msg = f"{path} is missing; a token folder has ids.npy and lengths.npy"
         raise DataError(msg) from error
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError) as error:
         msg = f"{path} is no readable .npy array: {str(error).splitlines()[0]}"
         raise DataError(msg) from error
-    if not isinstance(array, np.memmap) or array.dtype != dtype or array.ndim != dimensions:
-        found = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else "an archive"
+    if array.dtype != dtype or array.ndim != dimensions:
+        found = f"{array.dtype} {array.shape}"
         msg = f"{path} must hold {np.dtype(dtype)} with {dimensions} dimension(s), it holds {found}"
         raise DataError(msg)
     return array

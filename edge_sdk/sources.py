@@ -129,7 +129,7 @@ class CsvTable:
                         label = self._label(row[self.label_column], reader.line_num) if self.labels else None
                         yield Document(text, label)
             except csv.Error as error:
-                msg = f"{self.path}, line {reader.line_num}: {error}"
+                msg = f"{self.path}, line {reader.reader.line_num}: {error}"  # DictReader's own lags behind
                 raise DataError(msg) from error
 
     def fingerprint(self) -> str:
