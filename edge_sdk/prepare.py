@@ -156,7 +156,7 @@ def _positive(text: str) -> int:
 
 def _join(labels: Sequence[str]) -> str:
     line = io.StringIO()
-    csv.writer(line, lineterminator="").writerow(labels)
+    csv.writer(line, lineterminator="", quoting=csv.QUOTE_ALL).writerow(labels)
     return line.getvalue()
 
 
