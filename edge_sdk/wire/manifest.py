@@ -157,6 +157,13 @@ class Cost:
     peak_bytes: int
     time_ms: float
 
+    def __post_init__(self) -> None:
+        """Refuse what cannot have been measured; only what was measured at rest, a load, has no shape."""
+        least = 0 if self.direction is Direction.LOAD else 1
+        if min(self.batch, self.tokens) < least or self.peak_bytes < 0 or self.time_ms < 0:
+            msg = f"a cost of {self.structure[:80]!r} that cannot be"
+            raise ValueError(msg)
+
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
@@ -193,17 +200,10 @@ class Manifest:
             if not FILE_NAME.fullmatch(name):
                 msg = f"{name[:80]!r} is no file name"
                 raise ValueError(msg)
-        for segment in self.walk:
-            if segment.structure not in self.structures:
-                msg = f"segment {segment.name} has the unknown structure {segment.structure!r}"
-                raise ValueError(msg)
         if missing := sorted(set(_named(self)) - set(self.files) - {""}):
             msg = f"names files that it does not list: {', '.join(missing)}"
             raise ValueError(msg)
-        names = [segment.name for segment in self.walk]
-        if len(set(names)) != len(names) or any("/" in name for name in names):
-            msg = "segment names must be unique and without a slash"
-            raise ValueError(msg)
+        _check_walk(self)
 
     def adapter_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of every adapter tensor that takes part in the forward pass, by global name, in walking order."""
@@ -220,6 +220,23 @@ class Manifest:
         if self.classes_loss is not None:
             for name, shape in self.classes_loss.trained.items():
                 yield True, f"head/{name}", shape
+
+
+def _check_walk(manifest: Manifest) -> None:
+    names = [segment.name for segment in manifest.walk]
+    if len(set(names)) != len(names) or any("/" in name for name in names):
+        msg = "segment names must be unique and without a slash"
+        raise ValueError(msg)
+    back = False
+    for segment in manifest.walk:
+        structure = manifest.structures.get(segment.structure)
+        if structure is None:
+            msg = f"segment {segment.name} has the unknown structure {segment.structure!r}"
+            raise ValueError(msg)
+        back = back or segment.trains
+        if not (structure.forward and segment.tensors and (structure.backward or not back)):
+            msg = f"segment {segment.name} lacks a graph or a tensor file that the walk needs"
+            raise ValueError(msg)
 
 
 def _named(manifest: Manifest) -> Iterator[str]:

@@ -1,0 +1,146 @@
+"""A manifest is read as it was written, and one that contradicts itself is refused."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import pathlib
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edge_sdk.wire.blobs import BlobStore, blob_of
+from edge_sdk.wire.errors import DecodeError, TooLargeError, WireError
+from edge_sdk.wire.manifest import (
+    MAX_MANIFEST_BYTES,
+    ClassesLoss,
+    Cost,
+    Direction,
+    LevelSpec,
+    Manifest,
+    Segment,
+    Structure,
+    decode_manifest,
+    encode_manifest,
+)
+from tests.edge_sdk.samples import FILE, MB, RANK, WIDTH, make_manifest
+
+MANIFEST = make_manifest()
+CLASSES = ClassesLoss("forward", "tensors", (), {"bias": (3,)})
+PAIR = {"q.lora_A": (RANK, WIDTH), "q.lora_B": (WIDTH, RANK)}
+
+
+def changed(**changes: Any) -> Manifest:
+    """The sample with some fields replaced."""
+    return dataclasses.replace(MANIFEST, **changes)
+
+
+def test_a_manifest_survives() -> None:
+    """What the exporter writes is what the device reads, bytes and all."""
+    data = encode_manifest(MANIFEST)
+    assert decode_manifest(data) == MANIFEST
+    assert encode_manifest(decode_manifest(data)) == data
+
+
+def test_a_real_manifest_survives(tiny_artifact: pathlib.Path) -> None:
+    """The export's manifest names its files, all of which are there and true, and says what each part costs."""
+    (path,) = tiny_artifact.glob("fp32.manifest")
+    manifest = decode_manifest(path.read_bytes())
+    assert encode_manifest(manifest) == path.read_bytes()
+    for blob in manifest.files.values():
+        BlobStore(tiny_artifact).verify(blob)
+    measured = {(cost.structure, cost.direction) for cost in manifest.costs}
+    assert {("process", Direction.LOAD), ("block", Direction.FORWARD), ("block", Direction.BACKWARD)} <= measured
+
+
+def test_adapter_tensors_are_named_by_segment() -> None:
+    """Names carry the segment, so two levels of one model agree on them; only what trains is trained."""
+    everything = {f"block.{k}/{name}": shape for k in range(2) for name, shape in PAIR.items()}
+    assert MANIFEST.adapter_shapes() == everything
+    assert MANIFEST.trained_shapes() == everything
+    embed, low, high = MANIFEST.walk
+    half = changed(walk=(embed, dataclasses.replace(low, trains=False), high))
+    assert half.adapter_shapes() == everything
+    assert half.trained_shapes() == {name: shape for name, shape in everything.items() if name.startswith("block.1/")}
+    classes = changed(vocabulary_loss=None, classes_loss=CLASSES)
+    assert classes.trained_shapes() == {**everything, "head/bias": (3,)}
+
+
+WALK = MANIFEST.walk
+STRUCTURES = MANIFEST.structures
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"format": 2}, "format 2 is not supported"),
+        ({"vocabulary_loss": None}, "exactly one loss"),
+        ({"classes_loss": CLASSES}, "exactly one loss"),
+        ({"files": {**MANIFEST.files, "../passwd": FILE}}, "is no file name"),
+        ({"files": {**MANIFEST.files, "/etc/passwd": FILE}}, "is no file name"),
+        ({"files": {"forward": FILE}}, "does not list: backward, initial, tensors"),
+        ({"context": "absent"}, "does not list: absent"),
+        ({"tokenizer": "absent"}, "does not list: absent"),
+        ({"walk": (*WALK, Segment("norm", "norm", "tensors", trains=False))}, "unknown structure 'norm'"),
+        ({"walk": (*WALK, WALK[-1])}, "unique"),
+        ({"walk": (*WALK, Segment("block.2/q", "block", "tensors", trains=True))}, "without a slash"),
+        ({"walk": (dataclasses.replace(WALK[0], trains=True), *WALK[1:])}, "embed lacks a graph"),
+        ({"walk": (*WALK, Segment("block.2", "block", "", trains=False))}, "block.2 lacks a graph or a tensor file"),
+        ({"structures": {**STRUCTURES, "embed": Structure("", "", (), (), {})}}, "embed lacks a graph"),
+    ],
+    ids=range(14),
+)
+def test_contradictions_are_refused(changes: dict[str, Any], complaint: str) -> None:
+    """Who holds a manifest need not ask whether it is sound."""
+    with pytest.raises(ValueError, match=complaint):
+        changed(**changes)
+
+
+def test_levels_are_no_paths_and_train_what_they_keep() -> None:
+    """A level's name is part of a file's name on the exporting machine."""
+    with pytest.raises(ValueError, match="is no level name"):
+        LevelSpec("../fp32", (0,), (0,), 32)
+    with pytest.raises(ValueError, match="trains layers it does not keep"):
+        LevelSpec("fp32", (0,), (1,), 32)
+
+
+@pytest.mark.parametrize(
+    ("batch", "tokens", "peak_bytes", "time_ms"), [(0, 8, 1, 1.0), (1, 0, 1, 1.0), (1, 8, -1, 1.0)]
+)
+def test_a_cost_that_cannot_have_been_measured_is_refused(
+    batch: int, tokens: int, peak_bytes: int, time_ms: float
+) -> None:
+    """Plans divide by a cost's shape: a peer cannot make a device divide by zero."""
+    with pytest.raises(ValueError, match="a cost of 'block'"):
+        Cost("block", Direction.FORWARD, batch, tokens, peak_bytes, time_ms)
+    assert Cost("process", Direction.LOAD, 0, 0, MB, 0.0).tokens == 0
+
+
+def test_a_manifest_without_a_walk_is_refused() -> None:
+    """There is nothing to train in it."""
+    with pytest.raises(DecodeError, match="the walk is empty"):
+        decode_manifest(encode_manifest(changed(walk=())))
+
+
+def test_a_manifest_that_devices_refuse_is_not_written() -> None:
+    """The bound is told to the exporter, in bytes, and holds on the device before anything is read."""
+    files = {**MANIFEST.files, **{f"file-{k}": blob_of(b"%d" % k) for k in range(1000)}}
+    with pytest.raises(ValueError, match=f"devices accept {MAX_MANIFEST_BYTES}"):
+        encode_manifest(changed(files=files))
+    with pytest.raises(TooLargeError):
+        decode_manifest(bytes(MAX_MANIFEST_BYTES + 1))
+
+
+@settings(max_examples=200)
+@given(st.data())
+def test_a_damaged_manifest_raises_only_a_wire_error(data: st.DataObject) -> None:
+    """A retained message or an SD card may give us anything: a WireError, or a manifest that is sound."""
+    whole = bytearray(encode_manifest(MANIFEST))
+    for _ in range(data.draw(st.integers(1, 3))):
+        at = data.draw(st.integers(0, len(whole) - 1))
+        whole[at : at + data.draw(st.integers(0, 4))] = data.draw(st.binary(max_size=4))
+    with contextlib.suppress(WireError):
+        found = decode_manifest(bytes(whole))
+        assert decode_manifest(encode_manifest(found)) == found
