@@ -70,6 +70,59 @@ class Transport(Protocol):
         """Go, with a word: no will is published. Closing twice is no error."""
 
 
+class Inbox:
+    """Events that wait to be received: any thread puts, one gets.
+
+    Above `max_bytes` of payloads further messages are dropped and counted: they will be asked for again, and whoever
+    floods a device must not fill its memory. Connected and Disconnected are never dropped.
+    """
+
+    def __init__(self, max_bytes: int = 64 << 20) -> None:
+        """Empty."""
+        self._events: collections.deque[Event] = collections.deque()
+        self._something = threading.Condition()
+        self._woken, self._bytes, self._max_bytes = False, 0, max_bytes
+        self.dropped = 0
+
+    def put(self, event: Event) -> None:
+        """Add an event."""
+        with self._something:
+            size_bytes = _size_bytes(event)
+            if size_bytes and self._bytes + size_bytes > self._max_bytes:
+                self.dropped += 1
+                return
+            self._bytes += size_bytes
+            self._events.append(event)
+            self._something.notify()
+
+    def get(self, timeout_s: float) -> Event | None:
+        """The oldest event; None after `timeout_s`, or when somebody calls `wake`."""
+        with self._something:
+            self._something.wait_for(lambda: self._events or self._woken, timeout_s)
+            self._woken = False
+            if not self._events:
+                return None
+            event = self._events.popleft()
+            self._bytes -= _size_bytes(event)
+            return event
+
+    def wake(self) -> None:
+        """Let `get` return at once, now or the next time."""
+        with self._something:
+            self._woken = True
+            self._something.notify()
+
+    def clear(self) -> None:
+        """Forget what waits."""
+        with self._something:
+            self._events.clear()
+            self._bytes = 0
+
+
+def _size_bytes(event: Event) -> int:
+    return len(event.topic) + len(event.payload) if isinstance(event, Received) else 0
+
+
 def matches(pattern: str, topic: str) -> bool:
     """Whether a subscription covers a topic. MQTT 3.1.1, section 4.7."""
     levels, names = pattern.split("/"), topic.split("/")
@@ -168,6 +221,11 @@ class MemoryBroker:
         with self._lock:
             return self._up and self._clients.get(client.client_id) is client
 
+    def overdue(self, client: MemoryTransport) -> Event | None:
+        """What nothing overtook for so long that it comes now."""
+        with self._lock:
+            return client.take_late()
+
     def _join(self, client: MemoryTransport) -> None:
         if self._up:
             client.put(Connected())
@@ -196,11 +254,8 @@ class MemoryTransport:
         """For the broker alone: see `MemoryBroker.connect`."""
         self.client_id, self.will = client_id, will
         self.patterns: list[str] = []
-        self._broker = broker
-        self._events: collections.deque[Event] = collections.deque()
+        self._broker, self._inbox = broker, Inbox()
         self._late: Event | None = None
-        self._something = threading.Condition()
-        self._woken = False
 
     def publish(self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False) -> None:
         """See Transport; every quality of service is the same here."""
@@ -216,19 +271,11 @@ class MemoryTransport:
 
     def receive(self, timeout_s: float) -> Event | None:
         """See Transport."""
-        with self._something:
-            self._something.wait_for(lambda: self._events or self._woken, timeout_s)
-            self._woken = False
-            if not self._events and self._late is not None:
-                self._events.append(self._late)
-                self._late = None
-            return self._events.popleft() if self._events else None
+        return self._inbox.get(timeout_s) or self._broker.overdue(self)
 
     def wake(self) -> None:
         """See Transport."""
-        with self._something:
-            self._woken = True
-            self._something.notify()
+        self._inbox.wake()
 
     def close(self) -> None:
         """See Transport."""
@@ -239,19 +286,20 @@ class MemoryTransport:
         return any(matches(pattern, topic) for pattern in self.patterns)
 
     def put(self, event: Event, *, late: bool = False) -> None:
-        """For the broker: an event for this client; a late one comes after the next."""
-        with self._something:
-            if late and self._late is None:
-                self._late = event
-            else:
-                self._events.append(event)
-                if self._late is not None:
-                    self._events.append(self._late)
-                    self._late = None
-            self._something.notify()
+        """For the broker, which holds its lock: an event for this client; a late one comes after the next."""
+        if late and self._late is None:
+            self._late = event
+            return
+        self._inbox.put(event)
+        if (overtaken := self.take_late()) is not None:
+            self._inbox.put(overtaken)
+
+    def take_late(self) -> Event | None:
+        """For the broker, which holds its lock: what was overtaken by nothing so far."""
+        late, self._late = self._late, None
+        return late
 
     def clear(self) -> None:
-        """For the broker: what was under way is lost."""
-        with self._something:
-            self._events.clear()
-            self._late = None
+        """For the broker, which holds its lock: what was under way is lost."""
+        self._inbox.clear()
+        self._late = None
