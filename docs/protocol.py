@@ -1,0 +1,239 @@
+"""Writes the tables and diagrams of docs/protocol.md, out of the code that they describe.
+
+    python -m docs.protocol
+
+replaces what stands between `<!-- generated: NAME -->` and `<!-- end -->`, and leaves the rest alone. A test holds that
+running it changes nothing. What a field means is said in `docs.meanings`; one that is not there is a KeyError here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import inspect
+import pathlib
+import re
+import textwrap
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final
+
+from coordinator import rounds, validate
+from coordinator.round_states import TRANSITIONS as STATE_TRANSITIONS
+from coordinator.round_states import State
+from docs.meanings import FIELDS, VALUES
+from edge_sdk import phases, session
+from edge_sdk.engine.optimizers import AdamW, Sgd
+from edge_sdk.wire import chunks, codec, manifest, messages, tensors
+from edge_sdk.wire.blobs import Blob
+from edge_sdk.wire.topics import Topics
+
+PAGE: Final = pathlib.Path(__file__).with_suffix(".md")
+MARKED: Final = re.compile(r"<!-- generated: ([a-z-]+) -->\n.*?<!-- end -->", re.DOTALL)
+
+UP, DOWN, BOTH = "device to coordinator", "coordinator to device", "both ways"
+WAYS: Final = {
+    messages.Presence: f"{UP}, retained, on the presence topic",
+    messages.Announcement: f"{DOWN}, retained, on the announcement topic",
+    messages.Hello: UP,
+    messages.TaskOffer: DOWN,
+    messages.TaskCancel: DOWN,
+    messages.TaskDeclined: UP,
+    messages.TaskProgress: UP,
+    messages.TaskFailed: UP,
+    messages.ResultOffer: UP,
+    messages.Receipt: DOWN,
+    messages.ChunkRequest: f"{BOTH}: from whoever needs a blob",
+    messages.Chunk: f"{BOTH}: the answer to a ChunkRequest",
+    messages.TransferRefused: f"{BOTH}: the other answer to a ChunkRequest",
+}
+INSIDE: Final = (messages.Task, messages.Report, Blob)
+MANIFEST: Final = (
+    manifest.Manifest,
+    manifest.ModelSpec,
+    manifest.LevelSpec,
+    manifest.AdapterSpec,
+    manifest.Structure,
+    manifest.Segment,
+    manifest.VocabularyLoss,
+    manifest.ClassesLoss,
+    manifest.Cost,
+)
+NAMES: Final[Mapping[Any, str]] = {str: "text", int: "integer", float: "number", bool: "truth value", bytes: "binary"}
+UNITS: Final = {"bytes": "bytes", "s": "seconds", "ms": "milliseconds"}
+
+
+def rewritten(page: str) -> str:
+    """The page with every generated part made anew. Raises KeyError for a part that is not known."""
+    return MARKED.sub(lambda found: f"<!-- generated: {found[1]} -->\n\n{PARTS[found[1]]()}\n\n<!-- end -->", page)
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+    """A table in Markdown."""
+    lines = [list(head), *([str(cell) for cell in row] for row in rows)]
+    lines.insert(1, ["---"] * len(lines[0]))
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+# ---- topics and bytes
+
+
+def topics() -> str:
+    """Every topic, as `Topics` builds it."""
+    ours = Topics("FLEET")
+    rows = [
+        (ours.announcement, "yes", DOWN + "s", "`Announcement`"),
+        (ours.manifest("SHA256"), "yes", DOWN + "s", "a manifest's bytes, as they are"),
+        (ours.presence("DEVICE"), "yes", UP, "`Presence`"),
+        (ours.up("DEVICE"), "no", UP, "every other message of a device"),
+        (ours.down("DEVICE"), "no", DOWN, "every other message of the coordinator"),
+    ]
+    return table(("topic", "retained", "way", "payload"), ((f"`{topic}`", *rest) for topic, *rest in rows))
+
+
+def examples() -> str:
+    """Two messages and their bytes."""
+    samples = (
+        messages.Presence("pi-1", "9f86d081", online=True),
+        messages.ChunkRequest("ab" * 32, messages.CHUNK_BYTES, 8, b"\x13", 3),
+    )
+    return "\n\n".join(f"`{sample!r}`\n\n```\n{_hex(messages.encode_message(sample))}\n```" for sample in samples)
+
+
+def _hex(data: bytes) -> str:
+    return "\n".join(data[k : k + 32].hex(" ") for k in range(0, len(data), 32))
+
+
+# ---- dataclasses and enumerations
+
+
+def fields(kind: type) -> str:
+    """A section about one dataclass: its docstring, and a row for each field."""
+    hints = typing.get_type_hints(kind)
+    names = [field.name for field in dataclasses.fields(kind)]
+    rows = ((f"`{name}`", _type_name(hints[name], _unit(name)), _meaning(kind, name)) for name in names)
+    return f"{inspect.cleandoc(kind.__doc__ or '')}\n\n{table(('field', 'type', 'meaning'), rows)}"
+
+
+def _meaning(kind: type, name: str) -> str:
+    return FIELDS.get(f"{kind.__name__}.{name}") or FIELDS[name]
+
+
+def _unit(name: str) -> str:
+    return UNITS.get(name.rpartition("_")[2], "") if "_" in name else ""
+
+
+def _type_name(hint: Any, unit: str) -> str:  # noqa: ANN401 - an annotation is any object
+    arguments = typing.get_args(hint)
+    if typing.get_origin(hint) in {types.UnionType, typing.Union}:
+        return f"{_type_name(arguments[0], unit)} or nil"
+    if typing.get_origin(hint) is tuple:
+        return f"array of {_type_name(arguments[0], unit)}"
+    if typing.get_origin(hint) is Mapping:
+        return f"map of text to {_type_name(arguments[1], unit)}"
+    return f"{NAMES.get(hint, hint.__name__)}{', ' if unit else ''}{unit}"
+
+
+def message_sections() -> str:
+    """Every message, with its way."""
+    return "\n\n".join(f"### {name}\n\n*{WAYS[kind]}*\n\n{fields(kind)}" for name, kind in messages.KINDS.items())
+
+
+def sections(kinds: Iterable[type]) -> Callable[[], str]:
+    """A part that describes these dataclasses."""
+    return lambda: "\n\n".join(f"### {kind.__name__}\n\n{fields(kind)}" for kind in kinds)
+
+
+def enumerations(module: types.ModuleType) -> Callable[[], str]:
+    """A part that describes every enumeration that `module` defines."""
+    kinds = [
+        kind
+        for kind in vars(module).values()
+        if inspect.isclass(kind) and issubclass(kind, enum.Enum) and kind.__module__ == module.__name__
+    ]
+    rows = [(f"`{k.__name__}`", f"`{v.value}`", VALUES[f"{k.__name__}.{v.value}"]) for k in kinds for v in k]
+    return lambda: table(("type", "value", "meaning"), rows)
+
+
+# ---- states
+
+
+def diagram(transitions: Mapping[Any, Mapping[Any, Any]], first: enum.Enum) -> Callable[[], str]:
+    """A part that draws a table of transitions: state -> trigger -> state."""
+    lines = ["stateDiagram-v2", f"    [*] --> {_id(first)}"]
+    for state, ways in transitions.items():
+        lines += [f"    {_id(state)} --> {_id(target)}: {trigger.value}" for trigger, target in ways.items()]
+        lines += [] if ways else [f"    {_id(state)} --> [*]"]
+    return lambda: "```mermaid\n{}\n```".format("\n".join(lines))
+
+
+def _id(state: enum.Enum) -> str:
+    return str(state.value).replace("-", "_")
+
+
+# ---- bounds
+
+
+def bounds() -> str:
+    """Every bound and every time that the page speaks of."""
+    rows = [
+        ("MAX_MESSAGE_BYTES", messages, "a whole message"),
+        ("MAX_ITEMS", codec, "entries of one array or map"),
+        ("MAX_TEXT", messages, "characters of a text that is a field of a message itself"),
+        ("MAX_MANIFEST_BYTES", manifest, "a manifest"),
+        ("CHUNK_BYTES", messages, "a chunk, unless asked otherwise"),
+        ("MAX_CHUNK_BYTES", messages, "a chunk at most"),
+        ("MAX_WINDOW", messages, "chunks asked for at once"),
+        ("MAX_BITMAP_BYTES", messages, "the bitmap of a request"),
+        ("FIRST_WAIT_S", chunks, "silence after which chunks are asked for again"),
+        ("LONGEST_WAIT_S", chunks, "the same at most, before it is spread by up to a half"),
+        ("RESTARTS", chunks, "times a blob with a wrong SHA-256 is fetched anew"),
+        ("MAX_HEADER_BYTES", tensors, "the header of a tensor file"),
+        ("MAX_DIMENSIONS", tensors, "dimensions of a tensor"),
+        ("MAX_BATCH", messages, "rows of a batch"),
+        ("MAX_TOKENS", messages, "tokens of a row"),
+        ("MAX_STEPS", messages, "steps of a task"),
+        ("MAX_EXAMPLES", validate, "the weight of a delta"),
+        ("ENTRY_BYTES", validate, "allowed around each tensor of a delta"),
+        ("FILE_BYTES", validate, "allowed around all of them"),
+        ("RESEND_S", session, "after which a device offers its results again"),
+        ("PROGRESS_S", session, "between two progress messages"),
+        ("REMEMBERED", session, "declines and failures that a device remembers"),
+        ("SILENCE_S", rounds, "silence after which an offer is repeated"),
+        ("BUSY_S", rounds, "the same after `busy`"),
+        ("GRACE_S", rounds, "after the deadline, for deltas that are being fetched"),
+        ("REPEAT_S", rounds, "before a round is tried again"),
+    ]
+    found = ((f"`{name}`", f"{getattr(module, name):,}", f"`{module.__name__}`", what) for name, module, what in rows)
+    return table(("name", "value", "module", "what it bounds"), found)
+
+
+def optimizers() -> str:
+    """The constants that a task does not name."""
+    adamw, sgd = AdamW(), Sgd()
+    return textwrap.dedent(
+        f"""\
+        - `adamw`: AdamW, beta1 = {adamw.beta1}, beta2 = {adamw.beta2}, epsilon = {adamw.epsilon}, moments from zero.
+        - `sgd`: momentum {sgd.momentum}, no dampening, velocity from zero."""
+    )
+
+
+PARTS: Final[Mapping[str, Callable[[], str]]] = {
+    "topics": topics,
+    "examples": examples,
+    "messages": message_sections,
+    "message-types": sections(INSIDE),
+    "message-values": enumerations(messages),
+    "manifest": sections(MANIFEST),
+    "manifest-values": enumerations(manifest),
+    "optimizers": optimizers,
+    "delta": sections((messages.DeltaFile, messages.Tensor)),
+    "phases": diagram(phases.TRANSITIONS, phases.Phase.IDLE),
+    "states": diagram(STATE_TRANSITIONS, State.WAITING),
+    "bounds": bounds,
+}
+
+
+if __name__ == "__main__":
+    PAGE.write_text(rewritten(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
