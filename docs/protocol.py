@@ -25,7 +25,7 @@ from coordinator.round_states import State
 from docs.meanings import FIELDS, VALUES
 from edge_sdk import phases, session
 from edge_sdk.engine.optimizers import AdamW, Sgd
-from edge_sdk.wire import chunks, codec, manifest, messages, tensors
+from edge_sdk.wire import chunks, codec, manifest, messages, mqtt, tensors
 from edge_sdk.wire.blobs import Blob
 from edge_sdk.wire.topics import Topics
 
@@ -186,6 +186,9 @@ def bounds() -> str:
         ("MAX_CHUNK_BYTES", messages, "a chunk at most"),
         ("MAX_WINDOW", messages, "chunks asked for at once"),
         ("MAX_BITMAP_BYTES", messages, "the bitmap of a request"),
+        ("KEEPALIVE_S", mqtt, "MQTT's keepalive"),
+        ("FIRST_RETRY_S", mqtt, "before the first attempt to connect again"),
+        ("LONGEST_RETRY_S", mqtt, "the same at most, before it is spread by up to a half"),
         ("FIRST_WAIT_S", chunks, "silence after which chunks are asked for again"),
         ("LONGEST_WAIT_S", chunks, "the same at most, before it is spread by up to a half"),
         ("RESTARTS", chunks, "times a blob with a wrong SHA-256 is fetched anew"),
