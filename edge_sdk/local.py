@@ -14,8 +14,10 @@ folder that is gone before training begins. For a source of your own, see `edge_
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import pathlib
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from typing import Final, final
@@ -24,14 +26,15 @@ from edge_sdk.config import DataConfig, DataKind, all_cores
 from edge_sdk.data import TokenFolder, batches, open_token_folder
 from edge_sdk.engine.artifact import Artifact, open_artifact, select_adapter
 from edge_sdk.engine.batch import Batch
-from edge_sdk.engine.plan import HEAD_ROWS, Declined, Plan, choose_plan
+from edge_sdk.engine.plan import HEAD_ROWS, PROCESS, Declined, Plan, choose_plan
 from edge_sdk.engine.train import Evaluation, Recipe, StepReport, train_steps
 from edge_sdk.engine.train import evaluate as evaluate_batches
 from edge_sdk.engine.walk import Walk
 from edge_sdk.environment import training_environment
 from edge_sdk.errors import ConfigError, DataError, OverBudget
-from edge_sdk.memory import check_budget, reset_peak
+from edge_sdk.memory import check_budget, read_memory, reset_peak
 from edge_sdk.prepare import command
+from edge_sdk.wire.manifest import Cost, Direction, Manifest
 from edge_sdk.wire.tensors import Array, read_tensors, write_tensors
 
 __all__ = ["Evaluation", "StepReport", "Training", "evaluate", "open_artifact", "train"]
@@ -103,15 +106,19 @@ def train(  # noqa: PLR0913 - each has a name where it is called
         ArtifactError: the artifact, or the adapter, cannot be used here.
     """
     _check(artifact, steps=steps, batch=batch, tokens=tokens)
-    plan = choose_plan(artifact.manifest, batch, tokens, budget_bytes)
-    if isinstance(plan, Declined):
-        raise OverBudget(plan.needed_bytes, budget_bytes, "needed by the leanest plan")
+    promised = _plan(artifact.manifest, batch, tokens, budget_bytes)  # before anything takes long
     folder = open_data(artifact, data, tokens)
+    rows = batches(folder, folder.usable(), batch, tokens, seed)
     values = _adapter(artifact, adapter)
     _return_freed_memory()
     reset_peak()
-    walk = Walk(artifact, threads or all_cores(), plan.head_rows, lambda: check_budget(budget_bytes))
-    rows = batches(folder, folder.usable(), batch, tokens, seed)
+    watch, threads = _Watch(), threads or all_cores()
+    walk = Walk(artifact, threads, promised.head_rows, watch.check)
+    walk.gradient(folder.batch(folder.usable()[:1], 2), values, 1.0)  # code that has run stays in memory
+    plan = _plan(_measured_here(artifact.manifest), batch, tokens, budget_bytes)
+    if plan.head_rows != promised.head_rows:
+        walk = Walk(artifact, threads, plan.head_rows, watch.check)
+    watch.budget_bytes = budget_bytes
     recipe = Recipe(steps=steps, batch=batch, tokens=tokens, learning_rate=learning_rate, seed=seed)
     return Training(artifact, plan, values, train_steps(walk, values, rows, recipe, plan.micro_batch))
 
@@ -155,6 +162,30 @@ def open_data(artifact: Artifact, data: Path | DataConfig, tokens: int) -> Token
         out = pathlib.Path(folder, "tokens")
         _run(command(config, tokenizer, tokens, model.labels, out))
         return open_token_folder(out, len(model.labels), model.vocabulary)  # a mapping outlives its file's name
+
+
+@dataclasses.dataclass(slots=True)
+class _Watch:
+    """What a walk asks between segments: nothing until a budget is set."""
+
+    budget_bytes: int = sys.maxsize
+
+    def check(self) -> None:
+        check_budget(self.budget_bytes)
+
+
+def _plan(manifest: Manifest, batch: int, tokens: int, budget_bytes: int) -> Plan:
+    plan = choose_plan(manifest, batch, tokens, budget_bytes)
+    if isinstance(plan, Declined):
+        raise OverBudget(plan.needed_bytes, budget_bytes, "needed by the leanest plan")
+    return plan
+
+
+def _measured_here(manifest: Manifest) -> Manifest:
+    """With what this process holds now, everything loaded: a library's caller has more in it than a worker has."""
+    loaded = Cost(PROCESS, Direction.LOAD, 0, 0, read_memory().resident_bytes, 0.0)
+    others = tuple(cost for cost in manifest.costs if cost.structure != PROCESS)
+    return dataclasses.replace(manifest, costs=(loaded, *others))
 
 
 def _config(path: pathlib.Path) -> DataConfig:
