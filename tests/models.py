@@ -24,17 +24,16 @@ CORPUS = (
 
 def tiny_llama(folder: pathlib.Path, layers: int = LAYERS, seed: int = 0, **options: Any) -> pathlib.Path:
     """A Llama with grouped heads, of width 32, as `save_pretrained` writes it. `options` go to its configuration."""
-    config = transformers.LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=WIDTH,
-        intermediate_size=48,
-        num_hidden_layers=layers,
-        num_attention_heads=HEADS,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        pad_token_id=0,
-        **{"tie_word_embeddings": True, **options},
-    )
+    sizes = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": WIDTH,
+        "intermediate_size": 48,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+        "tie_word_embeddings": True,
+    }
+    config = transformers.LlamaConfig(num_hidden_layers=layers, pad_token_id=0, **{**sizes, **options})
     torch.manual_seed(seed)
     transformers.LlamaForCausalLM(config).save_pretrained(folder)
     _tokenizer().save(str(folder / "tokenizer.json"))

@@ -7,7 +7,6 @@ import pathlib
 from typing import TypeVar
 
 import pytest
-from edge_sdk.wire.transport import Connected
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -48,6 +47,7 @@ from edge_sdk.wire.messages import (
     TaskOffer,
     TaskProgress,
 )
+from edge_sdk.wire.transport import Connected
 from tests.edge_sdk.samples import FILE, MB, make_hello, make_manifest, make_offer, make_report, make_task
 
 T = TypeVar("T")
@@ -301,13 +301,14 @@ class World:
         if self.fetching is not None:
             task_id = self.fetching.task.task_id
             is_first = isinstance(self.fetching, FetchManifest)
-            here = ManifestHere(task_id, make_manifest()) if is_first else FilesHere(task_id, 1)
-            failed = FetchFailed(task_id, DeclineReason.NO_SPACE, "")
-            return {"here": here, "failed": failed}.get(chosen)
+            if chosen == "here":
+                return ManifestHere(task_id, make_manifest()) if is_first else FilesHere(task_id, 1)
+            return FetchFailed(task_id, DeclineReason.NO_SPACE, "") if chosen == "failed" else None
         if self.worker:
-            well = WorkerFinished(self.worker, make_report(), DELTA)
-            badly = WorkerFailed(self.worker, FailureReason.WORKER_DIED, 0, "")
-            return {"ended well": well, "ended badly": badly}.get(chosen)
+            if chosen == "ended well":
+                return WorkerFinished(self.worker, make_report(), DELTA)
+            if chosen == "ended badly":
+                return WorkerFailed(self.worker, FailureReason.WORKER_DIED, 0, "")
         return None
 
     def tell(self, event: Event) -> list[Message]:

@@ -1,0 +1,181 @@
+"""A whole fleet around a tiny model: the coordinator and devices in this process, or each as a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from benchmarks.demo import write_toml
+from coordinator.builder import build
+from coordinator.config import load_config
+from coordinator.history import History, read_history
+from coordinator.jobs import Jobs
+from tests.brokers import Mosquitto
+from tests.models import CORPUS, tiny_llama
+
+PATIENCE_S = 120.0
+ROUNDS, TOKENS = 3, 16
+
+
+@dataclass(frozen=True, slots=True)
+class Tiny:
+    """A tiny model and its built artifact, to be copied into runs; `vocabulary` makes the artifact a few megabytes."""
+
+    model: pathlib.Path
+    artifact: pathlib.Path
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """Built once, by the coordinator's own builder."""
+    folder = tmp_path_factory.mktemp("integration")
+    model = tiny_llama(folder / "model", vocab_size=30_000, hidden_size=64)
+    path = folder / "coordinator.toml"
+    write_toml(path, coordinator_table(model, folder / "out"))
+    jobs = Jobs()
+    try:
+        build(load_config(path), jobs, lambda _line: None)
+    finally:
+        jobs.close()
+    return Tiny(model, folder / "out" / "artifact")
+
+
+def coordinator_table(model: pathlib.Path, out: pathlib.Path, **changes: Any) -> dict[str, Any]:
+    """`coordinator.toml` for a short run of two levels."""
+    table: dict[str, Any] = {
+        "name": "tiny",
+        "fleet": "test",
+        "out": str(out),
+        "model": {"dir": str(model), "task": "causal-lm"},
+        "adapter": {"rank": 2, "alpha": 4, "targets": ["q_proj", "v_proj"]},
+        "levels": [{"name": "fp32", "bits": 32}, {"name": "int8", "bits": 8}],
+        "rounds": {"count": ROUNDS, "devices": 2, "quorum": 1, "deadline_s": 60.0, "wait_s": 30.0},
+        "training": {"steps": 3, "batch": 2, "tokens": TOKENS, "learning_rate": 1e-2},
+    }
+    return {**table, **changes}
+
+
+def device_table(name: str, folder: pathlib.Path, broker: str, budget: str = "300MB") -> dict[str, Any]:
+    """`device.toml`, with texts of its own."""
+    texts = folder / f"{name}-texts"
+    texts.mkdir(exist_ok=True)
+    for k, line in enumerate(CORPUS):
+        (texts / f"{k}.txt").write_text(f"{name} says: {line} " * 12, encoding="utf-8")
+    data = {"kind": "text-folder", "path": str(texts)}
+    store = str(folder / f"{name}-store")
+    return {
+        "device": name,
+        "fleet": "test",
+        "broker": broker,
+        "budget": budget,
+        "store": store,
+        "threads": 1,
+        "data": data,
+    }
+
+
+def wait_until(what: Callable[[], object], why: str, patience_s: float = PATIENCE_S) -> None:
+    """Wait until `what` is true; fail with `why` when it takes too long."""
+    deadline_s = time.monotonic() + patience_s
+    while not what():
+        if time.monotonic() > deadline_s:
+            pytest.fail(f"waited {patience_s:.0f} s in vain: {why}")
+        time.sleep(0.02)
+
+
+@dataclass(slots=True)
+class Processes:
+    """`fedpeat serve` and `fedpeat-edge run` as a user starts them, and their words in files."""
+
+    folder: pathlib.Path
+    tiny: Tiny
+    broker: Mosquitto
+    running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    @property
+    def out(self) -> pathlib.Path:
+        """The run's folder."""
+        return self.folder / "out"
+
+    def serve(self, **changes: Any) -> None:
+        """Start the coordinator, or start it again."""
+        if not self.out.exists():
+            shutil.copytree(self.tiny.artifact, self.out / "artifact")
+        path = self.folder / "coordinator.toml"
+        write_toml(path, coordinator_table(self.tiny.model, self.out, broker={"url": self.broker.url}, **changes))
+        self._start("coordinator", ["-m", "coordinator.cli", "serve", "--config", str(path)])
+
+    def device(self, name: str, budget: str = "300MB") -> None:
+        """Start a device, or start it again."""
+        path = self.folder / f"{name}.toml"
+        write_toml(path, device_table(name, self.folder, self.broker.url, budget))
+        self._start(name, ["-m", "edge_sdk.cli", "run", "--config", str(path)])
+
+    def kill(self, name: str) -> None:
+        """SIGKILL: nothing is said, nothing is closed."""
+        self.running[name].kill()
+        self.running.pop(name).wait()
+
+    def end(self, name: str) -> int:
+        """Ask it to stop, as Ctrl-C does; its exit status."""
+        process = self.running.pop(name)
+        process.send_signal(signal.SIGINT)
+        return process.wait(30)
+
+    def finish(self) -> int:
+        """Wait for the coordinator's own end; its exit status."""
+        return self.running.pop("coordinator").wait(PATIENCE_S)
+
+    def close(self) -> None:
+        """End what still runs."""
+        for process in self.running.values():
+            process.terminate()
+        for process in self.running.values():
+            process.wait(30)
+
+    def log(self, name: str) -> str:
+        """What it said so far."""
+        return (self.folder / f"{name}.log").read_text(encoding="utf-8", errors="replace")
+
+    def history(self) -> History:
+        """The ledger, read."""
+        return read_history(self.out / "ledger.sqlite")
+
+    def report(self) -> dict[str, Any]:
+        """The run's report."""
+        report: dict[str, Any] = json.loads((self.out / "report.json").read_text(encoding="utf-8"))
+        return report
+
+    def _start(self, name: str, arguments: list[str]) -> None:
+        with (self.folder / f"{name}.log").open("ab") as log:
+            environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+            self.running[name] = subprocess.Popen(
+                [sys.executable, *arguments], stdout=log, stderr=log, env=environment, cwd=pathlib.Path.cwd()
+            )
+
+
+@pytest.fixture
+def processes(tmp_path: pathlib.Path, tiny: Tiny, mosquitto: Mosquitto) -> Iterator[Processes]:
+    """Nothing started yet; everything ended afterwards."""
+    found = Processes(tmp_path, tiny, mosquitto)
+    yield found
+    found.close()
+
+
+def assert_counted_once(history: History, rounds: int = ROUNDS) -> None:
+    """Every round was aggregated once, and each device's delta counts at most once in it."""
+    assert [adapter.version for adapter in history.adapters] == list(range(rounds + 1))
+    counted = [(row.round, row.device) for row in history.results]
+    assert len(set(counted)) == len(counted)
+    assert {round_ for round_, _device in counted} == set(range(1, rounds + 1))
