@@ -1,8 +1,9 @@
 """paho-mqtt behind the seam: MQTT 3.1.1, clean sessions, and a connection that is made again for as long as it takes.
 
-paho's network thread ends for good when a callback raises, while `is_connected()` stays true: callbacks here only put
-events into a queue. Its own reconnect has no jitter and says nothing, so there is a loop of our own: one paho client
-per connection, and every failure is an event with the time of the next attempt.
+One thread of ours owns the socket: it turns paho's `loop()`, which paho offers for foreign event loops, and makes one
+paho client per connection. What paho's own thread would do instead: end for good when a callback raises, with
+`is_connected()` still true, and come back without jitter and without a word. Callbacks here only put events into the
+inbox, and whatever else goes wrong is an event that says when the next attempt follows.
 """
 
 from __future__ import annotations
@@ -10,57 +11,67 @@ from __future__ import annotations
 import contextlib
 import random
 import threading
+import time
 import urllib.parse
 from typing import Any, Final
 
 from paho.mqtt.client import Client, MQTTMessage, MQTTMessageInfo
-from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
 
 from edge_sdk.wire.transport import Connected, Disconnected, Event, Inbox, Received, Will
 
 PORT: Final = 1883
-KEEPALIVE_S: Final = 15  # a connection that is dead without a word is noticed after one and a half of it
-CONNECT_S: Final = 5.0
-FIRST_RETRY_S, LONGEST_RETRY_S = 0.5, 30.0
+KEEPALIVE_S: Final = 15  # a connection that died without a word is noticed after one to two of it
+CONNECT_S: Final = 5.0  # for the broker's host to answer
+RETRY_S, LONGEST_RETRY_S = 1.0, 30.0  # the waits before jitter: they double from the first to the second
+LOOP_S: Final = 1.0
+GOODBYE_S: Final = 2.0  # for the last words to go out
 MAX_QUEUED: Final = 1000  # messages on their way out
-IN_FLIGHT: Final = 64
-GOODBYE_S: Final = 2.0
+IN_FLIGHT: Final = 64  # of them, sent and not yet acknowledged
+
+
+def retry_after_s(failures: int, spread: random.Random) -> float:
+    """How long to wait after so many failures in a row, from 1; half of it is chance: a fleet must not come at once."""
+    longest_s = min(RETRY_S * 2.0 ** min(failures - 1, 10), LONGEST_RETRY_S)
+    return spread.uniform(longest_s / 2, longest_s)
 
 
 class MqttTransport:
-    """A Transport over `url`, mqtt://host[:port]. Connects in the background, now and after every loss."""
+    """A Transport over `url`, mqtt://host[:port]. Connects in the background, now and after every loss.
 
-    def __init__(self, url: str, client_id: str, will: Will | None = None) -> None:
-        """Begin to connect. Raises ValueError for a URL that is none of ours."""
-        parts = urllib.parse.urlsplit(url)
-        if parts.scheme != "mqtt" or not parts.hostname:
-            msg = f"{url!r} is no broker; write mqtt://host:port"
-            raise ValueError(msg)
-        self._host, self._port = parts.hostname, parts.port or PORT
-        self._client_id, self._will = client_id, will
+    Nothing outlives a connection but the subscriptions: what is published without one is dropped, and so is what was
+    not yet sent or acknowledged when one was lost. The layers above ask and offer again after `Connected`.
+    """
+
+    def __init__(self, url: str, client_id: str, will: Will | None = None, *, keepalive_s: int = KEEPALIVE_S) -> None:
+        """Begin to connect; that no broker is there is an event. Raises ValueError for a URL that is none of ours."""
+        self._host, self._port = _address(url)
+        self._client_id, self._will, self._keepalive_s = client_id, will, keepalive_s
+        self._inbox = Inbox()
+        self._lock = threading.Lock()  # over the next two: no pattern is missed between them
         self._patterns: list[str] = []
-        self._inbox, self._closing = Inbox(), threading.Event()
-        self._lock = threading.Lock()  # over patterns, client and last, which two threads use
         self._client: Client | None = None  # while connected
-        self._reason, self._reported = "", False
         self._last: MQTTMessageInfo | None = None
-        self._tries = 0
+        self._reason, self._reported = "", False  # the network thread's own
+        self._closing, self._over = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._live, name=f"mqtt-{client_id}", daemon=True)
         self._thread.start()
 
     def publish(self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False) -> None:
-        """See Transport. Lost without a connection, and when 1,000 messages wait already."""
-        with self._lock:
-            if self._client is not None:
-                self._last = self._client.publish(topic, payload, qos, retain)
+        """See Transport. Dropped without a connection, and while 1,000 messages wait already."""
+        client = self._client
+        if client is not None:
+            self._last = client.publish(topic, payload, qos, retain)
 
     def subscribe(self, pattern: str) -> None:
         """See Transport."""
         with self._lock:
-            if pattern not in self._patterns:
-                self._patterns.append(pattern)
-                if self._client is not None:
-                    self._client.subscribe(pattern, 1)
+            if pattern in self._patterns:
+                return
+            self._patterns.append(pattern)
+            client = self._client
+        if client is not None:
+            client.subscribe(pattern, 1)
 
     def receive(self, timeout_s: float) -> Event | None:
         """See Transport."""
@@ -73,41 +84,49 @@ class MqttTransport:
     def close(self) -> None:
         """See Transport. What was published last has a moment to go out."""
         self._closing.set()
-        with self._lock:
-            client, last = self._client, self._last
+        client, last = self._client, self._last
         if client is not None:
             if last is not None:
                 with contextlib.suppress(ValueError, RuntimeError):  # it was never queued: nothing to wait for
                     last.wait_for_publish(GOODBYE_S)
             client.disconnect()
-        self._thread.join(CONNECT_S + GOODBYE_S)
+            self._thread.join(GOODBYE_S)
+        self._over.set()
+        self._thread.join(CONNECT_S + LOOP_S)
 
-    # ---- the connection's own thread
+    # ---- the network thread
 
     def _live(self) -> None:
-        spread = random.Random()  # noqa: S311 - keeps a fleet from coming back all at once
+        failures, spread = 0, random.Random()  # noqa: S311 - no secret
         while not self._closing.is_set():
-            reason = self._connection()
+            began_s = time.monotonic()
+            self._reason, self._reported = "", False
+            self._connection()
             if self._closing.is_set():
                 return
-            retry_s = min(FIRST_RETRY_S * 2**self._tries, LONGEST_RETRY_S) * spread.uniform(0.5, 1.5)
-            self._tries = min(self._tries + 1, 10)
-            self._inbox.put(Disconnected(reason, retry_s))
+            # Only a connection that lasted ends the series: two clients of one name would else throw each other out
+            # as fast as they can.
+            lasted = self._reported and time.monotonic() - began_s > LONGEST_RETRY_S
+            failures = 1 if lasted else failures + 1
+            retry_s = retry_after_s(failures, spread)
+            reason = self._reason or "the connection was closed"
+            self._inbox.put(Disconnected(f"{self._host}:{self._port}: {reason}", retry_s))
             self._closing.wait(retry_s)
 
-    def _connection(self) -> str:
-        """One connection from beginning to end; why it ended."""
+    def _connection(self) -> None:
+        """One connection from beginning to end; `_reason` says why it ended."""
         client = self._new_client()
-        self._reason, self._reported = "", False
         try:
-            client.connect(self._host, self._port, KEEPALIVE_S)
-            client.loop_forever()
-        except (OSError, ValueError) as error:  # ValueError: paho's word for a host or packet that cannot be
-            self._reason = self._reason or getattr(error, "strerror", None) or str(error)
+            client.connect(self._host, self._port, self._keepalive_s)
+            while client.loop(LOOP_S) == MQTTErrorCode.MQTT_ERR_SUCCESS and not self._over.is_set():
+                pass
+        except Exception as error:  # noqa: BLE001 - whatever it was, it is reported and the connection is made again
+            self._reason = self._reason or _why(error)
         finally:
             with self._lock:
                 self._client = None
-        return f"{self._host}:{self._port}: {self._reason or 'the connection was closed'}"
+            if (left := client.socket()) is not None:
+                left.close()
 
     def _new_client(self) -> Client:
         client = Client(
@@ -123,33 +142,65 @@ class MqttTransport:
             client.will_set(self._will.topic, self._will.payload, 1, self._will.retain)
         client.on_connect, client.on_disconnect = self._on_connect, self._on_disconnect
         client.on_subscribe, client.on_message = self._on_subscribe, self._on_message
+        # With this set, paho leaves all writing to `loop()`. Without, the publishing thread would write to the socket
+        # beside ours, and a packet that went out in parts would have another one in the middle.
+        client.on_socket_register_write = _ignore
         return client
 
-    # ---- callbacks: they put, and nothing else; their arguments are paho's
+    # ---- paho's callbacks, on the network thread: they put, and nothing else
 
     def _on_connect(self, client: Client, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:  # noqa: ANN401
         if reason.is_failure:
-            self._reason = f"the broker refused us: {reason}"
-            client.disconnect()
+            self._end(client, f"the broker refused the connection: {reason}")
             return
         with self._lock:
             self._client, patterns = client, self._patterns[:]
-            if patterns:
-                client.subscribe([(pattern, 1) for pattern in patterns])
-        if not patterns:
+        if patterns:
+            client.subscribe([(pattern, 1) for pattern in patterns])
+        else:
             self._report()
 
-    def _on_subscribe(self, *_arguments: Any) -> None:  # noqa: ANN401
-        if not self._reported:
+    def _on_subscribe(self, client: Client, _data: Any, _mid: int, reasons: Any, _properties: Any) -> None:  # noqa: ANN401
+        refused = [str(reason) for reason in reasons if reason.is_failure]
+        if refused:
+            self._end(client, f"the broker refused a subscription: {refused[0]}; see its access list")
+        elif not self._reported:
             self._report()
 
     def _report(self) -> None:
-        self._reported, self._tries = True, 0
+        self._reported = True
         self._inbox.put(Connected())
 
+    def _end(self, client: Client, reason: str) -> None:
+        self._reason = reason
+        client.disconnect()
+
     def _on_disconnect(self, _client: Client, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:  # noqa: ANN401
-        self._reason = self._reason or f"the connection was lost ({str(reason).lower()})"
+        if not self._reason:
+            silent = str(reason) == "Keep alive timeout"
+            self._reason = "the broker fell silent" if silent else "the broker closed the connection"
 
     def _on_message(self, _client: Client, _data: Any, message: MQTTMessage) -> None:  # noqa: ANN401
         with contextlib.suppress(UnicodeDecodeError):  # a topic that is no text is none of ours
             self._inbox.put(Received(message.topic, bytes(message.payload)))
+
+
+def _address(url: str) -> tuple[str, int]:
+    """Host and port of mqtt://host[:port], and nothing besides: what we would ignore is refused."""
+    parts = urllib.parse.urlsplit(url)
+    extra = parts.username or parts.password or parts.path.strip("/") or parts.query or parts.fragment
+    if parts.scheme != "mqtt" or not parts.hostname or extra:
+        msg = f"{url!r} is no broker; write mqtt://host:port"
+        raise ValueError(msg)
+    return parts.hostname, parts.port or PORT
+
+
+def _why(error: Exception) -> str:
+    """A failure in a few words."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    return f"{type(error).__name__}: {error}"
+
+
+def _ignore(*_arguments: object) -> None:
+    """The loop asks by itself whether there is something to write."""
