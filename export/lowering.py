@@ -132,6 +132,39 @@ def _is_one(value: ir.Value | None) -> bool:
     return bool(np.all(value.const_value.numpy() == 1))
 
 
+class FreeRows(ir.passes.InPlacePass):
+    """Let the embedding `matrix` have any number of rows: a device gives only those that a batch uses.
+
+    Requires: `ids` are used for looking up rows of `matrix` and for their shape, `matrix` for that look-up, and no
+    other input's name starts like its name. So ids that count within the rows given yield the same.
+    Ensures: the first dimension of `matrix` is called rows.
+    """
+
+    def requires(self, model: ir.Model) -> None:
+        """Neither input is used for anything else."""
+        inputs = {value.name or "": value for value in model.graph.inputs}
+        ids, matrix = inputs["ids"], inputs["matrix"]
+        others = [use.node for use in (*ids.uses(), *matrix.uses()) if not _looks_up(use.node, matrix, ids)]
+        if others := [node for node in others if node.op_type != "Shape" or node.inputs[0] is not ids]:
+            msg = f"ids and the embedding matrix are used for more than a look-up: {others[0].op_type}"
+            raise ir.passes.PreconditionError(msg)
+        if names := [name for name in inputs if name.startswith("matrix") and name != "matrix"]:
+            msg = f"{names[0]} would be taken for the embedding matrix"
+            raise ir.passes.PreconditionError(msg)
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Name the dimension."""
+        for value in model.graph.inputs:
+            if value.name == "matrix" and value.shape is not None:
+                value.shape = ir.Shape(["rows", *value.shape[1:]])
+        return ir.passes.PassResult(model, modified=True)
+
+
+def _looks_up(node: ir.Node, matrix: ir.Value, ids: ir.Value) -> bool:
+    first = node.attributes.get_int("axis", 0) == 0
+    return node.op_type == "Gather" and first and node.inputs[0] is matrix and node.inputs[1] is ids
+
+
 class Canonicalize(ir.passes.InPlacePass):
     """Names, order and metadata that depend on the graph alone, so that equal models give equal bytes.
 

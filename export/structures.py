@@ -18,7 +18,7 @@ from torch.func import functional_call
 from export.adapters import Named, named
 from export.capture import IR_VERSION, OPSET, Function, Sizes, Tensors, capture
 from export.families import Family, Part
-from export.lowering import lower, restrict
+from export.lowering import FreeRows, lower, restrict
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +62,7 @@ def capture_embed(part: Part, sizes: Sizes) -> Captured:
     """
     examples = {"ids": torch.zeros(sizes.batch, sizes.tokens, dtype=torch.int64), **_examples(part)}
     graph = lower(capture(lambda t: {"y": _call(part, t["ids"], t)}, examples, sizes))
-    for value in graph.graph.inputs:
-        if value.name == "matrix" and value.shape is not None:
-            value.shape = ir.Shape(["rows", *value.shape[1:]])
+    FreeRows()(graph)
     return _captured(part, graph, None)
 
 

@@ -11,9 +11,10 @@ import onnxruntime
 import pytest
 import torch
 
+from edge_sdk.wire.tensors import read_tensors
 from export.capture import IR_VERSION, OPSET, Sizes, capture
 from export.compress.quantize import QuantizeInputs, dequantize_rows, quantize_rows
-from export.lowering import Canonicalize, FoldTransposes, lower, serialize
+from export.lowering import Canonicalize, FoldTransposes, FreeRows, lower, serialize
 from tests.export.conftest import Exported
 
 
@@ -65,6 +66,41 @@ def test_inputs_and_outputs_are_the_manifests(exported: Exported) -> None:
                 backward = found[structure.backward].graph
                 assert [v.name for v in backward.input] == ["x", "dy", *tensors]
                 assert [v.name for v in backward.output] == ["dx", *(f"d.{n}" for n in structure.trained)]
+
+
+@pytest.mark.parametrize("level", ["fp32", "int8"])
+def test_embedding_takes_any_rows(exported: Exported, level: str) -> None:
+    """Given only the rows that occur, and ids that count within them, the embedding gives the same bits."""
+    manifest = exported.manifests[level]
+    graph = exported.store.read(manifest.files[manifest.structures["embed"].forward])
+    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    tensors = read_tensors(exported.store.path(manifest.files["embed.safetensors"].sha256))
+    ids = np.random.default_rng(0).integers(0, manifest.model.vocabulary, (3, 9))
+    rows, within = np.unique(ids, return_inverse=True)
+    matrix = {name: array for name, array in tensors.items() if name.startswith("matrix")}
+    assert set(matrix) == ({"matrix"} if level == "fp32" else {"matrix", "matrix.scale"})
+    few = {**tensors, **{name: array[rows] for name, array in matrix.items()}}
+    (wanted,) = session.run(["y"], {"ids": ids, **tensors})
+    (found,) = session.run(["y"], {"ids": within.reshape(ids.shape), **few})
+    np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.mark.parametrize(
+    ("kind", "second", "message"),
+    [
+        ("Gather", "position", "used for more than a look-up: Gather"),
+        ("MatMul", "other", "used for more than a look-up: MatMul"),
+        ("Shape", "matrix.position", "matrix.position would be taken for the embedding matrix"),
+    ],
+)
+def test_embeddings_that_need_all_rows_are_refused(kind: str, second: str, message: str) -> None:
+    """Where ids mean more than a row, or the matrix more than its rows, renumbered ids would be silently wrong."""
+    ids = ir.Value(name="ids", type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape(["n"]))
+    matrix, other = value("matrix", [6, 6]), value(second, [6, 6])
+    taken = {"Gather": [other, ids], "MatMul": [other, matrix], "Shape": [ids]}[kind]
+    nodes = [ir.node(kind, taken), ir.node("Gather", [matrix, ids], {"axis": 0})]
+    with pytest.raises(ir.passes.PreconditionError, match=message):
+        FreeRows()(product(nodes, [ids, matrix, other]))
 
 
 def test_graphs_tell_nothing_of_the_machine(exported: Exported) -> None:
