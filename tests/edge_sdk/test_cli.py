@@ -1,0 +1,143 @@
+"""`fedpeat-edge` does what it says, in processes as users start it, with statuses that scripts can rely on."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from edge_sdk.data import map_token_folder, write_token_folder
+from edge_sdk.wire.tensors import read_tensors
+
+
+@pytest.fixture
+def tokens(tmp_path: pathlib.Path) -> pathlib.Path:
+    """A token folder: 8 rows of 16 tokens that count up."""
+    write_token_folder(tmp_path / "tokens", 100 + (np.arange(8)[:, None] + np.arange(16)) % 7, np.full(8, 16))
+    return tmp_path / "tokens"
+
+
+def edge(*words: object, cwd: pathlib.Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end."""
+    command = [sys.executable, "-m", "edge_sdk.cli", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, cwd=cwd)
+
+
+def test_help_names_every_command() -> None:
+    """`--help` is all a newcomer needs to begin."""
+    done = edge("--help")
+    assert done.returncode == 0
+    for command in ("run", "doctor", "probe", "plan", "evaluate", "prepare", "train"):
+        assert f"\n    {command} " in done.stdout
+
+
+def test_train_then_evaluate(tiny_artifact: pathlib.Path, tokens: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """An adapter trained at the command line has a lower loss there, too."""
+    out = tmp_path / "adapter.safetensors"
+    shape = ("--tokens", 16, "--batch", 4, "--threads", 1)
+    words = ("--data", tokens, "--budget", "1GB", "--steps", 8, "--learning-rate", 1e-2, "--out", out)
+    done = edge("train", tiny_artifact, *shape, *words)
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert len(lines) == 8
+    assert lines[-1].startswith("step 8 of 8: loss ")
+    assert read_tensors(out)
+    before, after = (
+        json.loads(edge("evaluate", tiny_artifact, "--data", tokens, *adapter).stdout)
+        for adapter in ((), ("--adapter", out))
+    )
+    assert after["loss"] < before["loss"]
+    assert (before["rows"], before["predictions"], before["accuracy"]) == (8, 120, None)
+
+
+def test_prepare_makes_a_token_folder(
+    tiny_artifact: pathlib.Path, tokens: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    """From token arrays on a bare install: rows of another length, and one JSON line."""
+    words = ("--kind", "token-arrays", "--path", tokens, "--tokens", 8, "--rows", 5, "--out", "out")
+    done = edge("prepare", tiny_artifact, *words, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    said = json.loads(done.stdout)
+    assert (said["rows"], said["tokens"], said["cached"]) == (5, 40, False)
+    assert map_token_folder(tmp_path / "out").ids.shape == (5, 8)
+
+
+def test_prepare_reads_text(tiny_artifact: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """From text, with the artifact's own tokenizer."""
+    pytest.importorskip("tokenizers")
+    (tmp_path / "a.txt").write_text("The state of the union is strong.\n" * 10)
+    words = ("--kind", "text-folder", "--path", tmp_path, "--tokens", 8, "--out", tmp_path / "out")
+    done = edge("prepare", tiny_artifact, *words)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["rows"] == len(map_token_folder(tmp_path / "out"))
+
+
+def test_plan_shows_the_choice(tiny_artifact: pathlib.Path) -> None:
+    """The chosen plan is marked; where nothing fits, status 1 and what would be needed."""
+    done = edge("plan", tiny_artifact, "--budget", "1GB", "--batch", 4)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert sum(line.startswith("->") for line in done.stdout.splitlines()) == 1
+    done = edge("plan", tiny_artifact, "--budget", "5MB")
+    assert done.returncode == 1
+    assert "nothing fits 5 MB; the leanest plan needs" in done.stdout
+
+
+def test_probe_measures(tiny_artifact: pathlib.Path) -> None:
+    """Peak, step time and loss of real steps in a fresh process, as one line of JSON."""
+    done = edge("probe", tiny_artifact, "--tokens", 16, "--steps", 2, "--threads", 1, "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    found = json.loads(done.stdout)
+    assert found["peak_bytes"] > 2e7
+    assert found["step_ms"] > 0
+    assert found["threads"] == 1
+    assert {cost["structure"] for cost in found["costs"]} >= {"process", "embed", "block", "norm", "loss"}
+
+
+def test_doctor_finds_no_fault_here() -> None:
+    """Without a configuration it checks this machine alone."""
+    done = edge("doctor")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "FAIL" not in done.stdout
+
+
+def test_a_budget_that_nothing_fits_is_a_failure(
+    tiny_artifact: pathlib.Path, tokens: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    """Status 1, one line with what would be needed, and no adapter."""
+    words = ("--data", tokens, "--budget", "5MB", "--steps", 1, "--out", tmp_path / "adapter.safetensors")
+    done = edge("train", tiny_artifact, *words)
+    assert done.returncode == 1
+    assert "needed by the leanest plan, the budget is 5 MB" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "adapter.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (("evaluate", "ARTIFACT", "--data", "absent"), "absent is not there"),
+        (("evaluate", "absent", "--data", "TOKENS"), "absent is no artifact"),
+        (("evaluate", "ARTIFACT", "--level", "int3", "--data", "TOKENS"), "has no level 'int3'; it has fp32"),
+        (("plan", "ARTIFACT", "--budget", "much"), "'much' is no size; write it like 256MB"),
+        (("doctor", "--config", "absent.toml"), "absent.toml: cannot be read"),
+        (("run", "--config", "absent.toml"), "absent.toml: cannot be read"),
+        (("prepare", "ARTIFACT", "--kind", "csv", "--path", "absent.csv", "--out", "out"), "cannot read absent.csv"),
+        (("prepare", "ARTIFACT", "--kind", "csv", "--path", "TOKENS", "--out", ".."), "and is no token folder"),
+    ],
+)
+def test_wrong_input_is_one_line(
+    tiny_artifact: pathlib.Path, tokens: pathlib.Path, tmp_path: pathlib.Path, words: tuple[str, ...], complaint: str
+) -> None:
+    """Status 2, one line that says what is wrong, and nothing made."""
+    (tmp_path / "work").mkdir()
+    names = {"ARTIFACT": str(tiny_artifact), "TOKENS": str(tokens)}
+    done = edge(*(names.get(word, word) for word in words), cwd=tmp_path / "work")
+    assert done.returncode == 2
+    assert done.stderr.startswith("fedpeat-edge: ")
+    assert complaint in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not list((tmp_path / "work").iterdir())
