@@ -55,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--budget", metavar="SIZE", help="probe the fastest plan within it; default: the leanest plan")
     command.add_argument("--steps", type=_positive, default=3)
     command.add_argument("--json", action="store_true", help="one line of JSON")
+    command.add_argument("--costs-only", action="store_true", help="JSON of the costs alone, without whole steps")
     command.set_defaults(run=_probe)
 
     command = commands.add_parser("plan", help="show which plan would be chosen for a budget, and the others")
@@ -129,14 +130,18 @@ def _doctor(arguments: argparse.Namespace) -> int:
 def _probe(arguments: argparse.Namespace) -> int:
     from edge_sdk.engine.artifact import choose_manifest
     from edge_sdk.memory import parse_size
-    from edge_sdk.probing import probe
+    from edge_sdk.probing import probe, probe_costs
 
+    manifest_path, threads = choose_manifest(arguments.artifact, arguments.level), arguments.threads or _cores()
+    if arguments.costs_only:
+        print(json.dumps(probe_costs(manifest_path, arguments.tokens, threads)))
+        return 0
     found = probe(
-        choose_manifest(arguments.artifact, arguments.level),
+        manifest_path,
         arguments.tokens,
         arguments.batch,
         arguments.steps,
-        arguments.threads or _cores(),
+        threads,
         parse_size(arguments.budget) if arguments.budget else None,
     )
     if arguments.json:

@@ -27,20 +27,31 @@ from edge_sdk.wire.manifest import Cost, Direction, Manifest
 def probe(
     manifest_path: pathlib.Path, tokens: int, batch: int, steps: int, threads: int, budget_bytes: int | None
 ) -> dict[str, Any]:
-    """Costs per structure, the leanest plan's need for one row, and peak and step time of whole steps with a plan.
+    """What `probe_costs` finds, and peak and step time of whole steps with a plan. Plain values, for JSON.
 
-    The plan is the fastest within `budget_bytes`, or the leanest where no budget is given. Plain values, for JSON.
-    Raises ArtifactError, and OverBudget when no plan fits.
+    The plan is the fastest within `budget_bytes`, or the leanest where no budget is given. Raises ArtifactError, and
+    OverBudget when no plan fits.
     """
-    manifest = open_artifact(manifest_path).manifest
-    shape = [str(tokens), str(batch), str(steps), str(threads)]
-    found = _fresh("costs", manifest_path, [*shape, "0", "0"], threads)
-    costs = tuple(Cost(**{**cost, "direction": Direction(cost["direction"])}) for cost in found["costs"])
-    measured = dataclasses.replace(manifest, costs=costs, reference_tokens=tokens)
+    found = probe_costs(manifest_path, tokens, threads)
+    measured = _with_costs(open_artifact(manifest_path).manifest, found["costs"], tokens)
     plan = _plan(measured, tokens, batch, budget_bytes)
-    stepped = _fresh("steps", manifest_path, [*shape, str(plan["micro_batch"]), str(plan["head_rows"])], threads)
-    needs_bytes = min(one.peak_bytes for one in plans(measured, 1, tokens))
-    return {**found, "needs_bytes": needs_bytes, "plan": plan, **stepped}
+    shape = [str(n) for n in (tokens, batch, steps, threads, plan["micro_batch"], plan["head_rows"])]
+    return {**found, "plan": plan, **_fresh("steps", manifest_path, shape, threads)}
+
+
+def probe_costs(manifest_path: pathlib.Path, tokens: int, threads: int) -> dict[str, Any]:
+    """What a manifest carries: costs per structure, and what the leanest plan needs for one row. Raises ArtifactError.
+
+    Plain values, for JSON.
+    """
+    found = _fresh("costs", manifest_path, [str(tokens), "0", "0", str(threads), "0", "0"], threads)
+    measured = _with_costs(open_artifact(manifest_path).manifest, found["costs"], tokens)
+    return {**found, "needs_bytes": min(plan.peak_bytes for plan in plans(measured, 1, tokens))}
+
+
+def _with_costs(manifest: Manifest, plain: list[dict[str, Any]], tokens: int) -> Manifest:
+    costs = tuple(Cost(**{**cost, "direction": Direction(cost["direction"])}) for cost in plain)
+    return dataclasses.replace(manifest, costs=costs, reference_tokens=tokens)
 
 
 def _plan(manifest: Manifest, tokens: int, batch: int, budget_bytes: int | None) -> dict[str, Any]:

@@ -27,7 +27,7 @@ class Measured:
 def measure(manifest_path: pathlib.Path, manifest: Manifest) -> Manifest:
     """The manifest with measured costs; `manifest_path` lies beside its blobs. Raises ExportError."""
     command = [sys.executable, "-m", "edge_sdk.cli", "probe", str(manifest_path)]
-    shape = ["--tokens", str(manifest.reference_tokens), "--batch", "1", "--json"]
+    shape = ["--tokens", str(manifest.reference_tokens), "--costs-only"]
     done = subprocess.run([*command, *shape], capture_output=True, text=True, check=False)
     if done.returncode != 0:
         why = first_line(ValueError(done.stderr.strip().rpartition("\n")[2]))
