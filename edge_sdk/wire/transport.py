@@ -15,7 +15,9 @@ import collections
 import random
 import threading
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
+
+MESSAGE_BYTES: Final = 256  # what a message costs in memory besides its payload
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,7 @@ class Transport(Protocol):
 class Inbox:
     """Events that wait to be received: any thread puts, one gets.
 
-    Above `max_bytes` of payloads further messages are dropped and counted: they will be asked for again, and whoever
+    Above `max_bytes` further messages are dropped and counted: they will be asked for again, and whoever
     floods a device must not fill its memory. Connected and Disconnected are never dropped.
     """
 
@@ -120,12 +122,14 @@ class Inbox:
 
 
 def _size_bytes(event: Event) -> int:
-    return len(event.topic) + len(event.payload) if isinstance(event, Received) else 0
+    return len(event.payload) + MESSAGE_BYTES if isinstance(event, Received) else 0
 
 
 def matches(pattern: str, topic: str) -> bool:
     """Whether a subscription covers a topic. MQTT 3.1.1, section 4.7."""
     levels, names = pattern.split("/"), topic.split("/")
+    if topic.startswith("$") and levels[0] in {"+", "#"}:  # a broker's own topics
+        return False
     for k, level in enumerate(levels):
         if level == "#":
             return True
@@ -135,10 +139,11 @@ def matches(pattern: str, topic: str) -> bool:
 
 
 class MemoryBroker:
-    """A broker within a process, for tests and simulation. Thread-safe; the same `seed`, the same misfortunes.
+    """A broker within a process, for tests and simulation. Thread-safe.
 
-    Of the messages that are not retained, a share `loss` is lost, `duplicate` comes twice, and `reorder` is overtaken
-    by the next one: all that MQTT with clean sessions allows across reconnects, and worse than a broker does.
+    A share `duplicate` of the messages comes twice. Of those that are not retained, a share `loss` is lost and
+    `reorder` is overtaken by the next one: all that MQTT with clean sessions allows across reconnects, and worse than a
+    broker does. The same calls in the same order with the same `seed` meet the same misfortunes.
     """
 
     def __init__(self, seed: int = 0, loss: float = 0.0, duplicate: float = 0.0, reorder: float = 0.0) -> None:
@@ -147,31 +152,27 @@ class MemoryBroker:
         self._lock = threading.RLock()
         self._retained: dict[str, bytes] = {}
         self._clients: dict[str, MemoryTransport] = {}
+        self._cut: dict[str, MemoryTransport] = {}
         self._up = True
 
     def connect(self, client_id: str, will: Will | None = None) -> MemoryTransport:
-        """A client. One of the same name that is connected is thrown out, as MQTT says."""
-        with self._lock:
-            if client_id in self._clients:
-                self.drop(client_id)
-            client = MemoryTransport(self, client_id, will)
-            self._clients[client_id] = client
-            self._join(client)
-            return client
+        """A client. One of the same name that is connected is cut off, as MQTT says."""
+        client = MemoryTransport(self, client_id, will)
+        self._admit(client)
+        return client
 
     def drop(self, client_id: str) -> None:
-        """Cut a client off: its will is published, and it comes back only by `restore`."""
+        """Cut a client off: its will is published, and it comes back only by `restore`. KeyError if it is not there."""
         with self._lock:
-            client = self._clients.pop(client_id)
+            client = self._cut[client_id] = self._clients.pop(client_id)
             self._leave(client, "the connection was cut")
             if client.will is not None:
                 self.deliver(client.will.topic, client.will.payload, retain=client.will.retain)
 
-    def restore(self, client: MemoryTransport) -> None:
-        """Let a client that was cut off come back."""
+    def restore(self, client_id: str) -> None:
+        """Let the client that was cut off last under this name come back. Raises KeyError if there is none."""
         with self._lock:
-            self._clients[client.client_id] = client
-            self._join(client)
+            self._admit(self._cut.pop(client_id))
 
     def crash(self) -> None:
         """Forget everything, as a killed broker does: no wills, nothing retained."""
@@ -184,9 +185,10 @@ class MemoryBroker:
     def restart(self) -> None:
         """Come back, empty; every client that was not cut off connects again."""
         with self._lock:
-            self._up = True
-            for client in self._clients.values():
-                self._join(client)
+            if not self._up:
+                self._up = True
+                for client in self._clients.values():
+                    self._join(client)
 
     def deliver(self, topic: str, payload: bytes, *, retain: bool) -> None:
         """Give a message to everybody who wants it."""
@@ -213,8 +215,9 @@ class MemoryBroker:
     def leave(self, client: MemoryTransport) -> None:
         """A client goes in order."""
         with self._lock:
-            if self._clients.get(client.client_id) is client:
-                del self._clients[client.client_id]
+            for known in (self._clients, self._cut):
+                if known.get(client.client_id) is client:
+                    del known[client.client_id]
 
     def is_connected(self, client: MemoryTransport) -> bool:
         """Whether what the client publishes is heard."""
@@ -226,25 +229,31 @@ class MemoryBroker:
         with self._lock:
             return client.take_late()
 
+    def _admit(self, client: MemoryTransport) -> None:
+        with self._lock:
+            if client.client_id in self._clients:
+                self.drop(client.client_id)
+            self._clients[client.client_id] = client
+            self._join(client)
+
     def _join(self, client: MemoryTransport) -> None:
-        if self._up:
-            client.put(Connected())
-            for pattern in client.patterns:
-                self.subscribed(client, pattern)
+        if not self._up:
+            client.put(Disconnected("the broker is not there", 0.0))
+            return
+        client.put(Connected())
+        for pattern in client.patterns:
+            self.subscribed(client, pattern)
 
     def _leave(self, client: MemoryTransport, reason: str) -> None:
         client.clear()
         client.put(Disconnected(reason, 0.0))
 
     def _pass_on(self, client: MemoryTransport, message: Received, *, spared: bool) -> None:
-        if spared:
-            client.put(message)
-            return
-        if self._random.random() < self._loss:
-            return
-        client.put(message, late=self._random.random() < self._reorder)
-        if self._random.random() < self._duplicate:
-            client.put(message)
+        lost, late, twice = (self._random.random() < share for share in (self._loss, self._reorder, self._duplicate))
+        if spared or not lost:
+            client.put(message, late=late and not spared)
+            if twice:
+                client.put(message)
 
 
 class MemoryTransport:
