@@ -116,10 +116,13 @@ def read_history(path: pathlib.Path) -> History:
         raise LedgerError(msg)
     try:
         with _opened(path) as db:
-            return _read_all(db)
+            if db.execute("PRAGMA user_version").fetchone() != (0,):
+                return _read_all(db)
     except sqlite3.Error as error:
         msg = f"{path} cannot be read: {error}"
         raise LedgerError(msg) from error
+    msg = f"{path} is empty so far: the coordinator has only just begun"
+    raise LedgerError(msg)
 
 
 @contextmanager
