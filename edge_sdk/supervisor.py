@@ -2,8 +2,8 @@
 
 Per task two children: one tokenises (`edge_sdk.prepare`), one trains (`edge_sdk.worker`). Both are watched from
 outside, 20 times a second: a resident peak above the budget ends the child at once. What happens is posted as events
-from a thread of this module; exactly one WorkerFinished or WorkerFailed follows each `start`. No onnxruntime is loaded
-here.
+from a thread of this module; exactly one WorkerFinished or WorkerFailed follows each `start`, and whoever hears it may
+start the next task. A task that failed leaves no delta. No onnxruntime is loaded here.
 """
 
 from __future__ import annotations
@@ -72,13 +72,15 @@ class Supervisor:
         """`post` is called from another thread."""
         self._post = post
         self._cancelled = threading.Event()
+        self._running = False
         self._thread: threading.Thread | None = None
 
     def start(self, order: WorkerOrder) -> None:
         """Begin. Raises RuntimeError while another task runs."""
-        if self._thread is not None and self._thread.is_alive():
+        if self._running:
             msg = "a task is running already"
             raise RuntimeError(msg)
+        self._running = True
         self._cancelled.clear()
         self._thread = threading.Thread(target=self._do, args=(order,), name=f"task-{order.task.task_id}", daemon=True)
         self._thread.start()
@@ -102,6 +104,9 @@ class Supervisor:
                 outcome = self._processes(order, path)
         except OSError as error:
             outcome = WorkerFailed(task_id, FailureReason.WORKER_DIED, 0, f"the worker could not be started: {error}")
+        if isinstance(outcome, WorkerFailed):
+            pathlib.Path(order.delta).unlink(missing_ok=True)
+        self._running = False
         self._post(outcome)
 
     def _processes(self, order: WorkerOrder, path: pathlib.Path) -> WorkerFinished | WorkerFailed:
@@ -152,7 +157,8 @@ class _Child:
                 stdin=subprocess.DEVNULL,
                 env=training_environment(order.threads),
                 start_new_session=True,  # a Ctrl-C at the terminal is the agent's to handle
-                text=True,
+                encoding="utf-8",
+                errors="replace",
             )
             ended = threading.Event()
             watch = threading.Thread(target=self._watch, args=(ended,), daemon=True)

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edge_sdk.data import batches, open_token_folder, split
-from edge_sdk.engine.artifact import Artifact, artifact_in, select_adapter
+from edge_sdk.engine.artifact import Artifact, adapter_in, artifact_in
 from edge_sdk.engine.batch import Batch
 from edge_sdk.engine.runtime import VERSION
 from edge_sdk.engine.train import Recipe, evaluate, train_steps, trained_names
@@ -38,7 +38,7 @@ from edge_sdk.wire.blobs import BlobStore, written_atomically
 from edge_sdk.wire.delta import encode_delta, pack_array
 from edge_sdk.wire.errors import WireError
 from edge_sdk.wire.messages import DeltaFile, FailureReason, Report
-from edge_sdk.wire.tensors import Array, read_tensors
+from edge_sdk.wire.tensors import Array
 
 REASONS: dict[type[Exception], FailureReason] = {
     OverBudget: FailureReason.OVER_BUDGET,
@@ -95,8 +95,7 @@ def _train(order: WorkerOrder) -> Report:
     begin, task = time.monotonic(), order.task
     store = BlobStore(pathlib.Path(order.store))
     artifact = artifact_in(store, task.artifact)
-    store.verify(task.adapter)
-    adapter = select_adapter(read_tensors(store.path(task.adapter.sha256)), artifact.manifest)
+    adapter = adapter_in(store, task.adapter, artifact.manifest)
     walk = Walk(artifact, order.threads, order.head_rows, lambda: check_budget(order.budget_bytes))
     bound_allocations(order.budget_bytes)
     before = {name: adapter[name].copy() for name in trained_names(walk, task.freeze)}

@@ -58,6 +58,15 @@ def artifact_in(store: BlobStore, manifest: Blob) -> Artifact:
     return artifact
 
 
+def adapter_in(store: BlobStore, adapter: Blob, manifest: Manifest) -> dict[str, Array]:
+    """The adapter that a task begins with, cut to the manifest's level. Raises ArtifactError, WireError."""
+    if not store.has(adapter):
+        msg = f"adapter {adapter.sha256[:12]} is not in the store"
+        raise ArtifactError(msg)
+    store.verify(adapter)
+    return select_adapter(read_tensors(store.path(adapter.sha256)), manifest)
+
+
 def verify(artifact: Artifact) -> None:
     """Read every file through: an SD card may have lied about what it kept. Raises ArtifactError, IntegrityError."""
     files = artifact.manifest.files
