@@ -1,0 +1,323 @@
+"""paho behind the seam, against a real Mosquitto that is killed, frozen and started again under it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge_sdk.wire.mqtt import LONGEST_RETRY_S, MAX_QUEUED, MqttTransport, retry_after_s
+from edge_sdk.wire.transport import Connected, Disconnected, Event, Received, Will
+from tests.brokers import Mosquitto
+
+PATIENCE_S = 20.0
+Connect = Callable[..., MqttTransport]
+
+
+@pytest.fixture
+def connect() -> Iterator[Connect]:
+    """Makes transports, and closes them afterwards; none may leave a thread behind."""
+    with contextlib.ExitStack() as stack:
+
+        def make(url: str, name: str, will: Will | None = None, keepalive_s: int = 15) -> MqttTransport:
+            transport = MqttTransport(url, name, will, keepalive_s=keepalive_s)
+            stack.callback(transport.close)
+            return transport
+
+        yield make
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith(("mqtt-", "paho"))]
+
+
+def heard(transport: MqttTransport, kind: type[Event]) -> list[Event]:
+    """All events up to the first of a kind. Fails the test when it does not come."""
+    events: list[Event] = []
+    deadline_s = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline_s:
+        event = transport.receive(0.2)
+        if event is not None:
+            events.append(event)
+        if isinstance(event, kind):
+            return events
+    pytest.fail(f"no {kind.__name__} in {PATIENCE_S:.0f} s, but {events}")
+
+
+def message(transport: MqttTransport) -> Received:
+    """The next event, which must be a message."""
+    (event,) = heard(transport, Received)
+    assert isinstance(event, Received)
+    return event
+
+
+def descriptors() -> int:
+    """How many files and sockets this process has open."""
+    return len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - counts, and makes no paths
+
+
+def test_what_is_published_arrives(mosquitto: Mosquitto, connect: Connect) -> None:
+    """Both qualities of service, in order, at a subscriber by wildcard; bytes are bytes."""
+    listener, sender = connect(mosquitto.url, "listener"), connect(mosquitto.url, "sender")
+    listener.subscribe("fleet/+/up")
+    for transport in (listener, sender):
+        assert heard(transport, Connected) == [Connected()]
+    payload = bytes(range(256))
+    sender.publish("fleet/other", b"not for us")
+    sender.publish("fleet/a/up", payload)
+    sender.publish("fleet/b/up", b"", qos=0)
+    assert message(listener) == Received("fleet/a/up", payload)
+    assert message(listener) == Received("fleet/b/up", b"")
+    assert listener.receive(0.2) is None
+
+
+def test_a_subscription_after_the_connection_works_too(mosquitto: Mosquitto, connect: Connect) -> None:
+    """And it makes no second Connected."""
+    transport = connect(mosquitto.url, "late")
+    assert heard(transport, Connected) == [Connected()]
+    transport.subscribe("t")
+    transport.subscribe("t")
+    transport.publish("t", b"x")
+    assert message(transport) == Received("t", b"x")
+    assert transport.receive(0.2) is None
+
+
+def test_retained_messages_wait_and_are_cleared(mosquitto: Mosquitto, connect: Connect) -> None:
+    """Who comes later gets the last one; after an empty one, nothing."""
+    sender = connect(mosquitto.url, "sender")
+    heard(sender, Connected)
+    for payload in (b"1", b"2"):
+        sender.publish("kept", payload, retain=True)
+    sender.close()
+    second = connect(mosquitto.url, "second")
+    second.subscribe("kept")
+    assert Received("kept", b"2") in heard(second, Received)
+    second.publish("kept", b"", retain=True)
+    assert Received("kept", b"") in heard(second, Received)
+    third = connect(mosquitto.url, "third")
+    third.subscribe("kept")
+    heard(third, Connected)
+    assert third.receive(0.3) is None
+
+
+def test_megabytes_go_both_ways_at_once(mosquitto: Mosquitto, connect: Connect) -> None:
+    """Payloads of 1 MiB between small ones, while the same client receives its own: whole, in order, none lost.
+
+    A packet this large leaves in parts; nothing else may be written to the socket between them.
+    """
+    listener, sender = connect(mosquitto.url, "listener"), connect(mosquitto.url, "sender")
+    for transport in (listener, sender):
+        transport.subscribe("big/+")
+        heard(transport, Connected)
+    sent = []
+    for k in range(24):
+        sent += [Received("big/chunk", bytes([k]) * (1 << 20)), Received("big/note", bytes([k]))]
+        for each in sent[-2:]:
+            sender.publish(each.topic, each.payload)
+    for transport in (listener, sender):
+        assert all(message(transport) == expected for expected in sent)
+
+
+def test_a_will_is_for_sockets_that_die(mosquitto: Mosquitto, connect: Connect) -> None:
+    """A connection that breaks: the will, retained. One that is closed: no will, and the last words arrive."""
+    listener = connect(mosquitto.url, "listener")
+    listener.subscribe("presence/+")
+    heard(listener, Connected)
+    orderly = connect(mosquitto.url, "orderly", Will("presence/orderly", b"died"))
+    heard(orderly, Connected)
+    orderly.publish("presence/orderly", b"bye", retain=True)
+    orderly.close()
+    assert message(listener) == Received("presence/orderly", b"bye")
+    unlucky = connect(mosquitto.url, "unlucky", Will("presence/unlucky", b"died"))
+    heard(unlucky, Connected)
+    assert unlucky._client is not None
+    wire = unlucky._client.socket()
+    assert isinstance(wire, socket.socket)
+    wire.shutdown(socket.SHUT_RDWR)
+    assert message(listener) == Received("presence/unlucky", b"died")
+    assert isinstance(heard(unlucky, Disconnected)[-1], Disconnected)
+    assert heard(unlucky, Connected) == [Connected()]
+    witness = connect(mosquitto.url, "witness")
+    witness.subscribe("presence/unlucky")
+    assert Received("presence/unlucky", b"died") in heard(witness, Received)
+
+
+def test_a_broker_that_was_killed_is_found_again(mosquitto: Mosquitto, connect: Connect) -> None:
+    """Disconnected with a reason and a time, then Connected; subscriptions are back, what was said meanwhile is not."""
+    transport = connect(mosquitto.url, "steady")
+    transport.subscribe("t/#")
+    heard(transport, Connected)
+    before = descriptors()
+    for life in range(2):
+        mosquitto.kill()
+        lost = heard(transport, Disconnected)[-1]
+        assert isinstance(lost, Disconnected)
+        assert str(mosquitto.port) in lost.reason
+        assert 0.5 <= lost.retry_s <= LONGEST_RETRY_S
+        transport.publish("t/x", b"meanwhile")
+        mosquitto.start()
+        *_, last = heard(transport, Connected)
+        assert last == Connected()
+        transport.publish("t/x", bytes([life]))
+        assert message(transport) == Received("t/x", bytes([life]))
+    assert descriptors() == before
+
+
+def test_a_broker_that_comes_late_is_found(mosquitto: Mosquitto, connect: Connect) -> None:
+    """Without one the constructor returns at once, every attempt is an event, and messages to nobody do no harm."""
+    mosquitto.kill()
+    began_s = time.monotonic()
+    transport = connect(mosquitto.url, "early")
+    transport.subscribe("t")
+    transport.publish("t", b"to nobody")
+    assert time.monotonic() - began_s < 0.5
+    for _ in range(2):
+        (event,) = heard(transport, Disconnected)
+        assert isinstance(event, Disconnected)
+        assert "refused" in event.reason.lower()
+    mosquitto.start()
+    assert heard(transport, Connected)[-1] == Connected()
+    assert transport.receive(0.2) is None
+
+
+def test_a_broker_that_falls_silent_is_noticed(mosquitto: Mosquitto, connect: Connect) -> None:
+    """The connection stays open and nothing comes: after the keepalive, twice over, it counts as lost."""
+    assert mosquitto.process is not None
+    transport = connect(mosquitto.url, "patient", keepalive_s=1)
+    transport.subscribe("t")
+    heard(transport, Connected)
+    began_s = time.monotonic()
+    mosquitto.process.send_signal(signal.SIGSTOP)
+    try:
+        lost = heard(transport, Disconnected)[-1]
+        assert time.monotonic() - began_s < 8.0
+        assert isinstance(lost, Disconnected)
+        assert "silent" in lost.reason
+    finally:
+        mosquitto.process.send_signal(signal.SIGCONT)
+    heard(transport, Connected)
+    transport.publish("t", b"again")
+    assert message(transport) == Received("t", b"again")
+
+
+def test_publishing_never_blocks_and_its_queue_is_bounded(mosquitto: Mosquitto, connect: Connect) -> None:
+    """To a broker that takes nothing: more than the queue holds is dropped, and the caller does not wait."""
+    assert mosquitto.process is not None
+    transport = connect(mosquitto.url, "eager")
+    heard(transport, Connected)
+    mosquitto.process.send_signal(signal.SIGSTOP)
+    try:
+        payload = bytes(100_000)
+        began_s = time.monotonic()
+        for _ in range(2 * MAX_QUEUED):
+            transport.publish("t", payload)
+        assert time.monotonic() - began_s < 5.0
+        assert transport._client is not None
+        assert len(transport._client._out_messages) == MAX_QUEUED
+        began_s = time.monotonic()
+        transport.close()
+        assert time.monotonic() - began_s < 8.0
+    finally:
+        mosquitto.process.send_signal(signal.SIGCONT)
+
+
+@contextlib.contextmanager
+def _refusing(connack: int, suback: int) -> Iterator[str]:
+    """A broker that gives every connection these return codes (MQTT 3.1.1, sections 3.2 and 3.9), and says no more."""
+    with socket.create_server(("127.0.0.1", 0)) as door:
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    client, _ = door.accept()
+                    with client, client.makefile("rb") as packets:
+                        packets.read(2 + packets.peek(2)[1])
+                        client.sendall(bytes([0x20, 2, 0, connack]))
+                        subscribe = packets.read(packets.peek(2)[1] + 2 if packets.peek(2) else 0)
+                        if subscribe:
+                            client.sendall(bytes([0x90, 3, *subscribe[2:4], suback]))
+                        packets.read()
+
+        server = threading.Thread(target=serve)
+        server.start()
+        yield f"mqtt://127.0.0.1:{door.getsockname()[1]}"
+        door.shutdown(socket.SHUT_RDWR)
+    server.join()
+
+
+@pytest.mark.parametrize(
+    ("connack", "suback", "words"), [(5, 0, "connection: not authorized"), (0, 0x80, "subscription: unspecified")]
+)
+def test_who_is_refused_is_told(connect: Connect, connack: int, suback: int, words: str) -> None:
+    """A broker that does not let us in, or not hear, is there, and yet no Connected comes: the reason says why."""
+    with _refusing(connack, suback) as url:
+        transport = connect(url, "stranger")
+        transport.subscribe("secret")
+        for _ in range(2):
+            event = transport.receive(PATIENCE_S)
+            assert isinstance(event, Disconnected)
+            assert words in event.reason.lower()
+        transport.close()
+
+
+def test_two_of_one_name_throw_each_other_out_ever_more_slowly(mosquitto: Mosquitto, connect: Connect) -> None:
+    """The one that is thrown out waits longer each time: a short connection does not count as success."""
+    first, _second = connect(mosquitto.url, "twin"), connect(mosquitto.url, "twin")
+    waits = []
+    for _ in range(2):
+        event = heard(first, Disconnected)[-1]
+        assert isinstance(event, Disconnected)
+        waits.append(event.retry_s)
+    assert waits[0] <= 1.0 <= waits[1]
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_closing_is_quick_and_leaves_nothing(mosquitto: Mosquitto, connect: Connect, *, there: bool) -> None:
+    """Connected, or waiting for the next attempt: no thread, no socket is left, and closing again is no error."""
+    before = descriptors()
+    if not there:
+        mosquitto.kill()
+    transport = connect(mosquitto.url, "brief")
+    heard(transport, Connected if there else Disconnected)
+    began_s = time.monotonic()
+    transport.close()
+    assert time.monotonic() - began_s < 2.0
+    assert not transport._thread.is_alive()
+    transport.close()
+    transport.publish("t", b"nobody")
+    assert descriptors() == before
+
+
+def test_a_wake_ends_a_wait(mosquitto: Mosquitto, connect: Connect) -> None:
+    """From another thread, at once."""
+    transport = connect(mosquitto.url, "sleeper")
+    heard(transport, Connected)
+    timer = threading.Timer(0.05, transport.wake)
+    timer.start()
+    began_s = time.monotonic()
+    assert transport.receive(30.0) is None
+    assert time.monotonic() - began_s < 10.0
+    timer.join()
+
+
+@pytest.mark.parametrize(
+    "url", ["", "localhost:1883", "http://host", "mqtt://", "mqtt://host/x", "mqtt://me:secret@host", "mqtt://host:x"]
+)
+def test_a_url_that_is_none_of_ours_is_refused(url: str) -> None:
+    """What would be ignored (a path, a password) is refused, not dropped; and no thread is started."""
+    with pytest.raises(ValueError, match=r"mqtt://host:port|[Pp]ort"):
+        MqttTransport(url, "nobody")
+
+
+@given(st.integers(1, 10**6), st.integers())
+def test_waits_grow_and_stay_in_bounds(failures: int, seed: int) -> None:
+    """Between half a second and the longest; half of each wait is certain and half is chance."""
+    wait_s = retry_after_s(failures, random.Random(seed))  # noqa: S311 - no secret
+    assert 0.5 <= wait_s <= LONGEST_RETRY_S
+    assert wait_s <= 2.0 ** (failures - 1) if failures < 10 else wait_s >= LONGEST_RETRY_S / 2
