@@ -87,6 +87,7 @@ def main(arguments: list[str]) -> None:
 
 
 def _costs(path: pathlib.Path, tokens: int, threads: int) -> dict[str, Any]:
+    import edge_sdk.worker  # noqa: F401 - what a worker imports counts in what it needs
     from edge_sdk.engine.probe import measure_costs
 
     costs = measure_costs(open_artifact(path), tokens, threads)

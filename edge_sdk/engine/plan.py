@@ -2,7 +2,7 @@
 
 The predicted peak of a step of `batch` rows in micro-batches of b rows of S tokens is
 
-    process                the worker with everything loaded, before its first step (measured)
+    process                the worker with everything loaded, at rest after the shortest of steps (measured)
   + adapter state          per trained number: the value before, the value, its gradient (twice), two moments; and the
                            values that only take part forward
   + kept inputs            b * S * width * 4 for each segment that is walked back, and two more on the way
@@ -138,7 +138,7 @@ class _Costs:
         yield from (key for key in self._by_key if key[0] not in {PROCESS, computed})
 
     def process_bytes(self) -> int:
-        """Resident memory before the first step."""
+        """Resident memory at rest."""
         return max((cost.peak_bytes for cost in self._by_key.get((PROCESS, Direction.LOAD), [])), default=0)
 
     def growth_bytes(self, structure: str, direction: Direction, batch: int, tokens: int) -> float:

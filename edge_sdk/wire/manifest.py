@@ -146,8 +146,8 @@ class ClassesLoss:
 class Cost:
     """A measured cost of one structure (or `process`, `loss`) at one shape.
 
-    `peak_bytes` is the growth of resident memory while it ran; for `process` the resident memory of the worker before
-    its first step (interpreter, runtime, sessions).
+    `peak_bytes` is the growth of resident memory while it ran; for `process` the resident memory of the worker at rest
+    (interpreter, runtime, sessions).
     """
 
     structure: str
