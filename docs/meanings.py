@@ -138,7 +138,7 @@ FIELDS: Final = {
     "Cost.direction": "which way",
     "Cost.batch": "rows; 0 for `process`",
     "Cost.tokens": "tokens per row; 0 for `process`",
-    "Cost.peak_bytes": "growth of resident memory while it ran; for `process`, resident memory before the first step",
+    "Cost.peak_bytes": "growth of resident memory while it ran; for `process`, resident memory at rest",
     "Cost.time_ms": "duration of one run",
 }
 
@@ -172,7 +172,7 @@ VALUES: Final = {
     "RefusalReason.not-finite": "a tensor has an infinity or a NaN",
     "TaskType.causal-lm": "language model",
     "TaskType.sequence-classification": "classifier of rows",
-    "Direction.load": "before the first step",
+    "Direction.load": "at rest, with everything loaded",
     "Direction.forward": "forward",
     "Direction.backward": "backward",
 }
