@@ -17,7 +17,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 
-from edge_sdk.wire.manifest import TaskType
+from edge_sdk.wire.manifest import AdapterSpec, TaskType
 from edge_sdk.wire.tensors import Array
 from export.errors import ExportError
 from export.families import Family, Part
@@ -45,6 +45,11 @@ class AdapterRequest:
         if self.rank < 1:
             msg = f"a rank of {self.rank}: give 1 or more"
             raise ExportError(msg)
+
+    @staticmethod
+    def of(spec: AdapterSpec) -> AdapterRequest:
+        """The adapter that a manifest describes."""
+        return AdapterRequest(spec.kind, spec.rank, spec.alpha, spec.targets)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from edge_sdk.wire.blobs import Blob, BlobStore, written_atomically
+from edge_sdk.wire.blobs import Blob, BlobStore, sync_folder, written_atomically
 from edge_sdk.wire.manifest import (
     FORMAT,
     AdapterSpec,
@@ -159,8 +159,11 @@ def _in_bits(graph: ir.Model, matrices: tuple[str, ...], bits: int) -> ir.Model:
 
 
 @contextmanager
-def staged(out: pathlib.Path) -> Iterator[BlobStore]:
-    """A store beside `out` whose files move into `out` if the block succeeds; else nothing is left behind."""
+def new_folder(out: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A folder beside `out` that becomes `out` if the block succeeds; else nothing is left behind.
+
+    Where `out` is an artifact already, what is new moves into it. Raises ExportError where it cannot be written.
+    """
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         staging = pathlib.Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
@@ -168,21 +171,38 @@ def staged(out: pathlib.Path) -> Iterator[BlobStore]:
         msg = f"cannot write to {out.parent}: {error.strerror}"
         raise ExportError(msg) from error
     try:
-        yield BlobStore(staging)
+        yield staging
         _move_in(staging, out)
     except OSError as error:
-        msg = f"cannot write the artifact {out}: {error.strerror or error}"
+        msg = f"cannot write {out}: {error.strerror or error}"
         raise ExportError(msg) from error
     finally:
-        shutil.rmtree(staging)
+        shutil.rmtree(staging, ignore_errors=True)  # nothing is there any more if it became `out`
+
+
+@contextmanager
+def staged(out: pathlib.Path) -> Iterator[BlobStore]:
+    """A store that becomes the artifact `out`, or a part of it, if the block succeeds."""
+    with new_folder(out) as folder:
+        yield BlobStore(folder)
 
 
 def _move_in(staging: pathlib.Path, out: pathlib.Path) -> None:
     """Blobs first, manifests last: a manifest that is there finds its blobs there."""
+    if not out.exists():
+        staging.chmod(0o755)
+        staging.rename(out)
+        sync_folder(out.parent)
+        return
     target = BlobStore(out)
-    for blob in sorted((staging / "blobs").iterdir()):
-        if not target.path(blob.name).exists():
+    new = [blob for blob in sorted((staging / "blobs").iterdir()) if not target.path(blob.name).exists()]
+    try:
+        for blob in new:
             target.adopt(blob)
+    except BaseException:
+        for blob in new:
+            target.remove(blob.name)
+        raise
     for path in sorted(staging.glob("*.manifest")):
         path.replace(out / path.name)
 

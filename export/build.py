@@ -8,15 +8,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from edge_sdk.wire.manifest import LevelSpec, Manifest, TaskType
+from edge_sdk.wire.blobs import Blob
+from edge_sdk.wire.manifest import LevelSpec, Manifest, ModelSpec, TaskType
 from export.adapters import AdapterRequest
 from export.artifact import ArtifactWriter, staged, write_manifest
 from export.errors import ExportError
+from export.folder import read_manifest
 from export.foundation import Foundation, open_foundation
 from export.levels import LevelRequest, resolve_level
 from export.measure import measure
-from export.parity import Parity, check_parity, require_parity
-from export.program import Adapted, adapt, capture_program
+from export.parity import Oracle, Parity, check_parity, require_parity
+from export.program import adapt, capture_program
+from export.progress import Progress, Report
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,16 +38,6 @@ class BuildRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
-    """`stage` has begun, number `done` (from 0) of `of`; `level` is empty for what all levels share."""
-
-    stage: str
-    level: str
-    done: int
-    of: int
-
-
-@dataclass(frozen=True, slots=True)
 class Built:
     """A finished level; `parity` is None where it was not checked."""
 
@@ -52,7 +45,6 @@ class Built:
     parity: Parity | None
 
 
-Report = Callable[[Progress], None]
 SHARED_STAGES = 2  # load, capture
 LEVEL_STAGES = 3  # tensors, parity, costs
 
@@ -66,26 +58,34 @@ def build(request: BuildRequest, report: Report) -> tuple[Built, ...]:
     """
     foundation = open_foundation(request.model, request.task, request.labels)
     levels = _resolve(request, foundation)
+    adapter = _with_targets(request.adapter, foundation)
+    _require_same(request, foundation.spec, adapter)
     of = SHARED_STAGES + LEVEL_STAGES * len(levels)
     report(Progress("load", "", 0, of))
-    adapted = adapt(foundation, _with_targets(request.adapter, foundation), request.seed)
+    adapted = adapt(foundation, adapter, request.seed)
     program = capture_program(adapted, lambda name: report(Progress(f"capture {name}", "", 1, of)))
+    oracle = Oracle(adapted, request.seed) if request.parity else None
     with staged(request.out) as store:
         writer = ArtifactWriter(program, store)
-        return tuple(
-            _build_level(request, adapted, writer, level, _counted(report, level, SHARED_STAGES + LEVEL_STAGES * k, of))
+        built = tuple(
+            _build_level(
+                writer, oracle, level, request.tokens, _counted(report, level, SHARED_STAGES + LEVEL_STAGES * k, of)
+            )
             for k, level in enumerate(levels)
         )
+        _require_same(request, foundation.spec, adapter, built[0].manifest.files[built[0].manifest.adapter.initial])
+    return built
 
 
 def _build_level(
-    request: BuildRequest, adapted: Adapted, writer: ArtifactWriter, level: LevelSpec, begin: Callable[[str], None]
+    writer: ArtifactWriter, oracle: Oracle | None, level: LevelSpec, tokens: int, begin: Callable[[str], None]
 ) -> Built:
     begin("tensors")
-    manifest = writer.write(level, request.tokens)
+    manifest = writer.write(level, tokens)
     begin("parity")
-    parity = check_parity(adapted, writer.store, manifest, request.seed) if request.parity else None
-    if parity is not None:
+    parity = None
+    if oracle is not None:
+        parity = check_parity(oracle, writer.store, manifest)
         require_parity(parity)
     begin("costs")
     path = write_manifest(writer.store.folder, manifest)
@@ -108,6 +108,27 @@ def _resolve(request: BuildRequest, foundation: Foundation) -> tuple[LevelSpec, 
         msg = f"cannot measure at {request.tokens} tokens: the model takes 2 to {foundation.spec.max_tokens}"
         raise ExportError(msg)
     return tuple(resolve_level(level, foundation.spec.layers) for level in request.levels)
+
+
+def _require_same(
+    request: BuildRequest, model: ModelSpec, adapter: AdapterRequest, initial: Blob | None = None
+) -> None:
+    """Refuse a folder whose other levels are of another model or start from another adapter.
+
+    All levels of a folder share one adapter: what devices learn at different levels is averaged. `initial` holds its
+    starting values, None while they are not known.
+    """
+    replaced = {f"{level.name}.manifest" for level in request.levels}
+    for path in sorted(request.out.glob("*.manifest")):
+        if path.name in replaced:
+            continue
+        manifest = read_manifest(path)
+        same = AdapterRequest.of(manifest.adapter) == adapter
+        same &= initial is None or manifest.files[manifest.adapter.initial] == initial
+        if manifest.model != model or not same:
+            other = "model" if manifest.model != model else "adapter"
+            msg = f"{request.out} has level {manifest.level.name} of another {other}: give another folder"
+            raise ExportError(msg)
 
 
 def _with_targets(request: AdapterRequest, foundation: Foundation) -> AdapterRequest:

@@ -3,7 +3,7 @@
     python -m export.cli export MODEL_DIR --task causal-lm --out DIR
 
 torch and all that needs it is imported by the command that runs, not by the parser: --help answers at once.
-Exit status: 0 done, 1 a check failed, 2 wrong input (one line on standard error, nothing written).
+Exit status: 0 done, 1 a check failed, 2 wrong input (one line on standard error, nothing written), 130 stopped.
 """
 
 from __future__ import annotations
@@ -15,29 +15,32 @@ import os
 import pathlib
 import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from edge_sdk.wire.errors import WireError
 from edge_sdk.wire.manifest import TaskType
+from export import manual
 from export.errors import ExportError, ParityError
 
 if TYPE_CHECKING:
-    from export.build import BuildRequest, Progress
+    from export.build import BuildRequest
+    from export.progress import Progress
 
-FAILED, WRONG_INPUT = 1, 2
+FAILED, WRONG_INPUT, STOPPED = 1, 2, 130
 
 
 def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Register all commands; each parser's `run` default takes the parsed arguments and returns the exit status."""
     _add_export(subparsers)
-    command = _add(subparsers, "build", _build, "build several levels from a JSON request; one JSON line per stage")
+    command = _add(subparsers, "build", _build, manual.BUILD)
     command.add_argument("request", type=pathlib.Path, metavar="REQUEST.json")
-    command = _add(subparsers, "parity", _parity, "compare an artifact's gradients with torch's")
-    command.add_argument("artifact", type=pathlib.Path, metavar="DIR")
-    command.add_argument("model", type=pathlib.Path, metavar="MODEL_DIR")
-    command = _add(subparsers, "inspect", _inspect, "show an artifact's levels, sizes and costs")
-    command.add_argument("artifact", type=pathlib.Path, metavar="DIR")
+    command = _add(subparsers, "parity", _parity, manual.PARITY)
+    command.add_argument("artifact", type=pathlib.Path, metavar="DIR", help="an artifact, as export writes it")
+    command.add_argument("model", type=pathlib.Path, metavar="MODEL_DIR", help="the model that it was made of")
+    command = _add(subparsers, "inspect", _inspect, manual.INSPECT)
+    command.add_argument("artifact", type=pathlib.Path, metavar="DIR", help="an artifact, as export writes it")
     _add_plug_in(subparsers)
     _add_evaluate(subparsers)
 
@@ -55,9 +58,17 @@ def _add(
     subparsers: argparse._SubParsersAction[argparse.ArgumentParser],
     name: str,
     run: Callable[[argparse.Namespace], int],
-    help_text: str,
+    text: str,
 ) -> argparse.ArgumentParser:
-    command = subparsers.add_parser(name, help=help_text, description=help_text)
+    """A command whose help is `text`: its first paragraph in the list of commands, all of it in its own help."""
+    first, _, rest = text.partition("\n\n")
+    command = subparsers.add_parser(
+        name,
+        help=first[0].lower() + first[1:].rstrip("."),
+        description=first,
+        epilog=rest,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     command.set_defaults(run=lambda arguments: _guarded(run, arguments))
     return command
 
@@ -74,9 +85,12 @@ def _guarded(run: Callable[[argparse.Namespace], int], arguments: argparse.Names
     except (ExportError, WireError) as error:
         print(f"error: {error}", file=sys.stderr)
         return WRONG_INPUT
+    except OSError as error:
+        print(f"error: {error.filename or 'input or output'}: {error.strerror or error}", file=sys.stderr)
+        return WRONG_INPUT
     except KeyboardInterrupt:
         print("stopped; nothing was written", file=sys.stderr)
-        return 130
+        return STOPPED
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -84,41 +98,41 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def _add_export(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    command = _add(subparsers, "export", _export, "write a training artifact of a model, one emulator level")
+    command = _add(subparsers, "export", _export, manual.EXPORT)
     command.add_argument("model", type=pathlib.Path, metavar="MODEL_DIR", help="as save_pretrained writes it")
     command.add_argument("--task", required=True, choices=[task.value for task in TaskType])
-    command.add_argument(
-        "--out", required=True, type=pathlib.Path, metavar="DIR", help="the artifact; may hold other levels"
-    )
-    command.add_argument("--level", default="", help="the level's name (default: says what it is, like int8-last6)")
-    command.add_argument("--adapter", default="lora", help="kind of adapter (default: lora)")
-    command.add_argument("--rank", type=int, default=8, help="rank of its factors (default: 8)")
-    command.add_argument("--alpha", type=float, default=16.0, help="scaling is alpha / rank (default: 16)")
-    command.add_argument("--targets", type=_names, default=(), help="modules to adapt (default: the family's)")
-    command.add_argument("--bits", type=int, default=32, help="bits of a frozen weight, 32 or 8 (default: 32)")
-    command.add_argument("--layers", type=int, default=None, help="layers to keep (default: all)")
-    command.add_argument("--train-last", type=int, default=None, help="layers to train, from the last (default: all)")
-    command.add_argument("--tokens", type=int, default=128, help="length at which costs are measured (default: 128)")
-    command.add_argument("--labels", type=_names, default=(), help="class names by index, comma-separated")
-    command.add_argument("--seed", type=int, default=0, help="draws the adapter's starting values (default: 0)")
-    command.add_argument("--no-parity", action="store_true", help="do not compare the gradients with torch's")
+    command.add_argument("--out", required=True, type=pathlib.Path, metavar="DIR", help="new, empty, or has levels")
+    command.add_argument("--labels", type=_names, default=(), metavar="A,B,...", help="class names by index")
+    group = command.add_argument_group("adapter")
+    group.add_argument("--adapter", default="lora", metavar="KIND", help="lora (default)")
+    group.add_argument("--rank", type=int, default=8, metavar="R", help="rank of its factors (default: 8)")
+    group.add_argument("--alpha", type=float, default=16.0, metavar="A", help="scaled by A / R (default: 16)")
+    group.add_argument("--targets", type=_names, default=(), metavar="A,B,...", help="modules (default: the family's)")
+    group.add_argument("--seed", type=int, default=0, metavar="N", help="draws its starting values (default: 0)")
+    group = command.add_argument_group("emulator level")
+    group.add_argument("--bits", type=int, default=32, metavar="32|8", help="bits of a frozen weight (default: 32)")
+    group.add_argument("--layers", type=int, default=None, metavar="N", help="layers to keep (default: all)")
+    group.add_argument("--train-last", type=int, default=None, metavar="N", help="layers to train (default: all kept)")
+    group.add_argument("--level", default="", metavar="NAME", help="its name (default: as in int8-24layers-last6)")
+    group = command.add_argument_group("checks")
+    group.add_argument("--tokens", type=int, default=128, metavar="N", help="row length of the costs (default: 128)")
+    group.add_argument("--no-parity", action="store_true", help="do not compare the gradients with torch's")
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    from rich.console import Console
+    from export.folder import require_usable
+    from export.progress import narrated
 
-    from export.build import build
-
-    console = Console(stderr=True)
-    with console.status("export") as status:
-
-        def show(progress: Progress) -> None:
-            status.update(f"[{progress.done}/{progress.of}] {progress.stage} {progress.level}")
+    require_usable(arguments.out)
+    begin = time.monotonic()
+    with narrated() as show:
+        from export.build import build
 
         (built,) = build(_request(arguments), show)
     if built.parity is not None:
         print(f"largest relative gradient error {built.parity.worst:.1e}")
-    return _inspect(argparse.Namespace(artifact=arguments.out))
+    print(f"level {built.manifest.level.name} is in {arguments.out} after {time.monotonic() - begin:.0f} s")
+    return _show(arguments.out)
 
 
 def _request(arguments: argparse.Namespace) -> BuildRequest:
@@ -142,31 +156,50 @@ def _request(arguments: argparse.Namespace) -> BuildRequest:
 
 def _build(arguments: argparse.Namespace) -> int:
     from export.build import build, read_request
+    from export.folder import require_usable
 
     def show(progress: Progress) -> None:
         print(json.dumps(dataclasses.asdict(progress)), flush=True)
 
-    build(read_request(arguments.request), show)
+    request = read_request(arguments.request)
+    require_usable(request.out, besides=(arguments.request,))
+    build(request, show)
     return 0
 
 
 def _parity(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from export.report import check_artifact, parity_table
+    from export.folder import read_artifact
+    from export.progress import narrated
+    from export.report import parity_table, verdict
 
-    results = check_artifact(arguments.artifact, arguments.model)
+    read_artifact(arguments.artifact)  # before torch: what is no artifact is said at once
+    with narrated() as show:
+        from export.parity import check_artifact
+
+        results = check_artifact(arguments.artifact, arguments.model, show)
     Console().print(parity_table(results))
+    print(verdict(results))
     return 0 if all(result.holds for result in results) else FAILED
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
+    from export.folder import read_artifact, verify_files
+
+    verify_files(arguments.artifact, read_artifact(arguments.artifact).values())
+    return _show(arguments.artifact)
+
+
+def _show(artifact: pathlib.Path) -> int:
     from rich.console import Console
 
-    from export.report import cost_table, level_table, read_artifact
+    from export.folder import read_artifact
+    from export.report import cost_table, level_table, summary
 
-    manifests = read_artifact(arguments.artifact)
-    console = Console()
+    manifests = read_artifact(artifact)
+    console = Console(highlight=False)
+    console.print(summary(next(iter(manifests.values()))))
     console.print(level_table(manifests))
     for manifest in manifests.values():
         if manifest.costs:
@@ -175,7 +208,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
 
 
 def _add_plug_in(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    command = _add(subparsers, "plug-in", _plug_in, "put a trained adapter into the full model: a PEFT checkpoint")
+    command = _add(subparsers, "plug-in", _plug_in, manual.PLUG_IN)
     command.add_argument("model", type=pathlib.Path, metavar="MODEL_DIR")
     command.add_argument("manifest", type=pathlib.Path, metavar="LEVEL.manifest", help="of any level, beside its blobs")
     command.add_argument("adapter", type=pathlib.Path, metavar="ADAPTER.safetensors")
@@ -183,15 +216,18 @@ def _add_plug_in(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
 
 
 def _plug_in(arguments: argparse.Namespace) -> int:
-    from export.plug_in import plug_in
+    from export.progress import narrated
 
-    loss = plug_in(arguments.model, arguments.manifest, arguments.adapter, arguments.out)
+    with narrated() as show:
+        from export.plug_in import plug_in
+
+        loss = plug_in(arguments.model, arguments.manifest, arguments.adapter, arguments.out, show)
     print(json.dumps({"checkpoint": str(arguments.out), "reloaded_loss": loss}))
     return 0
 
 
 def _add_evaluate(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    command = _add(subparsers, "evaluate", _evaluate, "held-out loss of the full model, as JSON")
+    command = _add(subparsers, "evaluate", _evaluate, manual.EVALUATE)
     command.add_argument("model", type=pathlib.Path, metavar="MODEL_DIR")
     command.add_argument("tokens", type=pathlib.Path, metavar="TOKEN_DIR", help="ids.npy, lengths.npy [, labels.npy]")
     command.add_argument("--manifest", required=True, type=pathlib.Path, help="of any level of the model")
@@ -201,13 +237,18 @@ def _add_evaluate(subparsers: argparse._SubParsersAction[argparse.ArgumentParser
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    from export.evaluate import evaluate, read_tokens
-    from export.plug_in import load_plugged, read_manifest
+    from export.progress import narrated
 
-    manifest = read_manifest(arguments.manifest)
-    tokens = read_tokens(arguments.tokens, manifest.model.task)
-    model = load_plugged(arguments.model, arguments.manifest, arguments.adapter, arguments.peft)
-    print(json.dumps(dataclasses.asdict(evaluate(model, manifest.model.task, tokens))))
+    with narrated() as show:
+        from export.evaluate import evaluate, read_tokens
+        from export.folder import read_manifest
+        from export.plug_in import load_plugged
+
+        spec = read_manifest(arguments.manifest).model
+        tokens = read_tokens(arguments.tokens, spec)
+        model = load_plugged(arguments.model, arguments.manifest, arguments.adapter, arguments.peft)
+        score = evaluate(model, spec.task, tokens, show)
+    print(json.dumps(dataclasses.asdict(score)))
     return 0
 
 

@@ -13,10 +13,11 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from edge_sdk.wire.manifest import TaskType
+from edge_sdk.wire.manifest import ModelSpec, TaskType
 from edge_sdk.wire.tensors import Array
 from export.errors import ExportError
 from export.foundation import first_line
+from export.progress import Progress, Report, silent
 
 ROWS = 8  # at once
 
@@ -43,11 +44,14 @@ class Score:
     predicted: int
 
 
-def read_tokens(folder: pathlib.Path, task: TaskType) -> Tokens:
-    """Read a token folder. Raises ExportError when an array is missing or of another shape than the others."""
+def read_tokens(folder: pathlib.Path, model: ModelSpec) -> Tokens:
+    """Read a token folder for `model`.
+
+    Raises ExportError when an array is missing, of another shape than the others, or has what the model does not know.
+    """
     try:
         ids, lengths = np.load(folder / "ids.npy"), np.load(folder / "lengths.npy")
-        has_labels = task is TaskType.SEQUENCE_CLASSIFICATION
+        has_labels = model.task is TaskType.SEQUENCE_CLASSIFICATION
         labels = np.load(folder / "labels.npy") if has_labels else np.zeros(0, dtype=np.int64)
     except (OSError, ValueError) as error:
         msg = f"cannot read the token folder {folder}: {first_line(error)}"
@@ -56,14 +60,20 @@ def read_tokens(folder: pathlib.Path, task: TaskType) -> Tokens:
         shapes = f"ids {ids.shape}, lengths {lengths.shape}, labels {labels.shape}"
         msg = f"token folder {folder}: the shapes do not agree: {shapes}"
         raise ExportError(msg)
+    for name, array, bound in (("ids", ids, model.vocabulary), ("labels", labels, len(model.labels))):
+        if array.dtype.kind not in "iu" or (array.size and not 0 <= array.min() <= array.max() < bound):
+            msg = f"token folder {folder}: {name} must be whole numbers from 0 to {bound - 1}"
+            raise ExportError(msg)
     return Tokens(ids, lengths, labels)
 
 
-def evaluate(model: nn.Module, task: TaskType, tokens: Tokens) -> Score:
+def evaluate(model: nn.Module, task: TaskType, tokens: Tokens, report: Report = silent) -> Score:
     """Score `model`, a model of `task` in evaluation mode. Raises ExportError when nothing is predicted."""
     losses, hits, predicted = 0.0, 0, 0
     score = _score_text if task is TaskType.CAUSAL_LM else _score_classes
-    for begin in range(0, len(tokens.ids), ROWS):
+    begins = range(0, len(tokens.ids), ROWS)
+    for k, begin in enumerate(begins):
+        report(Progress("score rows", "", k, len(begins)))
         rows = slice(begin, begin + ROWS)
         loss, right, count = score(model, Tokens(tokens.ids[rows], tokens.lengths[rows], tokens.labels[rows]))
         losses, hits, predicted = losses + loss, hits + right, predicted + count

@@ -19,7 +19,7 @@ from optimum.utils import NormalizedConfigManager
 from safetensors import SafetensorError
 from torch import nn
 
-from edge_sdk.wire.manifest import ModelSpec, TaskType
+from edge_sdk.wire.manifest import Manifest, ModelSpec, TaskType
 from export.errors import ExportError, UnsupportedError
 from export.families import Family, family_of
 
@@ -99,6 +99,15 @@ def open_foundation(folder: pathlib.Path, task: TaskType, labels: tuple[str, ...
         max_tokens=config.max_position_embeddings,
     )
     return Foundation(folder, family, spec, config)
+
+
+def open_same_foundation(folder: pathlib.Path, manifest: Manifest) -> Foundation:
+    """Look at the model folder that an artifact was made of. Raises ExportError when it is of another kind or size."""
+    foundation = open_foundation(folder, manifest.model.task, manifest.model.labels)
+    if foundation.spec != manifest.model:
+        msg = f"{folder} is not the model that level {manifest.level.name} was made of: {foundation.spec}"
+        raise ExportError(msg)
+    return foundation
 
 
 def _read_config(folder: pathlib.Path) -> Any:  # noqa: ANN401 - transformers' configurations are typed by attribute

@@ -8,6 +8,7 @@ The error of a tensor is max |ours - torch's| / max |torch's|.
 from __future__ import annotations
 
 import copy
+import pathlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,11 +21,14 @@ from torch import nn
 from edge_sdk.wire.blobs import BlobStore
 from edge_sdk.wire.manifest import LevelSpec, Manifest, ModelSpec, TaskType
 from edge_sdk.wire.tensors import Array
-from export.adapters import adapter_parameters, set_adapter
+from export.adapters import AdapterRequest, adapter_parameters, set_adapter
 from export.compress.quantize import dequantize_rows, is_quantized, quantize_rows
 from export.errors import ParityError
 from export.families import Family
-from export.program import Adapted
+from export.folder import read_artifact, verify_files
+from export.foundation import open_same_foundation
+from export.program import Adapted, adapt
+from export.progress import Progress, Report, silent
 from export.reference import Batch, Outcome, ReferenceWalk
 
 BOUND = 1e-4  # over everything seen in float32 by a factor of 3, under any wrong formula by orders of magnitude
@@ -42,31 +46,67 @@ class Parity:
 
     @property
     def worst(self) -> float:
-        """The largest of them."""
-        return max(self.loss, *self.gradients.values())
+        """The largest of them, NaN if any is."""
+        return float(np.max([self.loss, *self.gradients.values()]))
 
     @property
     def holds(self) -> bool:
         """Whether all are within the bound. Not so for NaN."""
-        return bool(self.worst <= BOUND) and not any(np.isnan(e) for e in (self.loss, *self.gradients.values()))
+        return self.worst <= BOUND
 
 
-def check_parity(adapted: Adapted, store: BlobStore, manifest: Manifest, seed: int = 0) -> Parity:
-    """Compare one level with its model. The model is left as it was."""
-    generator = np.random.default_rng(seed)
-    adapter = {
-        name: generator.normal(0, 0.05, tuple(value.shape)).astype(np.float32)
-        for name, value in adapted.parameters.items()
-    }
-    batch = draw_batch(manifest.model, seed)
-    wanted = _torch_outcome(adapted, manifest.level, adapter, batch)
-    found = ReferenceWalk(store, manifest).run(adapter, batch)
+class Oracle:
+    """What torch says of one model: of one adapter and one batch, both drawn from `seed`.
+
+    `outcome` is computed once for all levels that keep the same layers in the same bits.
+    """
+
+    def __init__(self, adapted: Adapted, seed: int = 0) -> None:
+        """Draw the adapter and the batch. The model is left as it is."""
+        generator = np.random.default_rng(seed)
+        self.adapted = adapted
+        self.adapter = {
+            name: generator.normal(0, 0.05, tuple(value.shape)).astype(np.float32)
+            for name, value in adapted.parameters.items()
+        }
+        self.batch = draw_batch(adapted.foundation.spec, seed)
+        self._outcomes: dict[tuple[tuple[int, ...], int], Outcome] = {}
+
+    def outcome(self, level: LevelSpec) -> Outcome:
+        """Loss, and the gradient by every adapter tensor of the layers kept, whether or not the level trains it."""
+        state = (level.layers, level.bits)
+        if state not in self._outcomes:
+            self._outcomes[state] = _torch_outcome(self.adapted, level, self.adapter, self.batch)
+        return self._outcomes[state]
+
+
+def check_parity(oracle: Oracle, store: BlobStore, manifest: Manifest) -> Parity:
+    """Compare one level with its model."""
+    wanted = oracle.outcome(manifest.level)
+    found = ReferenceWalk(store, manifest).run(oracle.adapter, oracle.batch)
     gradients: dict[str, float] = {}
     for name in manifest.trained_shapes():
         group = name.partition("/")[2]
         error = relative_error(found.gradients[name], wanted.gradients[name])
         gradients[group] = float(np.maximum(gradients.get(group, 0.0), error))  # np.maximum keeps a NaN, max may not
     return Parity(manifest.level.name, abs(found.loss - wanted.loss) / abs(wanted.loss), gradients)
+
+
+def check_artifact(folder: pathlib.Path, model: pathlib.Path, report: Report = silent) -> list[Parity]:
+    """Compare every level of an artifact with the model, files verified first. Raises ExportError."""
+    manifests = read_artifact(folder)
+    of = len(manifests) + 1
+    report(Progress("verify files", "", 0, of))
+    verify_files(folder, manifests.values())
+    oracles: dict[AdapterRequest, Oracle] = {}
+    results = []
+    for k, (name, manifest) in enumerate(manifests.items(), 1):
+        report(Progress("parity", name, k, of))
+        foundation, request = open_same_foundation(model, manifest), AdapterRequest.of(manifest.adapter)
+        if request not in oracles:
+            oracles[request] = Oracle(adapt(foundation, request, seed=0))
+        results.append(check_parity(oracles[request], BlobStore(folder), manifest))
+    return results
 
 
 def require_parity(parity: Parity) -> None:

@@ -3,28 +3,36 @@
 from __future__ import annotations
 
 import pathlib
-import shutil
-import tempfile
 
 import torch
 from peft import PeftModel
+from safetensors import SafetensorError
 
-from edge_sdk.wire.blobs import BlobStore
+from edge_sdk.wire.blobs import Blob, BlobStore
 from edge_sdk.wire.errors import WireError
-from edge_sdk.wire.manifest import Manifest, decode_manifest
+from edge_sdk.wire.manifest import Manifest
 from edge_sdk.wire.tensors import Array, read_tensors
 from export.adapters import AdapterRequest, set_adapter
+from export.artifact import new_folder
 from export.errors import ExportError, ParityError
-from export.foundation import Foundation, first_line, open_foundation, quiet
+from export.folder import read_manifest
+from export.foundation import Foundation, first_line, open_same_foundation, quiet
 from export.parity import draw_batch, torch_loss
 from export.program import Adapted, adapt
+from export.progress import Progress, Report, silent
 
 TOLERANCE = (
     1e-6  # of the loss after reloading: the same numbers in the same order, so this allows for nothing but rounding
 )
 
 
-def plug_in(model: pathlib.Path, manifest_path: pathlib.Path, adapter: pathlib.Path, out: pathlib.Path) -> float:
+def plug_in(
+    model: pathlib.Path,
+    manifest_path: pathlib.Path,
+    adapter: pathlib.Path,
+    out: pathlib.Path,
+    report: Report = silent,
+) -> float:
     """Write the PEFT checkpoint `out`; returns the loss of a drawn batch, equal before saving and after reloading.
 
     `adapter` is a tensor file with some or all of the adapter's tensors by global name; those it lacks (layers that no
@@ -38,18 +46,13 @@ def plug_in(model: pathlib.Path, manifest_path: pathlib.Path, adapter: pathlib.P
         msg = f"{out} exists: give a folder that does not"
         raise ExportError(msg)
     manifest = read_manifest(manifest_path)
+    report(Progress("load", "", 0, 3))
     adapted = with_adapter(model, manifest_path, manifest, adapter)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    folder = pathlib.Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-    try:
-        with quiet():
-            adapted.peft_model.save_pretrained(str(folder))
-        loss = _prove(adapted, folder)
-        folder.chmod(0o755)
-        folder.rename(out)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)  # nothing is there any more if it was renamed
-    return loss
+    with new_folder(out) as folder:
+        report(Progress("save", "", 1, 3))
+        _save(adapted, folder)
+        report(Progress("load again", "", 2, 3))
+        return _prove(adapted, folder)
 
 
 def with_adapter(
@@ -59,11 +62,10 @@ def with_adapter(
 
     Raises ExportError.
     """
-    foundation = open_foundation(model, manifest.model.task, manifest.model.labels)
-    check_same_model(foundation, manifest)
-    adapted = adapt(foundation, request_of(manifest), seed=0)
-    initial = BlobStore(manifest_path.parent).path(manifest.files[manifest.adapter.initial].sha256)
-    set_adapter(adapted.parameters, _read(initial))
+    foundation = open_same_foundation(model, manifest)
+    adapted = adapt(foundation, AdapterRequest.of(manifest.adapter), seed=0)
+    initial = manifest.files[manifest.adapter.initial]
+    set_adapter(adapted.parameters, _read_initial(BlobStore(manifest_path.parent), initial))
     if adapter is not None:
         set_adapter(adapted.parameters, _read(adapter))
     return adapted
@@ -76,31 +78,17 @@ def load_plugged(
     manifest = read_manifest(manifest_path)
     if checkpoint is None:
         return with_adapter(model, manifest_path, manifest, adapter).peft_model
-    foundation = open_foundation(model, manifest.model.task, manifest.model.labels)
-    check_same_model(foundation, manifest)
+    foundation = open_same_foundation(model, manifest)
     return reload(foundation, checkpoint)
 
 
-def request_of(manifest: Manifest) -> AdapterRequest:
-    """The adapter that the manifest describes."""
-    spec = manifest.adapter
-    return AdapterRequest(spec.kind, spec.rank, spec.alpha, spec.targets)
-
-
-def read_manifest(path: pathlib.Path) -> Manifest:
-    """Read one manifest file. Raises ExportError."""
+def _save(adapted: Adapted, folder: pathlib.Path) -> None:
     try:
-        return decode_manifest(path.read_bytes())
-    except (OSError, WireError) as error:
-        msg = f"cannot read the manifest {path}: {first_line(error)}"
+        with quiet():
+            adapted.peft_model.save_pretrained(str(folder))
+    except SafetensorError as error:  # a full disk, among others
+        msg = f"cannot write the checkpoint: {first_line(error)}"
         raise ExportError(msg) from error
-
-
-def check_same_model(foundation: Foundation, manifest: Manifest) -> None:
-    """Raise ExportError when the model's sizes are not those that the artifact was made of."""
-    if foundation.spec != manifest.model:
-        msg = f"{foundation.folder} is not the model that level {manifest.level.name} was made of: {foundation.spec}"
-        raise ExportError(msg)
 
 
 def _read(path: pathlib.Path) -> dict[str, Array]:
@@ -109,6 +97,15 @@ def _read(path: pathlib.Path) -> dict[str, Array]:
     except (OSError, WireError) as error:
         msg = f"cannot read the adapter {path}: {first_line(error)}"
         raise ExportError(msg) from error
+
+
+def _read_initial(store: BlobStore, initial: Blob) -> dict[str, Array]:
+    try:
+        store.verify(initial)
+    except (OSError, WireError) as error:
+        msg = f"the adapter's starting values in {store.folder} are missing or damaged; export it again"
+        raise ExportError(msg) from error
+    return _read(store.path(initial.sha256))
 
 
 def _prove(adapted: Adapted, folder: pathlib.Path) -> float:

@@ -118,7 +118,9 @@ class ReferenceWalk:
     def _graph(self, name: str, given: Mapping[str, Array]) -> Arrays:
         if name not in self._sessions:
             path = self.store.path(self.manifest.files[name].sha256)
-            self._sessions[name] = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+            options = onnxruntime.SessionOptions()
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # torch's threads want the cores
+            self._sessions[name] = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         session = self._sessions[name]
         outputs = [value.name for value in session.get_outputs()]
         return dict(zip(outputs, session.run(outputs, dict(given)), strict=True))

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import pathlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from edge_sdk.wire.blobs import Blob, BlobStore
-from edge_sdk.wire.manifest import Manifest, decode_manifest
-from export.errors import ExportError
+from edge_sdk.wire.manifest import Manifest
+from export.folder import size_bytes
 
 if TYPE_CHECKING:
     from export.parity import Parity
@@ -19,31 +17,16 @@ if TYPE_CHECKING:
 MB = 1e6
 
 
-def read_artifact(folder: pathlib.Path) -> dict[str, Manifest]:
-    """The manifests of an artifact folder by level, largest level first. Raises ExportError, DecodeError."""
-    found = [decode_manifest(path.read_bytes()) for path in sorted(folder.glob("*.manifest"))]
-    if not found:
-        msg = f"{folder} is no artifact: it has no *.manifest"
-        raise ExportError(msg)
-    found.sort(key=lambda manifest: (-_size_bytes(set(manifest.files.values())), manifest.level.name))
-    return {manifest.level.name: manifest for manifest in found}
-
-
-def check_artifact(folder: pathlib.Path, model: pathlib.Path) -> list[Parity]:
-    """Check the gradients of every level against the model's. Raises ExportError, DecodeError."""
-    from export.foundation import open_foundation
-    from export.parity import check_parity
-    from export.plug_in import check_same_model, request_of
-    from export.program import adapt
-
-    manifests = read_artifact(folder)
-    results = []
-    for manifest in manifests.values():
-        foundation = open_foundation(model, manifest.model.task, manifest.model.labels)
-        check_same_model(foundation, manifest)
-        adapted = adapt(foundation, request_of(manifest), seed=0)
-        results.append(check_parity(adapted, BlobStore(folder), manifest))
-    return results
+def summary(manifest: Manifest) -> str:
+    """What all levels of an artifact share, in two lines."""
+    model, adapter = manifest.model, manifest.adapter
+    labels = f", labels {', '.join(model.labels)}" if model.labels else ""
+    text = "with its tokenizer" if manifest.tokenizer else "without a tokenizer: data are token arrays"
+    return (
+        f"{model.family}, {model.task.value}: {model.layers} layers of width {model.width}, vocabulary "
+        f"{model.vocabulary}, at most {model.max_tokens} tokens{labels}, {text}\n"
+        f"{adapter.kind} of rank {adapter.rank}, alpha {adapter.alpha:g}, on {', '.join(adapter.targets)}"
+    )
 
 
 def level_table(manifests: Mapping[str, Manifest]) -> Table:
@@ -61,11 +44,11 @@ def level_table(manifests: Mapping[str, Manifest]) -> Table:
             f"{len(manifest.level.layers)} of {manifest.model.layers}",
             str(len(manifest.level.trained_layers)),
             str(len(manifest.files)),
-            f"{_size_bytes(blobs) / MB:.1f}",
-            f"{_size_bytes(shared) / MB:.1f}",
+            f"{size_bytes(blobs) / MB:.1f}",
+            f"{size_bytes(shared) / MB:.1f}",
             f"{manifest.needs_bytes / MB:.0f}" if manifest.needs_bytes else "not measured",
         )
-    table.caption = f"{_size_bytes(set(users)) / MB:.1f} MB on disk in {len(users)} files"
+    table.caption = f"{size_bytes(set(users)) / MB:.1f} MB on disk in {len(users)} files"
     return table
 
 
@@ -95,5 +78,11 @@ def parity_table(results: Sequence[Parity]) -> Table:
     return table
 
 
-def _size_bytes(blobs: set[Blob]) -> int:
-    return sum(blob.size_bytes for blob in blobs)
+def verdict(results: Sequence[Parity]) -> str:
+    """One line: the worst error, where it is, and whether it is within the bound."""
+    from export.parity import BOUND
+
+    worst = next((result for result in results if not result.holds), max(results, key=lambda result: result.worst))
+    return (
+        f"largest error {worst.worst:.1e}, of level {worst.level}: {'within' if worst.holds else 'ABOVE'} {BOUND:.0e}"
+    )

@@ -11,7 +11,17 @@ import pytest
 from edge_sdk.wire.tensors import read_tensors
 from export.compress.quantize import quantize_rows
 from export.errors import ParityError
-from export.parity import BOUND, Parity, check_parity, draw_batch, emulator, relative_error, require_parity, torch_loss
+from export.parity import (
+    BOUND,
+    Oracle,
+    Parity,
+    check_parity,
+    draw_batch,
+    emulator,
+    relative_error,
+    require_parity,
+    torch_loss,
+)
 from export.reference import Batch, ReferenceWalk
 from tests.export.conftest import Exported
 
@@ -21,7 +31,7 @@ def test_gradients_are_torchs(exported: Exported, level: str) -> None:
     """Loss and every gradient agree with autograd through the peft model, with padding and any adapter."""
     manifest = exported.manifests[level]
     for seed in (0, 1):
-        parity = check_parity(exported.program.adapted, exported.store, manifest, seed)
+        parity = check_parity(Oracle(exported.program.adapted, seed), exported.store, manifest)
         assert parity.worst <= 1e-5
         assert parity.loss <= 1e-6
         require_parity(parity)
@@ -80,7 +90,7 @@ def test_a_wrong_gradient_is_found(llama: Exported) -> None:
     manifest = llama.manifests["fp32"]
     files = dict(manifest.files)
     files["block.1.safetensors"] = files["block.2.safetensors"]
-    parity = check_parity(llama.program.adapted, llama.store, dataclasses.replace(manifest, files=files))
+    parity = check_parity(Oracle(llama.program.adapted), llama.store, dataclasses.replace(manifest, files=files))
     assert parity.worst > 100 * BOUND
     with pytest.raises(ParityError, match=r"level fp32: .* off by"):
         require_parity(parity)

@@ -106,7 +106,7 @@ def test_scores_are_means_over_all_rows(exported: Exported, tmp_path: pathlib.Pa
     for name in ("ids", "lengths", "labels"):
         np.save(tmp_path / f"{name}.npy", getattr(tokens, name))
     model = load_plugged(exported.model, manifest_path(exported, "fp32"), None, None)
-    score = evaluate(model, manifest.model.task, read_tokens(tmp_path, manifest.model.task))
+    score = evaluate(model, manifest.model.task, read_tokens(tmp_path, manifest.model))
     mask = (np.arange(20) < tokens.lengths[:, None]).astype(np.int64)
     batch = Batch(tokens.ids.astype(np.int64), mask, tokens.labels)
     assert score.loss == pytest.approx(torch_loss(model, manifest.model.task, batch).item(), rel=1e-5)
@@ -119,15 +119,20 @@ def test_scores_are_means_over_all_rows(exported: Exported, tmp_path: pathlib.Pa
         assert score.accuracy * 19 == pytest.approx(round(score.accuracy * 19))
 
 
-def test_token_folders_are_checked(tmp_path: pathlib.Path, llama: Exported) -> None:
-    """A missing array, arrays of different lengths, and rows that predict nothing are one line each."""
-    task = TaskType.SEQUENCE_CLASSIFICATION
+def test_token_folders_are_checked(tmp_path: pathlib.Path, llama: Exported, bert: Exported) -> None:
+    """A missing array, arrays of different lengths, unknown ids or labels, rows that predict nothing: one line each."""
+    spec = bert.manifests["fp32"].model
     with pytest.raises(ExportError, match="cannot read the token folder"):
-        read_tokens(tmp_path, task)
+        read_tokens(tmp_path, spec)
     for name, shape in {"ids": (4, 8), "lengths": (4,), "labels": (3,)}.items():
         np.save(tmp_path / f"{name}.npy", np.ones(shape, np.int32))
     with pytest.raises(ExportError, match=r"do not agree: .*labels \(3,\)"):
-        read_tokens(tmp_path, task)
+        read_tokens(tmp_path, spec)
+    for name, array in (("labels", np.full(4, 3)), ("labels", np.zeros(4)), ("ids", np.full((4, 8), -1))):
+        np.save(tmp_path / f"{name}.npy", array)
+        with pytest.raises(ExportError, match=f"{name} must be whole numbers from 0 to {299 if name == 'ids' else 2}"):
+            read_tokens(tmp_path, spec)
+        np.save(tmp_path / f"{name}.npy", np.zeros(array.shape, np.int64))
     empty = Tokens(np.zeros((2, 4), np.int32), np.ones(2, np.int32), np.zeros(0, np.int64))
     with pytest.raises(ExportError, match="nothing to predict"):
         evaluate(llama.program.adapted.peft_model, TaskType.CAUSAL_LM, empty)

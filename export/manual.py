@@ -1,0 +1,72 @@
+"""What --help says of each command: the first paragraph above the options, the others below them."""
+
+EXPORT = """\
+Export a foundation model as a training artifact, one emulator level.
+
+An artifact is everything a device needs to train without torch: forward and backward graphs (ONNX), tensors,
+tokenizer, and a manifest per level. Levels of one folder share the adapter and all files of equal content; export
+again into the same folder, with other --bits, --layers or --train-last, to add one.
+
+Supported models: those whose config.json says llama (causal-lm) or bert (sequence-classification). A folder without
+tokenizer.json exports too; devices then need token arrays as data.
+
+Every gradient is compared with torch's before anything is written, and what the level costs is measured here.
+
+examples:
+  fedpeat export SmolLM2-135M --task causal-lm --out artifact
+  fedpeat export SmolLM2-135M --task causal-lm --out artifact --bits 8 --layers 24 --train-last 6
+  fedpeat export MiniLM --task sequence-classification --labels negative,positive --out reviews
+
+exit status: 0 exported, 1 the gradients are not torch's, 2 wrong input, 130 stopped; unless 0, nothing is written
+"""
+
+BUILD = """\
+Export several levels at once, as a JSON request says; a line of JSON per stage.
+
+The model is loaded and captured once. The folder changes when all levels are done, or not at all. The coordinator
+uses this; by hand, it is the quick way to several levels.
+
+request:
+  {"model": "MODEL_DIR", "task": "causal-lm", "out": "DIR", "labels": [],
+   "adapter": {"kind": "lora", "rank": 8, "alpha": 16, "targets": []},
+   "levels": [{"name": "fp32", "bits": 32, "layers": null, "train_last": null},
+              {"name": "int8-last6", "bits": 8, "layers": null, "train_last": 6}],
+   "tokens": 128, "parity": true, "seed": 0}
+"""
+
+PARITY = """\
+Prove an artifact: compare its gradients with torch's.
+
+Every file is checked against its SHA-256. Then loss and gradients of a drawn batch, with a drawn adapter, are computed
+twice for each level: by the artifact's graphs in onnxruntime, and by torch and peft on the model brought into the
+level's state (layers dropped, matrices rounded). Printed is, for each group of tensors (one name in all layers), the
+largest |difference| over the largest |gradient|.
+
+exit status: 0 all within 1e-4, 1 one is above, 2 wrong input
+"""
+
+INSPECT = """\
+Show an artifact's levels, sizes and costs; check its files.
+
+  files, MB    what a device of this level downloads; `shared` of it is also another level's
+  needs MB     predicted peak memory of a worker with one row of --tokens tokens: the least budget of this level
+  costs        of one structure: growth of resident memory while it runs, and time, on the machine that exported
+
+exit status: 0 shown, 2 no artifact, or a file is missing or not the one that the manifest promises
+"""
+
+PLUG_IN = """\
+Put a trained adapter into the full model: a PEFT checkpoint.
+
+Tensors that the file lacks (of layers that no device trained) keep their starting values. The checkpoint is loaded
+again and must give the same loss; then a line of JSON tells where it is. Load it with
+peft.PeftModel.from_pretrained(model, DIR).
+
+exit status: 0 written, 1 the checkpoint, loaded again, is another model, 2 wrong input; unless 0, nothing is written
+"""
+
+EVALUATE = """\
+Held-out loss of the full model, as JSON.
+
+Without --adapter and --peft, of the model as training starts. A token folder is what fedpeat-edge prepare makes.
+"""
