@@ -36,7 +36,8 @@ class BuiltLevel:
 
     def level(self) -> Level:
         """As a policy sees it."""
-        return Level(self.manifest.level.name, self.manifest.needs_bytes)
+        size_bytes = sum(blob.size_bytes for blob in set(self.manifest.files.values()))
+        return Level(self.manifest.level.name, self.manifest.needs_bytes, size_bytes)
 
 
 @dataclass(frozen=True, slots=True)

@@ -100,11 +100,11 @@ class Evaluator:
         words += ["--tokens", self._config.training.tokens, "--max-rows", held_out.rows]
         if manifest.tokenizer:
             words += ["--tokenizer", self._artifact.store.path(manifest.files[manifest.tokenizer].sha256)]
+        words += [f"--text-column={held_out.text_column}", f"--label-column={held_out.label_column}"]
         if manifest.model.labels:
             labels = io.StringIO()
             csv.writer(labels, lineterminator="").writerow(manifest.model.labels)
-            columns = [f"--text-column={held_out.text_column}", f"--label-column={held_out.label_column}"]
-            words += [f"--labels={labels.getvalue()}", *columns]
+            words.append(f"--labels={labels.getvalue()}")
         return [sys.executable, "-m", "edge_sdk.prepare", *map(str, words)]
 
     def _command(self, kind: str, adapter: Blob) -> list[str]:

@@ -234,9 +234,15 @@ class Ledger:
     def _answers(self) -> Iterator[Answer]:
         declined = "SELECT device, level, budget_bytes, needed_bytes FROM declines JOIN tasks USING (task_id)"
         failed = "SELECT device, level, budget_bytes, peak_bytes FROM failures JOIN tasks USING (task_id)"
-        for query, reason in ((declined, DeclineReason.OVER_BUDGET.value), (failed, FailureReason.OVER_BUDGET.value)):
-            for device, level, budget_bytes, size_bytes in self._db.execute(f"{query} WHERE reason = ?", (reason,)):
-                yield Answer(device, level, Outcome.OVER_BUDGET, budget_bytes, size_bytes)
+        said = (
+            (declined, DeclineReason.OVER_BUDGET, Outcome.OVER_BUDGET),
+            (declined, DeclineReason.NO_SPACE, Outcome.NO_SPACE),
+            (failed, FailureReason.OVER_BUDGET, Outcome.OVER_BUDGET),
+        )
+        for query, reason, outcome in said:
+            for row in self._db.execute(f"{query} WHERE reason = ?", (reason.value,)):
+                device, level, budget_bytes, size_bytes = row
+                yield Answer(device, level, outcome, budget_bytes, size_bytes)
         for device, level, body in self._db.execute(
             "SELECT r.device, t.level, r.report FROM results r JOIN tasks t USING (task_id) ORDER BY r.rowid"
         ):

@@ -1,7 +1,7 @@
 """Serves the artifact's blobs to devices: whoever asked, a few chunks a turn, one device after the other.
 
-What a device may have waiting is one window for each of a few blobs; asking again replaces what waits. So a device
-that asks wildly costs a little memory for its requests, none for data: chunks are read when their turn comes.
+What a device may have waiting is two windows for each of a few blobs: it asks again when half a window has come. So a
+device that asks wildly costs a little memory for its requests, none for data: chunks are read when their turn comes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Final
 
 from edge_sdk.wire.blobs import Blob, BlobStore
 from edge_sdk.wire.chunks import read_chunk, requested
-from edge_sdk.wire.messages import Chunk, ChunkRequest, RefusalReason, TransferRefused
+from edge_sdk.wire.messages import MAX_WINDOW, Chunk, ChunkRequest, RefusalReason, TransferRefused
 
 AT_ONCE: Final = 8  # chunks a turn
 MAX_BLOBS: Final = 8  # that one device may wait for at once
@@ -46,7 +46,11 @@ class Publisher:
         waiting = self._waiting.setdefault(device, {})
         if request.blob not in waiting and len(waiting) >= MAX_BLOBS:
             return None  # it asks again when nothing comes
-        indices = deque(requested(request, blob.size_bytes))
+        known = waiting.get(request.blob)
+        before = known.indices if known is not None and known.chunk_bytes == request.chunk_bytes else ()
+        indices = deque(dict.fromkeys([*before, *requested(request, blob.size_bytes)]))
+        while len(indices) > 2 * MAX_WINDOW:
+            indices.pop()
         if indices:
             waiting[request.blob] = _Waiting(blob, request.chunk_bytes, indices)
             if device not in self._turn:

@@ -62,6 +62,10 @@ GRACE_S: Final = 30.0
 SILENCE_S: Final = 30.0  # an offer of which nothing was heard for so long is repeated
 BUSY_S: Final = 5.0  # the same for a device that said it was busy
 REPEAT_S: Final = 5.0  # before a round is tried again
+TOO_LARGE: Final = {  # answers after which the device may be given a smaller level
+    DeclineReason.OVER_BUDGET: Outcome.OVER_BUDGET,
+    DeclineReason.NO_SPACE: Outcome.NO_SPACE,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,11 +173,15 @@ class Rounds(Generic[S]):
             return
         entry.state = TaskState.DECLINED
         yield RecordDecline(entry.device, entry.level, message)
-        if message.reason is DeclineReason.OVER_BUDGET:
-            self._over_budget(entry, message.budget_bytes, message.needed_bytes)
+        outcome = TOO_LARGE.get(message.reason)
+        if outcome is not None:
+            sizes = (message.budget_bytes, message.needed_bytes)
+            self._answers.append(Answer(entry.device, entry.level, outcome, *sizes))
             yield from self._give(entry.device, now_s)
-        else:
+        elif message.reason is DeclineReason.INCOMPATIBLE:
             self._sits_out[entry.device] = self.fleet.devices[entry.device].hello.session
+        else:
+            self._sits_out[entry.device] = ""
 
     def _on_failure(self, event: FailureHeard, now_s: float) -> Iterator[Instruction]:
         message = event.message
@@ -184,7 +192,8 @@ class Rounds(Generic[S]):
         budget_bytes = self.fleet.devices[entry.device].hello.budget_bytes
         yield RecordFailure(entry.device, entry.level, budget_bytes, message)
         if message.reason is FailureReason.OVER_BUDGET:
-            self._over_budget(entry, budget_bytes, message.peak_bytes)
+            sizes = (budget_bytes, message.peak_bytes)
+            self._answers.append(Answer(entry.device, entry.level, Outcome.OVER_BUDGET, *sizes))
             yield from self._give(entry.device, now_s)
         else:
             self._sits_out[entry.device] = ""
@@ -381,9 +390,6 @@ class Rounds(Generic[S]):
     def _offer_again(self, entry: Entry, now_s: float) -> OfferAgain:
         entry.heard_s = now_s
         return OfferAgain(entry.device, with_time_left(entry.task, self.deadline_at_s - now_s))
-
-    def _over_budget(self, entry: Entry, budget_bytes: int, needed_bytes: int) -> None:
-        self._answers.append(Answer(entry.device, entry.level, Outcome.OVER_BUDGET, budget_bytes, needed_bytes))
 
     def _cancel_unfinished(self, reason: str, *states: TaskState) -> Iterator[Instruction]:
         for entry in list(self._current()):

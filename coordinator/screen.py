@@ -16,7 +16,7 @@ from coordinator.events import TaskState
 from coordinator.history import History
 from coordinator.report import EMULATOR, FULL, Check
 from coordinator.rounds import Rounds
-from edge_sdk.wire.messages import TaskProgress
+from edge_sdk.wire.messages import DeclineReason, TaskProgress
 
 NONE = "-"
 LOG_WIDTH = 140  # of tables where there is no terminal
@@ -108,8 +108,9 @@ def result_table(history: History) -> Table:
         )
         rows.append((r.round, r.device, cells))
     for a in history.answers:
-        wanted = f", {a.bytes / 1e6:.0f} MB" if a.bytes else ""
-        budget = f"{a.budget_bytes / 1e6:.0f}" if a.budget_bytes else NONE
+        has = f" of {a.budget_bytes / 1e6:.0f}" if a.reason == DeclineReason.NO_SPACE.value else ""
+        wanted = f", {a.bytes / 1e6:.0f}{has} MB" if a.bytes else ""
+        budget = NONE if has or not a.budget_bytes else f"{a.budget_bytes / 1e6:.0f}"
         rows.append((a.round, a.device, (a.level, budget, *([NONE] * 5), f"{a.kind}: {a.reason}{wanted}")))
     for round_, device, cells in sorted(rows, key=lambda row: row[:2]):
         table.add_row(str(round_), device, *cells)

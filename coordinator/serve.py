@@ -18,8 +18,6 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Final, TypeVar
 
-from edge_sdk.wire.mqtt import MqttTransport
-
 from coordinator.broker import Broker, check_url
 from coordinator.builder import Artifact, build, check_initial
 from coordinator.config import Config
@@ -32,6 +30,7 @@ from coordinator.round_states import State
 from coordinator.screen import Screen, check_line, evaluation_table, result_table
 from edge_sdk.wire.blobs import Blob, BlobStore, written_atomically
 from edge_sdk.wire.errors import IntegrityError
+from edge_sdk.wire.mqtt import MqttTransport
 
 T = TypeVar("T")
 
@@ -152,7 +151,7 @@ def _broker(
 
 
 def _rounds(config: Config, artifact: Artifact, ledger: Ledger, house: House, url: str) -> State:
-    transport = MqttTransport(url, f"{config.fleet}-coordinator")
+    transport = MqttTransport(url, f"{config.fleet}/coordinator")
     try:
         daemon = Daemon(config, artifact, ledger, transport, house.jobs, house.screen)
         with house.screen:

@@ -12,6 +12,7 @@ the model. Everything it must not lose lies in the store's folder:
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import hashlib
 import importlib.metadata
@@ -220,7 +221,8 @@ class Agent:
 
     def _keep(self, result: KeepResult) -> None:
         try:
-            offer = self._outbox.keep(result.task_id, result.delta_path, result.report)
+            report = dataclasses.replace(result.report, up_bytes=result.delta_path.stat().st_size)
+            offer = self._outbox.keep(result.task_id, result.delta_path, report)
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise

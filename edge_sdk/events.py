@@ -45,11 +45,13 @@ class FilesHere:
 
 @dataclass(frozen=True, slots=True)
 class FetchFailed:
-    """What the task needs cannot be had or kept."""
+    """What the task needs cannot be had or kept; for `no-space`, `needed_bytes` more were to be kept."""
 
     task_id: str
     reason: DeclineReason
     detail: str
+    needed_bytes: int = 0
+    available_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,7 +54,8 @@ class Fetcher:
         missing = self._store.missing(blobs)
         lack = self._store.make_room(sum(blob.size_bytes for blob in missing), {blob.sha256 for blob in blobs})
         if lack is not None:
-            return self._failed(DeclineReason.NO_SPACE, str(lack))
+            needed_bytes, available_bytes = lack.needed_bytes, lack.available_bytes
+            return self._failed(DeclineReason.NO_SPACE, str(lack), needed_bytes, available_bytes)
         if isinstance(wanted, FetchManifest) and wanted.task.artifact.sha256 in self._retained:
             self._store.blobs.put(self._retained[wanted.task.artifact.sha256])
         self._waiting.extend(self._store.missing(blobs))
@@ -133,13 +134,15 @@ class Fetcher:
             raise error
         return self._failed(DeclineReason.NO_SPACE, "no space left on the device")
 
-    def _failed(self, reason: DeclineReason, detail: str) -> FetchFailed:
+    def _failed(
+        self, reason: DeclineReason, detail: str, needed_bytes: int = 0, available_bytes: int = 0
+    ) -> FetchFailed:
         if self._wanted is None:
             msg = "nothing is being fetched"
             raise AssertionError(msg)
         task_id = self._wanted.task.task_id
         self.stop()
-        return FetchFailed(task_id, reason, detail)
+        return FetchFailed(task_id, reason, detail, needed_bytes, available_bytes)
 
 
 def needed(wanted: FetchManifest | FetchFiles) -> list[Blob]:

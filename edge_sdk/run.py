@@ -27,7 +27,7 @@ def run(config_path: pathlib.Path) -> int:
     with contextlib.ExitStack() as stack:
         stack.enter_context(_alone(config.store))
         signals = stack.enter_context(_signals())
-        transport = MqttTransport(config.broker, f"{config.fleet}-{config.device}", Agent.will(config))
+        transport = MqttTransport(config.broker, f"{config.fleet}/device/{config.device}", Agent.will(config))
         stack.callback(transport.close)
         agent = Agent(config, transport, _say)
         stack.callback(agent.close)

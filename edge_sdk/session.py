@@ -140,7 +140,7 @@ class Session:
         elif self._current is not None and self._current.task.task_id == task.task_id:
             self._current = dataclasses.replace(self._current, deadline_s=now_s + task.deadline_s)
         elif self.phase is not Phase.IDLE:
-            yield Send(TaskDeclined(task.task_id, DeclineReason.BUSY, 0, self._hello.budget_bytes, "at another task"))
+            yield Send(TaskDeclined(task.task_id, DeclineReason.BUSY, 0, 0, "at another task"))
         else:
             self._go(Trigger.OFFERED)
             self._current = Current(task, now_s + task.deadline_s)
@@ -179,11 +179,12 @@ class Session:
         task, correction = current.task, self._corrections.get(current.task.artifact.sha256, 1.0)
         plan = choose_plan(event.manifest, task.batch, task.tokens, self._hello.budget_bytes, correction)
         if isinstance(plan, Declined):
-            yield from self._decline(task, DeclineReason.OVER_BUDGET, plan.needed_bytes, _over_budget(event, plan))
+            sizes = (plan.needed_bytes, plan.budget_bytes)
+            yield from self._decline(task, DeclineReason.OVER_BUDGET, _over_budget(event, plan), *sizes)
             return
         if task.tokens > event.manifest.model.max_tokens:
             detail = f"{task.tokens} tokens a row, the model has positions for {event.manifest.model.max_tokens}"
-            yield from self._decline(task, DeclineReason.INCOMPATIBLE, 0, detail)
+            yield from self._decline(task, DeclineReason.INCOMPATIBLE, detail)
             return
         self._go(Trigger.PLANNED)
         self._current = dataclasses.replace(current, manifest=event.manifest, plan=plan)
@@ -203,10 +204,13 @@ class Session:
         current = self._at(event.task_id, Phase.MANIFEST, Phase.FILES)
         if current is not None:
             yield StopFetching()
-            yield from self._decline(current.task, event.reason, 0, event.detail)
+            sizes = (event.needed_bytes, event.available_bytes)
+            yield from self._decline(current.task, event.reason, event.detail, *sizes)
 
-    def _decline(self, task: Task, reason: DeclineReason, needed_bytes: int, detail: str) -> Iterator[Instruction]:
-        answer = TaskDeclined(task.task_id, reason, needed_bytes, self._hello.budget_bytes, detail[:DETAIL])
+    def _decline(
+        self, task: Task, reason: DeclineReason, detail: str, needed_bytes: int = 0, budget_bytes: int = 0
+    ) -> Iterator[Instruction]:
+        answer = TaskDeclined(task.task_id, reason, needed_bytes, budget_bytes, detail[:DETAIL])
         self._go(Trigger.ANSWERED)
         yield Say(f"declined, {reason.value}: {detail}")
         yield from self._answer(answer)

@@ -15,18 +15,20 @@ S = TypeVar("S")
 
 
 class Outcome(enum.Enum):
-    """How a task ended, as far as the budget is concerned."""
+    """How a task ended, as far as its level's size is concerned."""
 
     DONE = "done"
     OVER_BUDGET = "over-budget"
+    NO_SPACE = "no-space"
 
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """An emulator level: `needs_bytes` is the smallest peak that the exporter predicts for it."""
+    """An emulator level: `needs_bytes` is the least peak that the exporter predicts, `size_bytes` its files' size."""
 
     name: str
     needs_bytes: int
+    size_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +43,8 @@ class DeviceView:
 class Answer:
     """What a device said to a level while its budget was `budget_bytes`.
 
-    `bytes` is the measured peak of a task that was done, or what the device said or showed that it would need.
+    `bytes` is the measured peak of a task that was done, or what the device said or showed that it would need. For
+    `no-space` both are of the device's store.
     """
 
     device: str

@@ -234,7 +234,9 @@ class TaskCancel:
 
 @dataclass(frozen=True, slots=True)
 class TaskDeclined:
-    """The device will not: for `over-budget`, the cheapest plan needs `needed_bytes` and it has `budget_bytes`."""
+    """The device will not. For `over-budget`, the cheapest plan needs `needed_bytes` of memory, the budget is
+    `budget_bytes`; for `no-space`, the files need `needed_bytes` more of the store, which has room for `budget_bytes`.
+    """
 
     task_id: str
     reason: DeclineReason

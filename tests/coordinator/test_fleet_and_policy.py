@@ -10,7 +10,7 @@ from coordinator.policy.largest_that_fits import LargestThatFits
 from coordinator.policy.types import Answer, DeviceView, Level, Observation, Outcome
 from tests.coordinator.samples import make_hello, make_presence
 
-LEVELS = (Level("large", 300), Level("middle", 200), Level("small", 100))
+LEVELS = (Level("large", 300, 50), Level("middle", 200, 20), Level("small", 100, 20))
 POLICY = LargestThatFits()
 
 
@@ -74,6 +74,13 @@ def test_a_failure_makes_the_next_level_smaller() -> None:
 def test_a_measured_peak_that_says_nothing_still_counts() -> None:
     """A failure without a measured peak excludes the level at this budget all the same."""
     assert chosen(300, over("large", 300, 0)) == "middle"
+
+
+def test_files_without_room_make_the_next_level_smaller() -> None:
+    """A level that the store cannot hold is not offered again, nor one whose files are as large."""
+    full = Answer("d", "large", Outcome.NO_SPACE, 30, 50)
+    assert chosen(1000, full) == "middle"
+    assert chosen(1000, full, Answer("d", "middle", Outcome.NO_SPACE, 10, 20)) is None
 
 
 names = st.sampled_from([level.name for level in LEVELS])

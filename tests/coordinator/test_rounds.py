@@ -214,10 +214,10 @@ def test_failing_over_budget_gets_the_next_level_and_other_failures_sit_out() ->
     assert {i.device: i.level for i in only(GiveTask, asked)} == {"a": "small", "b": "large"}
 
 
-def test_a_device_without_data_is_not_asked_again() -> None:
+def test_a_device_that_cannot_use_it_is_not_asked_again() -> None:
     """A decline that no level mends lasts as long as the device's session."""
     scene = opened()
-    scene.decline("a", DeclineReason.UNAVAILABLE)
+    scene.decline("a", DeclineReason.INCOMPATIBLE)
     assert not only(GiveTask, scene.hello("a"))
     scene.deliver("b")
     assert [i.device for i in only(GiveTask, scene.tell(AdapterReady(1, DELTA)))] == ["b"]
