@@ -110,6 +110,7 @@ def device_table(device: studies.Device, out: pathlib.Path, url: str) -> dict[st
         "fleet": FLEET,
         "broker": url,
         "budget": device.budget,
+        "quota": device.quota,
         "store": str(out / "stores" / device.name),
         "threads": 1,
         "data": device.data,

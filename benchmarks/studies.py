@@ -23,16 +23,18 @@ PRESIDENTS = ("ulysses_s_grant", "grover_cleveland", "andrew_jackson", "james_bu
 HELD_OUT_PRESIDENT = "rutherford_b_hayes"
 LABELS = ("negative", "positive")
 REVIEWS_PER_DEVICE = 600
+NARROW = 3  # the cinema whose disk has no room for fp32
 Row = tuple[str, str]
 POSITIVE_SHARES = (0.5, 0.7, 0.3, 0.8, 0.5)  # label skew: no two devices see the same reviewers
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A device of the demo: `data` is the `[data]` table of its configuration."""
+    """A device of the demo: `quota` bounds its store, `data` is the `[data]` table of its configuration."""
 
     name: str
     budget: str
+    quota: str
     data: Mapping[str, str]
 
 
@@ -55,7 +57,8 @@ def speeches_study() -> Study:
     names = [*PRESIDENTS, HELD_OUT_PRESIDENT]
     if not set(names) <= folders.keys():  # movie reviews in their place, where npm is missing
         names = sorted(folders)[: len(names)]
-    budgets = ("640MB", "320MB", "256MB", "192MB", "64MB")
+    budgets = ("640MB", "320MB", "256MB", "124MB", "64MB")
+    quotas = ("2GB", "2GB", "400MB", "400MB", "400MB")  # fp32 takes 544 MB of disk, int8 141 MB
     return Study(
         name="speeches",
         model={"dir": str(assets.smollm2()), "task": "causal-lm"},
@@ -68,8 +71,8 @@ def speeches_study() -> Study:
         training={"steps": 8, "batch": 1, "tokens": TOKENS, "learning_rate": 2e-3, "warmup_steps": 2},
         evaluation={"kind": "text-folder", "path": str(folders[names[-1]]), "rows": 24},
         devices=[
-            Device(name.replace("_", "-"), budget, {"kind": "text-folder", "path": str(folders[name])})
-            for name, budget in zip(names[:-1], budgets, strict=True)
+            Device(name.replace("_", "-"), budget, quota, {"kind": "text-folder", "path": str(folders[name])})
+            for name, budget, quota in zip(names[:-1], budgets, quotas, strict=True)
         ],
     )
 
@@ -85,7 +88,7 @@ def reviews_study(folder: pathlib.Path) -> Study:
         path = folder / f"cinema-{k}.csv"
         _write(path, part)
         table = {"kind": "csv", "path": str(path), "text_column": "text", "label_column": "label"}
-        devices.append(Device(f"cinema-{k}", budget, table))
+        devices.append(Device(f"cinema-{k}", budget, "80MB" if k == NARROW else "1GB", table))
     return Study(
         name="reviews",
         model={"dir": str(assets.minilm()), "task": "sequence-classification", "labels": list(LABELS)},
