@@ -49,16 +49,15 @@ def reset_peak() -> None:
 
 
 def bound_allocations(budget_bytes: int) -> None:
-    """Make allocations beyond the budget fail in this process, from now on.
+    """Make allocations fail, from now on, that would take this process's resident memory beyond the budget.
 
-    RLIMIT_DATA counts writable private memory as promised, not as touched: thread stacks count whole. What is promised
-    and untouched at this moment is therefore added to the budget. RLIMIT_AS would count the mapped weights and is of
-    no use.
+    RLIMIT_DATA counts writable private memory as promised, not as touched: thread stacks count whole. So what may be
+    promised is what is promised now, and what is left of the budget beside all that is resident now, the libraries'
+    code included. RLIMIT_AS would count the mapped weights and is of no use.
     """
     memory = read_memory()
-    slack_bytes = max(memory.data_bytes - memory.anonymous_bytes, 0)
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    limit = budget_bytes + slack_bytes
+    limit = memory.data_bytes + max(budget_bytes - memory.resident_bytes, 0)
     resource.setrlimit(resource.RLIMIT_DATA, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
 
 

@@ -97,6 +97,7 @@ def _train(order: WorkerOrder) -> Report:
     artifact = artifact_in(store, task.artifact)
     adapter = adapter_in(store, task.adapter, artifact.manifest)
     walk = Walk(artifact, order.threads, order.head_rows, lambda: check_budget(order.budget_bytes))
+    check_budget(order.budget_bytes)
     bound_allocations(order.budget_bytes)
     before = {name: adapter[name].copy() for name in trained_names(walk, task.freeze)}
     training, aside = _rows(order, artifact)

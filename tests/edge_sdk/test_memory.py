@@ -94,7 +94,7 @@ def test_the_peak_stays_until_it_is_reset() -> None:
 BOUND = """
 import sys
 from edge_sdk.memory import bound_allocations, read_memory
-bound_allocations(read_memory().anonymous_bytes + int(sys.argv[1]))
+bound_allocations(read_memory().resident_bytes + int(sys.argv[1]))
 try:
     big = b"x" * int(sys.argv[2])
     print("granted", len(big))
@@ -122,7 +122,7 @@ artifact = open_artifact(sys.argv[1])
 walk = Walk(artifact, 1, 256, lambda: None)
 adapter = artifact.initial_adapter()
 walk.gradient(random_batch(artifact.manifest, 1, 8), adapter, 1.0)
-bound_allocations(read_memory().anonymous_bytes + 20_000_000)
+bound_allocations(read_memory().resident_bytes + 20_000_000)
 walk.gradient(random_batch(artifact.manifest, 1, 8), adapter, 1.0)
 try:
     walk.gradient(random_batch(artifact.manifest, 64, 256), adapter, 1.0)

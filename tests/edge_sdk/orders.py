@@ -1,0 +1,71 @@
+"""Orders for real workers: a device's store with a tiny artifact in it, private rows, and a task."""
+
+from __future__ import annotations
+
+import pathlib
+import shutil
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from edge_sdk.data import write_token_folder
+from edge_sdk.engine.artifact import Artifact, choose_manifest, open_artifact
+from edge_sdk.engine.plan import Plan, choose_plan
+from edge_sdk.order import WorkerOrder
+from edge_sdk.wire.blobs import Blob, BlobStore
+from edge_sdk.wire.tensors import Array, write_tensors
+from tests.edge_sdk.samples import make_task
+
+MB = 10**6
+TOKENS, ROWS = 16, 40
+PLENTY_BYTES = 400 * MB
+
+
+def make_store(folder: pathlib.Path, artifact: pathlib.Path) -> Artifact:
+    """The store of a device that has fetched everything of an artifact."""
+    store = BlobStore(folder / "store")
+    shutil.copytree(artifact / "blobs", store.folder / "blobs")
+    store.put(choose_manifest(artifact, None).read_bytes())
+    return Artifact(open_artifact(artifact).manifest, store)
+
+
+def put_adapter(artifact: Artifact, changes: Mapping[str, Array]) -> Blob:
+    """The artifact's initial adapter with some tensors replaced, in the store."""
+    path = artifact.store.folder / "adapter"
+    write_tensors(path, {**artifact.initial_adapter(), **changes})
+    return artifact.store.adopt(path)
+
+
+def make_rows(folder: pathlib.Path, artifact: Artifact, tokens: int) -> pathlib.Path:
+    """Private rows: few different tokens, so that there is something to learn."""
+    random, path = np.random.default_rng(0), folder / "tokens"
+    ids = random.integers(4, 12, (ROWS, tokens))
+    labels = random.integers(0, len(artifact.manifest.model.labels), ROWS) if artifact.manifest.model.labels else None
+    write_token_folder(path, ids, random.integers(tokens // 2, tokens + 1, ROWS), labels)
+    return path
+
+
+def make_order(
+    folder: pathlib.Path, artifact: pathlib.Path, budget_bytes: int = PLENTY_BYTES, **changes: Any
+) -> WorkerOrder:
+    """A task on that artifact with the plan that fits the budget; `changes` go to the task."""
+    stored = make_store(folder, artifact)
+    manifest_blob = stored.store.put(choose_manifest(artifact, None).read_bytes())
+    given = {"artifact": manifest_blob, "adapter": stored.manifest.files[stored.manifest.adapter.initial]}
+    task = make_task(**{**given, "steps": 4, "batch": 4, "tokens": TOKENS, "learning_rate": 1e-2, **changes})
+    plan = choose_plan(stored.manifest, task.batch, task.tokens, budget_bytes)
+    chosen = plan if isinstance(plan, Plan) else Plan(1, 32, plan.needed_bytes, 0.0)
+    return WorkerOrder(
+        device="pi",
+        task=task,
+        store=str(stored.store.folder),
+        data=str(make_rows(folder, stored, task.tokens)),
+        delta=str(folder / "delta"),
+        prepare=(),
+        budget_bytes=budget_bytes,
+        predicted_bytes=chosen.peak_bytes,
+        micro_batch=chosen.micro_batch,
+        head_rows=chosen.head_rows,
+        threads=1,
+    )
