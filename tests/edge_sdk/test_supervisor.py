@@ -1,0 +1,258 @@
+"""The supervisor outlives its children: whatever they do, one end is told, and nothing of them is left."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+import queue
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+from edge_sdk.order import WorkerOrder
+from edge_sdk.supervisor import Supervisor, WorkerEvent, WorkerFailed, WorkerFinished, WorkerProgress
+from edge_sdk.wire.delta import decode_delta
+from edge_sdk.wire.messages import MAX_STEPS, FailureReason
+from tests.edge_sdk.orders import MB, PLENTY_BYTES, make_order
+
+PATIENCE_S = 60.0
+
+
+class Device:
+    """A supervisor, and what it posted."""
+
+    def __init__(self) -> None:
+        self.events: queue.Queue[WorkerEvent] = queue.Queue()
+        self.supervisor = Supervisor(self.events.put)
+        self._others = {child.pid for child in psutil.Process().children()}
+
+    def children(self) -> list[psutil.Process]:
+        """The processes that do its task."""
+        found = [child for child in psutil.Process().children() if child.pid not in self._others]
+        return [child for child in found if child.status() != psutil.STATUS_ZOMBIE]
+
+    def end(self) -> tuple[list[WorkerProgress], WorkerFinished | WorkerFailed]:
+        """The progress that was made, and how the task ended."""
+        progress: list[WorkerProgress] = []
+        while isinstance(event := self.events.get(timeout=PATIENCE_S), WorkerProgress):
+            progress.append(event)
+        return progress, event
+
+    def failure(self, order: WorkerOrder) -> WorkerFailed:
+        """How a task fails."""
+        self.supervisor.start(order)
+        _, end = self.end()
+        assert isinstance(end, WorkerFailed), end
+        assert end.task_id == order.task.task_id
+        assert not pathlib.Path(order.delta).exists()
+        return end
+
+
+@pytest.fixture
+def device(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Device]:
+    """A device whose temporary files lie where we look: after the test no file, child or event is left."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    made = Device()
+    yield made
+    made.supervisor.close()
+    assert made.events.empty()
+    assert not list(folder.iterdir())
+    assert not made.children()
+
+
+@pytest.fixture
+def order(tiny_artifact: pathlib.Path, tmp_path: pathlib.Path) -> WorkerOrder:
+    """A task of four steps."""
+    return make_order(tmp_path / "device", tiny_artifact)
+
+
+@pytest.fixture
+def endless(order: WorkerOrder) -> WorkerOrder:
+    """A task that nobody waits for."""
+    return dataclasses.replace(order, task=dataclasses.replace(order.task, steps=MAX_STEPS))
+
+
+def preparing(order: WorkerOrder, script: str) -> WorkerOrder:
+    """The order with a Python script as its preparation."""
+    return dataclasses.replace(order, prepare=(sys.executable, "-c", script))
+
+
+def test_a_task_is_done(device: Device, order: WorkerOrder) -> None:
+    """Each step is told, then the end, with a report and the delta where the order wanted it."""
+    device.supervisor.start(order)
+    progress, end = device.end()
+    assert [(event.task_id, event.step, event.steps) for event in progress] == [
+        (order.task.task_id, k, 4) for k in range(1, 5)
+    ]
+    assert isinstance(end, WorkerFinished)
+    assert (end.task_id, end.delta_path) == (order.task.task_id, pathlib.Path(order.delta))
+    assert 30 * MB < end.report.peak_bytes < PLENTY_BYTES
+    file, _ = decode_delta(end.delta_path.read_bytes(), MB)
+    assert file.task_id == order.task.task_id
+
+
+def test_whoever_hears_the_end_may_start_the_next(device: Device, order: WorkerOrder) -> None:
+    """A supervisor is free before it says so: the next task may begin in the very call that told of the last."""
+    ends: queue.Queue[WorkerEvent] = queue.Queue()
+
+    def post(event: WorkerEvent) -> None:
+        if not isinstance(event, WorkerProgress):
+            ends.put(event)
+            if ends.qsize() == 1:
+                device.supervisor.start(order)
+
+    device.supervisor = Supervisor(post)
+    device.supervisor.start(preparing(order, "raise SystemExit(3)"))
+    while ends.qsize() < 2:
+        time.sleep(0.01)
+    assert [type(ends.get()) for _ in range(2)] == [WorkerFailed, WorkerFinished]
+
+
+def test_one_task_at_a_time(device: Device, endless: WorkerOrder) -> None:
+    """A second start is misuse, and does not disturb the first."""
+    device.supervisor.start(endless)
+    with pytest.raises(RuntimeError, match="a task is running already"):
+        device.supervisor.start(endless)
+    assert isinstance(device.events.get(timeout=PATIENCE_S), WorkerProgress)
+    device.supervisor.cancel()
+    assert isinstance(device.end()[1], WorkerFailed)
+
+
+def test_a_cancelled_task_ends_soon(device: Device, endless: WorkerOrder) -> None:
+    """Cancelled while it trains, it fails as cancelled, once, with what it had used; cancelling twice is once."""
+    device.supervisor.start(endless)
+    device.events.get(timeout=PATIENCE_S)
+    begin = time.monotonic()
+    for _ in range(2):
+        device.supervisor.cancel()
+    _, end = device.end()
+    assert isinstance(end, WorkerFailed)
+    assert (end.reason, end.detail) == (FailureReason.CANCELLED, "cancelled")
+    assert end.peak_bytes > 30 * MB
+    assert time.monotonic() - begin < 3
+
+
+def test_a_child_that_will_not_go_is_killed(device: Device, order: WorkerOrder) -> None:
+    """Who ignores the polite signal gets the other one."""
+    deaf = (
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('{}', flush=True); time.sleep(600)"
+    )
+    device.supervisor.start(preparing(order, deaf))
+    while not any("signal" in " ".join(child.cmdline()) for child in device.children()):
+        time.sleep(0.01)
+    time.sleep(0.2)  # it becomes deaf
+    device.supervisor.close()
+    _, end = device.end()
+    assert isinstance(end, WorkerFailed)
+    assert end.reason is FailureReason.CANCELLED
+
+
+def test_a_killed_worker_is_noticed(device: Device, endless: WorkerOrder) -> None:
+    """What the kernel kills because memory runs out is a worker that died, by its signal's name."""
+    device.supervisor.start(endless)
+    device.events.get(timeout=PATIENCE_S)
+    (worker,) = device.children()
+    os.kill(worker.pid, signal.SIGKILL)
+    _, end = device.end()
+    assert isinstance(end, WorkerFailed)
+    assert end.reason is FailureReason.WORKER_DIED
+    assert "killed by SIGKILL" in end.detail
+    assert not pathlib.Path(endless.delta).exists()
+
+
+def test_the_next_task_is_not_the_last_ones_fault(device: Device, order: WorkerOrder, endless: WorkerOrder) -> None:
+    """After a cancel the same supervisor does another task as if nothing had been."""
+    device.supervisor.start(endless)
+    device.supervisor.cancel()
+    assert isinstance(device.end()[1], WorkerFailed)
+    device.supervisor.start(order)
+    assert isinstance(device.end()[1], WorkerFinished)
+
+
+def test_a_budget_below_the_need_is_told_with_the_peak(device: Device, order: WorkerOrder) -> None:
+    """Too little to begin with: over budget, whether the worker or who watches it was first to see."""
+    end = device.failure(dataclasses.replace(order, budget_bytes=40 * MB))
+    assert end.reason is FailureReason.OVER_BUDGET
+    assert end.peak_bytes > 40 * MB
+    assert "the budget is 40 MB" in end.detail
+
+
+def test_a_child_that_grows_is_ended_from_outside(device: Device, order: WorkerOrder) -> None:
+    """A preparation that takes more than the budget is killed while it does, not when it ends."""
+    begin = time.monotonic()
+    greedy = preparing(order, "import time; big = b'x' * 300_000_000; time.sleep(600)")
+    end = device.failure(dataclasses.replace(greedy, budget_bytes=100 * MB))
+    assert end.reason is FailureReason.OVER_BUDGET
+    assert end.peak_bytes > 100 * MB
+    assert f"ended at {end.peak_bytes / 1e6:.0f} MB resident" in end.detail
+    assert time.monotonic() - begin < 30
+
+
+def test_preparing_counts_in_the_peak(device: Device, order: WorkerOrder) -> None:
+    """A task's peak is that of its largest process, also of one that has ended before."""
+    hungry = "import time; big = b'x' * 150_000_000; time.sleep(0.3)"
+    device.supervisor.start(preparing(order, hungry))
+    _, end = device.end()
+    assert isinstance(end, WorkerFinished)
+    assert end.report.peak_bytes > 150 * MB
+
+
+def test_noise_on_standard_output_is_passed_over(device: Device, order: WorkerOrder) -> None:
+    """What a library prints is not mistaken for a word of ours: no text, no JSON, another JSON, and a long line."""
+    noise = r"import sys; sys.stdout.buffer.write(b'\xff\xfe\n[1]\n7\nnull\n' + b'x' * 300_000 + b'\n{\n')"
+    device.supervisor.start(preparing(order, noise))
+    assert isinstance(device.end()[1], WorkerFinished)
+
+
+@pytest.mark.parametrize(
+    ("script", "reason", "detail"),
+    [
+        (
+            'print(\'{"event": "failed", "reason": "bad-data", "detail": "no rows"}\'); raise SystemExit(2)',
+            FailureReason.BAD_DATA,
+            "no rows",
+        ),
+        ("raise ValueError('what is wrong')", FailureReason.WORKER_DIED, "exit status 1: ValueError: what is wrong"),
+        ("raise SystemExit(3)", FailureReason.WORKER_DIED, "exit status 3: it said nothing"),
+        ("import os; os.abort()", FailureReason.WORKER_DIED, "killed by SIGABRT: it said nothing"),
+    ],
+    ids=["said", "raised", "silent", "aborted"],
+)
+def test_a_failed_preparation_is_the_tasks_end(
+    device: Device, order: WorkerOrder, script: str, reason: FailureReason, detail: str
+) -> None:
+    """What it said of itself, else its last words; no worker is started after it."""
+    end = device.failure(preparing(order, script))
+    assert (end.reason, end.detail) == (reason, detail)
+
+
+def test_a_command_that_is_not_there_is_told(device: Device, order: WorkerOrder) -> None:
+    """A child that cannot be started is the end of the task, and not of the agent."""
+    end = device.failure(dataclasses.replace(order, prepare=("/nowhere/python",)))
+    assert end.reason is FailureReason.WORKER_DIED
+    assert "could not be started" in end.detail
+
+
+def test_a_damaged_blob_is_the_artifacts_fault(device: Device, order: WorkerOrder) -> None:
+    """The worker's own word on why it failed is what is told; the old delta of another task goes."""
+    pathlib.Path(order.delta).write_bytes(b"of another task")
+    for path in pathlib.Path(order.store, "blobs").iterdir():
+        if path.name not in {order.task.artifact.sha256, order.task.adapter.sha256}:
+            path.write_bytes(path.read_bytes()[:-1] + b"?")
+    end = device.failure(order)
+    assert end.reason is FailureReason.BAD_ARTIFACT
+    assert "does not match its name" in end.detail
+
+
+def test_closing_what_never_ran_is_no_error(device: Device) -> None:
+    """An agent that stops before its first task stops."""
+    device.supervisor.close()
+    device.supervisor.close()
