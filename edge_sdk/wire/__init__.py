@@ -10,6 +10,7 @@ The only part of `edge_sdk` that `export` and `coordinator` may import. Nothing 
 - `delta`      an adapter's change, with its algebra
 - `blobs`      content-addressed storage, the same on both sides
 - `chunks`     pulling a blob in pieces: resume, corruption, windows
+- `partial`    a blob on its way in, on the disk
 - `topics`     the only place that builds or reads an MQTT topic
 - `transport`  the seam to MQTT, and the in-memory broker that stands in for it
 - `mqtt`       paho behind that seam

@@ -1,0 +1,220 @@
+"""Pulling a blob in chunks: whoever needs it asks, and what came is kept across restarts.
+
+Nothing here knows a network or a clock: `Download` says what to ask, is given what came, and is told the time. What
+came is on the disk (see `partial`); the blob's SHA-256 has the last word before its name appears under `blobs/`.
+"""
+
+from __future__ import annotations
+
+import random
+import zlib
+from typing import Final
+
+from edge_sdk.wire.blobs import Blob, BlobStore
+from edge_sdk.wire.errors import IntegrityError
+from edge_sdk.wire.messages import CHUNK_BYTES, MAX_BITMAP_BYTES, MAX_WINDOW, Chunk, ChunkRequest
+from edge_sdk.wire.partial import Partial, chunk_count, chunk_length
+
+SAVE_BYTES: Final = 8 << 20  # the most that a kill can cost
+SAVE_S: Final = 2.0  # the same for a slow network
+RESTARTS: Final = 3  # whole files with a wrong SHA-256, before the sender is not believed any more
+FIRST_WAIT_S, LONGEST_WAIT_S = 3.0, 60.0
+
+
+def requested(request: ChunkRequest, size_bytes: int) -> tuple[int, ...]:
+    """The chunks to send for `request` of a blob of `size_bytes`: at most a window of the missing."""
+    room = chunk_count(size_bytes, request.chunk_bytes) - request.first
+    if room <= 0:
+        return ()
+    within = min(room, 8 * len(request.missing))
+    missing = int.from_bytes(request.missing, "little") & ((1 << within) - 1)
+    return tuple(request.first + k for k in _lowest(missing, request.window))
+
+
+def read_chunk(store: BlobStore, blob: Blob, chunk_bytes: int, index: int) -> Chunk:
+    """Chunk `index` of a blob in `store`.
+
+    Raises:
+        ValueError: the blob has no such chunk.
+        FileNotFoundError: the blob is not here.
+        IntegrityError: its file is shorter than promised.
+    """
+    if not 0 <= index < chunk_count(blob.size_bytes, chunk_bytes):
+        msg = f"blob {blob.sha256[:12]} of {blob.size_bytes} bytes has no chunk {index} of {chunk_bytes} bytes"
+        raise ValueError(msg)
+    length = chunk_length(blob.size_bytes, chunk_bytes, index)
+    with store.path(blob.sha256).open("rb") as file:
+        file.seek(index * chunk_bytes)
+        data = file.read(length)
+    if len(data) != length:
+        msg = f"blob {blob.sha256[:12]} on disk is cut off; delete it and fetch it again"
+        raise IntegrityError(msg)
+    return Chunk(blob.sha256, chunk_bytes, index, zlib.crc32(data), data)
+
+
+class Download:
+    """A blob on its way into `store`: say `poll` for what to ask, give `take` what came.
+
+    Goes on from what a former process left. `received_bytes` counts the data of this blob's chunks since this object
+    was made, wanted or not; `rejected` the chunks that could not be used. `seed` spreads repeated requests in time.
+    """
+
+    def __init__(
+        self,
+        store: BlobStore,
+        blob: Blob,
+        now_s: float,
+        seed: int,
+        *,
+        chunk_bytes: int = CHUNK_BYTES,
+        window: int = MAX_WINDOW,
+    ) -> None:
+        """Read the journal if there is one. Raises OSError."""
+        self._store, self._blob, self._chunk_bytes, self._window = store, blob, chunk_bytes, window
+        self._all = (1 << chunk_count(blob.size_bytes, chunk_bytes)) - 1  # bit k stands for chunk k, here and below
+        self._partial = Partial(store.folder / "partial" / blob.sha256, blob.size_bytes, chunk_bytes)
+        self._missing = self._all & ~self._partial.load()
+        self._asked = 0
+        self._patience = _Patience(now_s, seed ^ int(blob.sha256[:8], 16))
+        self._unsaved_bytes, self._saved_s, self._restarts = 0, now_s, 0
+        self.received_bytes, self.rejected = 0, 0
+
+    @property
+    def missing_bytes(self) -> int:
+        """What has still to come."""
+        missing_bytes = self._missing.bit_count() * self._chunk_bytes
+        last = self._all.bit_length() - 1
+        if self._missing >> last:
+            missing_bytes -= self._chunk_bytes - chunk_length(self._blob.size_bytes, self._chunk_bytes, last)
+        return missing_bytes
+
+    def poll(self, now_s: float) -> ChunkRequest | None:
+        """What to ask for now, if anything.
+
+        A chunk is asked for once, and again only when nothing came for a while; a further request goes out when half
+        the window has arrived, so that the sender is never idle. Raises OSError when the journal cannot be written.
+        """
+        self._save_if_due(now_s)
+        if self._asked and self._patience.is_over(now_s):
+            self._asked = 0
+            self._patience.in_vain()
+        room = self._window - self._asked.bit_count()
+        wanted = self._missing & ~self._asked
+        if not wanted or 2 * room < self._window:
+            return None
+        if not self._asked:
+            self._patience.begin(now_s)
+        return self._ask(wanted, room)
+
+    def take(self, chunk: Chunk, now_s: float) -> bool:
+        """Keep a chunk if it is one of ours, missing and undamaged. True once the blob is whole and under its name.
+
+        Raises:
+            IntegrityError: what came is not what was promised, again and again.
+            OSError: the disk is full or broken; what the journal claims stays good.
+        """
+        if chunk.blob == self._blob.sha256:
+            self.received_bytes += len(chunk.data)
+        if not self._is_wanted(chunk):
+            self.rejected += 1
+            return False
+        self._patience.arrived(now_s)
+        self._partial.write(chunk)
+        self._asked &= ~(1 << chunk.index)
+        if self._missing == 1 << chunk.index:  # before it is marked: no journal ever claims all
+            return self._finish()
+        self._missing ^= 1 << chunk.index
+        self._unsaved_bytes += len(chunk.data)
+        self._save_if_due(now_s)
+        return False
+
+    def close(self) -> None:
+        """Keep what came so far, to go on from. Raises OSError."""
+        if self._unsaved_bytes:
+            self._partial.save(self._all & ~self._missing)
+            self._unsaved_bytes = 0
+
+    def discard(self) -> None:
+        """Forget what came so far: nobody wants the blob any more. Raises OSError."""
+        self._partial.remove()
+        self._missing, self._asked, self._unsaved_bytes = self._all, 0, 0
+
+    def _ask(self, wanted: int, room: int) -> ChunkRequest:
+        first = _lowest(wanted, 1)[0]
+        reach = (wanted >> first) & ((1 << 8 * MAX_BITMAP_BYTES) - 1)
+        bits = sum(1 << k for k in _lowest(reach, room))
+        self._asked |= bits << first
+        missing = bits.to_bytes((bits.bit_length() + 7) // 8, "little")
+        return ChunkRequest(self._blob.sha256, self._chunk_bytes, first, missing, bits.bit_count())
+
+    def _is_wanted(self, chunk: Chunk) -> bool:
+        return (
+            chunk.blob == self._blob.sha256
+            and chunk.chunk_bytes == self._chunk_bytes
+            and 0 <= chunk.index < self._all.bit_length()
+            and bool(self._missing >> chunk.index & 1)
+            and len(chunk.data) == chunk_length(self._blob.size_bytes, self._chunk_bytes, chunk.index)
+            and zlib.crc32(chunk.data) == chunk.crc32
+        )
+
+    def _save_if_due(self, now_s: float) -> None:
+        if self._unsaved_bytes >= SAVE_BYTES or now_s - self._saved_s >= SAVE_S:
+            self.close()
+            self._saved_s = now_s
+
+    def _finish(self) -> bool:
+        if self._partial.is_whole(self._blob):
+            self._partial.move_to(self._store.path(self._blob.sha256))
+            self._missing, self._asked, self._unsaved_bytes = 0, 0, 0
+            return True
+        self.discard()
+        self._restarts += 1
+        if self._restarts > RESTARTS:
+            msg = f"blob {self._blob.sha256[:12]} came whole {self._restarts} times and never had the promised SHA-256"
+            raise IntegrityError(msg)
+        return False
+
+
+class _Patience:
+    """How long to wait for a chunk before it is asked for again.
+
+    Twice the longest pause that was seen lately: on a slow or shared line, asking sooner would send everything twice
+    and make it slower still. Twice as long after every request in vain, and spread, so that a fleet that lost its
+    broker does not ask in step.
+    """
+
+    def __init__(self, now_s: float, seed: int) -> None:
+        self._random = random.Random(seed)  # noqa: S311 - spreads requests, guards nothing
+        self._heard_s, self._due_s, self._pause_s, self._vain = now_s, now_s, 0.0, 0
+
+    def is_over(self, now_s: float) -> bool:
+        return now_s >= self._due_s
+
+    def in_vain(self) -> None:
+        self._vain += 1
+
+    def begin(self, now_s: float) -> None:
+        """Nothing is under way, and a request goes out."""
+        if not self._vain:
+            self._heard_s = now_s
+        self._due_s = now_s + self._wait_s()
+
+    def arrived(self, now_s: float) -> None:
+        """A chunk that was wanted came."""
+        self._pause_s = max(now_s - self._heard_s, 0.9 * self._pause_s)
+        self._heard_s, self._vain = now_s, 0
+        self._due_s = now_s + self._wait_s()
+
+    def _wait_s(self) -> float:
+        wait_s = max(FIRST_WAIT_S, 2 * self._pause_s) * 2.0 ** min(self._vain, 10)
+        return min(wait_s, LONGEST_WAIT_S) * self._random.uniform(1.0, 1.5)
+
+
+def _lowest(bits: int, count: int) -> list[int]:
+    """The places of the lowest set bits, at most `count` of them."""
+    places: list[int] = []
+    while bits and len(places) < count:
+        lowest = bits & -bits
+        places.append(lowest.bit_length() - 1)
+        bits ^= lowest
+    return places

@@ -1,0 +1,123 @@
+"""A blob on its way in, on the disk: what came survives a kill and a power cut.
+
+A blob of `size_bytes` in chunks of `chunk_bytes` is chunks 0, 1, ...; the last one is shorter, and an empty blob is one
+empty chunk, so that it too is asked for and arrives. On its way in it is two files:
+
+    partial/<sha256>.data       the chunks at their places; holes where none came yet
+    partial/<sha256>.journal    SHA-256 of the rest, then which chunks are in the data file, in msgpack
+
+The journal is written after the data reached the disk, so a process killed anywhere finds all that the journal claims;
+what came after that is asked for again. A journal that cannot be used is no error: the download begins anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pathlib
+from dataclasses import dataclass
+from typing import Final
+
+from edge_sdk.wire import codec
+from edge_sdk.wire.blobs import Blob, blob_of_file, sync_folder, written_atomically
+from edge_sdk.wire.errors import WireError
+from edge_sdk.wire.messages import Chunk
+
+DIGEST_BYTES: Final = 32
+
+
+def chunk_count(size_bytes: int, chunk_bytes: int) -> int:
+    """How many chunks a blob has."""
+    return max(1, -(-size_bytes // chunk_bytes))
+
+
+def chunk_length(size_bytes: int, chunk_bytes: int, index: int) -> int:
+    """How long chunk `index` is, in bytes."""
+    return min(chunk_bytes, size_bytes - index * chunk_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class _Journal:
+    """What the data file holds: bit k (least significant first) of `held` stands for chunk k."""
+
+    size_bytes: int
+    chunk_bytes: int
+    held: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Partial:
+    """The two files of a blob on its way in: `base` with a suffix. Each use opens them anew; all raise OSError."""
+
+    base: pathlib.Path
+    size_bytes: int
+    chunk_bytes: int
+
+    @property
+    def _data(self) -> pathlib.Path:
+        return self.base.with_suffix(".data")
+
+    @property
+    def _journal(self) -> pathlib.Path:
+        return self.base.with_suffix(".journal")
+
+    def load(self) -> int:
+        """The chunks that are on the disk, as bits; 0, and no files, when the journal cannot be used."""
+        try:
+            return self._read()
+        except (FileNotFoundError, WireError):
+            self.remove()
+            return 0
+
+    def _read(self) -> int:
+        count = chunk_count(self.size_bytes, self.chunk_bytes)
+        limit_bytes = DIGEST_BYTES + 256 + count // 8
+        with self._journal.open("rb") as file:
+            record = file.read(limit_bytes + 1)
+        digest, data = record[:DIGEST_BYTES], record[DIGEST_BYTES:]
+        if hashlib.sha256(data).digest() != digest:
+            msg = "its bytes do not have the promised SHA-256"
+            raise WireError(msg)
+        journal = codec.decode(_Journal, data, limit_bytes)
+        held = int.from_bytes(journal.held, "little")
+        ours = (journal.size_bytes, journal.chunk_bytes) == (self.size_bytes, self.chunk_bytes)
+        reach_bytes = min(held.bit_length() * self.chunk_bytes, self.size_bytes)
+        if not ours or held >= (1 << count) - 1 or self._data.stat().st_size < reach_bytes:
+            msg = "it is another download's"
+            raise WireError(msg)
+        return held
+
+    def write(self, chunk: Chunk) -> None:
+        """Put a chunk in its place."""
+        self._data.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(self._data, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        with os.fdopen(handle, "wb") as file:
+            file.seek(chunk.index * self.chunk_bytes)
+            file.write(chunk.data)
+
+    def save(self, held: int) -> None:
+        """Bring the data to the disk, then claim it."""
+        with self._data.open("rb") as file:
+            os.fdatasync(file.fileno())
+        journal = _Journal(self.size_bytes, self.chunk_bytes, held.to_bytes((held.bit_length() + 7) // 8, "little"))
+        data = codec.encode(journal)
+        with written_atomically(self._journal) as file:
+            file.write(hashlib.sha256(data).digest() + data)
+
+    def is_whole(self, blob: Blob) -> bool:
+        """Read the data through."""
+        return blob_of_file(self._data) == blob
+
+    def move_to(self, target: pathlib.Path) -> None:
+        """Give the data its name; from then on the blob is there, whatever happens."""
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with self._data.open("rb") as file:
+            os.fsync(file.fileno())
+        self._data.replace(target)
+        sync_folder(target.parent)
+        self._journal.unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        """Forget what came: the claim first, then what it claims."""
+        self._journal.unlink(missing_ok=True)
+        self._data.unlink(missing_ok=True)
