@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 
 from tests.brokers import Mosquitto
@@ -18,6 +19,10 @@ HERE = pathlib.Path(__file__).parent
 
 # Set before any library reads them. Nothing is fetched from a model hub, and no plot opens a window.
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", MPLBACKEND="Agg")
+
+# An example's time says how busy the machine is: the whole test's timeout is enough.
+hypothesis.settings.register_profile("fedpeat", deadline=None)
+hypothesis.settings.load_profile("fedpeat")
 
 
 def pytest_report_header() -> str:
@@ -66,9 +71,25 @@ def tiny_artifact(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """
     if made := os.environ.get("FEDPEAT_TINY_ARTIFACT"):
         return pathlib.Path(made)
-    folder = tmp_path_factory.mktemp("tiny")
-    model, artifact = folder / "model", folder / "artifact"
-    subprocess.run([sys.executable, "-m", "tests.models", "llama", str(model)], check=True, cwd=HERE.parent)
-    export = [sys.executable, "-m", "export.cli", "export", str(model), "--task", "causal-lm", "--out", str(artifact)]
-    subprocess.run([*export, "--adapter", "lora", "--rank", "2"], check=True, cwd=HERE.parent)
+    return _exported("llama", tmp_path_factory.mktemp("llama"), "--task", "causal-lm")
+
+
+@pytest.fixture(scope="session")
+def tiny_classifier(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """An artifact folder of a tiny random BERT in int8, whose last block and head train.
+
+    A bare install cannot export: there FEDPEAT_TINY_CLASSIFIER names a folder that was made before.
+    """
+    if made := os.environ.get("FEDPEAT_TINY_CLASSIFIER"):
+        return pathlib.Path(made)
+    task = ("--task", "sequence-classification", "--labels", "bad,so-so,good")
+    level = ("--bits", "8", "--train-last", "1", "--tokens", "16")
+    return _exported("bert", tmp_path_factory.mktemp("bert"), *task, *level, "--no-parity")
+
+
+def _exported(kind: str, folder: pathlib.Path, *arguments: str) -> pathlib.Path:
+    model, artifact = str(folder / "model"), folder / "artifact"
+    subprocess.run([sys.executable, "-m", "tests.models", kind, model], check=True, cwd=HERE.parent)
+    export = [sys.executable, "-m", "export.cli", "export", model, "--out", str(artifact), "--adapter", "lora"]
+    subprocess.run([*export, "--rank", "2", *arguments], check=True, cwd=HERE.parent)
     return artifact

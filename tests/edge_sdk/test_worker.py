@@ -249,3 +249,13 @@ def test_a_worker_leaves_nothing_but_its_delta(tiny_artifact: pathlib.Path, tmp_
     assert after.pop(pathlib.Path(order.delta))
     assert after == before
     assert not list(pathlib.Path(home).iterdir())
+
+
+def test_a_classifier_learns_at_its_level(tiny_classifier: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """In int8 with one layer and the head training, a task ends the same way; the delta holds just these."""
+    order = make_order(tmp_path, tiny_classifier)
+    report = report_of(work(order, tmp_path))
+    assert report.loss_after < report.loss_before
+    names = delta_of(order).tensors
+    assert names.keys() == start_of(order)[0].manifest.trained_shapes().keys()
+    assert {name.split("/")[0] for name in names} == {"block.2", "head"}

@@ -67,7 +67,9 @@ def test_bare_install_trains_a_step(bare: Bare, tiny_artifact: pathlib.Path, tmp
     assert measured["step_ms"] > 0
 
 
-def test_device_tests_pass_bare(bare: Bare, tiny_artifact: pathlib.Path, tmp_path: pathlib.Path) -> None:
+def test_device_tests_pass_bare(
+    bare: Bare, tiny_artifact: pathlib.Path, tiny_classifier: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
     """The device's own tests pass with the wheel alone: from an artifact made elsewhere to a trained adapter."""
     shutil.copytree(ROOT / "tests", tmp_path / "tests", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
@@ -76,6 +78,7 @@ def test_device_tests_pass_bare(bare: Bare, tiny_artifact: pathlib.Path, tmp_pat
         *("-m", "pytest", "-m", "edge_only", "tests/edge_sdk", "-p", "no:cacheprovider", "-q"),
         cwd=tmp_path,
         FEDPEAT_TINY_ARTIFACT=str(tiny_artifact),
+        FEDPEAT_TINY_CLASSIFIER=str(tiny_classifier),
     )
     assert run.returncode == 0, run.stdout + run.stderr
     assert " passed" in run.stdout
