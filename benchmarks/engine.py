@@ -4,8 +4,8 @@
 
 SmolLM2-135M, LoRA r=8 on the query and value projections of every layer, one row of 128 random tokens, AdamW. Every
 measurement is a process of its own; peak is its VmHWM, time its median step. Each contender runs once per repetition,
-in turn; the table shows medians over the repetitions. `--quick` makes two repetitions instead of five. `--check` exits
-1 when the largest of our peaks is not under 0.3 of torch + peft's.
+in turn; the table shows medians over the repetitions. `--quick` makes two repetitions instead of five, and keeps no
+result. `--check` exits 1 when the largest of our peaks is not under 0.3 of torch + peft's.
 
 Ours are the emulator levels of the demo, as `fedpeat-edge probe` runs them: the process that a device would start.
 """
@@ -103,7 +103,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.engine", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--quick", action="store_true", help="two repetitions instead of five")
     parser.add_argument("--check", action="store_true", help="exit 1 when a published bound is missed")
-    parser.add_argument("--out", type=pathlib.Path, default=RESULT, help="where the JSON goes")
+    parser.add_argument(
+        "--out", type=pathlib.Path, help="the JSON; default, unless quick: results/engine.json"
+    )
     arguments = parser.parse_args()
     console = Console()
 
@@ -117,10 +119,10 @@ def main() -> int:
     console.print(
         f"largest peak of ours: {largest:.2f} x torch + peft (bound {PEAK_BOUND}): {'held' if held else 'MISSED'}"
     )
-    command = " ".join(["python -m benchmarks.engine", *sys.argv[1:]])
-    machine.write_json(
-        arguments.out, {"command": command, "machine": machine.machine(), "tokens": TOKENS, "rows": rows}
-    )
+    out = arguments.out or (None if arguments.quick else RESULT)
+    if out is not None:
+        command = " ".join(["python -m benchmarks.engine", *sys.argv[1:]])
+        machine.write_json(out, {"command": command, "machine": machine.machine(), "tokens": TOKENS, "rows": rows})
     return int(arguments.check and not held)
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import zlib
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from coordinator.events import FetchDelta
-from edge_sdk.wire.blobs import BlobStore
+from edge_sdk.wire.blobs import Blob, BlobStore
 from edge_sdk.wire.chunks import Download
 from edge_sdk.wire.errors import IntegrityError
 from edge_sdk.wire.messages import Chunk, ChunkRequest, RefusalReason, TransferRefused
@@ -29,19 +30,22 @@ class Unfetched:
     detail: str
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Fetching:
     wanted: FetchDelta
     download: Download
 
+    def is_from(self, device: str) -> bool:
+        return self.wanted.device == device
+
 
 class Collector:
-    """Fetches into `store`, at most one delta from each device at a time."""
+    """Fetches into `store`, whatever devices offer, side by side."""
 
     def __init__(self, store: BlobStore) -> None:
         """Nothing is fetched yet."""
         self._store = store
-        self._fetching: dict[str, _Fetching] = {}  # by device
+        self._fetching: dict[str, _Fetching] = {}  # by the delta's SHA-256: each is written by one download
         self._received_bytes: Counter[str] = Counter()
 
     def begin(self, wanted: FetchDelta, limit_bytes: int, now_s: float) -> Fetched | Unfetched | None:
@@ -50,57 +54,73 @@ class Collector:
         if delta.size_bytes > limit_bytes:
             detail = f"{delta.size_bytes} bytes, a delta of this level has at most {limit_bytes}"
             return Unfetched(wanted, RefusalReason.TOO_LARGE, detail)
-        known = self._fetching.get(wanted.device)
-        if known is not None and (known.wanted.task.task_id, known.wanted.delta) == (wanted.task.task_id, delta):
+        known = self._fetching.get(delta.sha256)
+        if known is not None and _whose(known.wanted) != _whose(wanted):
+            detail = "a delta of these bytes is on its way for another task; each task has its own"
+            return Unfetched(wanted, RefusalReason.MALFORMED, detail)
+        if known is not None and known.wanted.delta == delta:
             return None
-        self._end(wanted.device)
-        if self._store.has(delta):
+        self.forget(wanted.task.task_id)  # the device offers another delta for it now
+        if self._is_here(delta):
             return Fetched(wanted)
         seed = zlib.crc32(wanted.device.encode())
-        self._fetching[wanted.device] = _Fetching(wanted, Download(self._store, delta, now_s, seed))
+        self._fetching[delta.sha256] = _Fetching(wanted, Download(self._store, delta, now_s, seed))
         return None
 
-    def requests(self, now_s: float) -> list[tuple[str, ChunkRequest]]:
+    def requests(self, now_s: float) -> Iterator[tuple[str, ChunkRequest]]:
         """What to ask of whom now. Raises OSError."""
-        asked = ((device, one.download.poll(now_s)) for device, one in self._fetching.items())
-        return [(device, request) for device, request in asked if request is not None]
+        for one in self._fetching.values():
+            if request := one.download.poll(now_s):
+                yield one.wanted.device, request
 
     def take(self, device: str, chunk: Chunk, now_s: float) -> Fetched | Unfetched | None:
-        """Use a chunk that is wanted of this device. Raises OSError."""
-        one = self._fetching.get(device)
-        if one is None or chunk.blob != one.wanted.delta.sha256:
+        """Use a chunk that is wanted of this device; ignore any other. Raises OSError."""
+        one = self._fetching.get(chunk.blob)
+        if one is None or not one.is_from(device):
             return None
         self._received_bytes[device] += len(chunk.data)
         try:
             if not one.download.take(chunk, now_s):
                 return None
         except IntegrityError as error:
-            self._end(device)
+            del self._fetching[chunk.blob]
             return Unfetched(one.wanted, RefusalReason.CORRUPT, str(error))
-        self._end(device)
+        del self._fetching[chunk.blob]
         return Fetched(one.wanted)
 
     def refused(self, device: str, refusal: TransferRefused) -> Unfetched | None:
-        """The device does not have what it offered."""
-        one = self._fetching.get(device)
-        if one is None or refusal.blob != one.wanted.delta.sha256:
+        """The device does not have what it offered. Raises OSError."""
+        one = self._fetching.get(refusal.blob)
+        if one is None or not one.is_from(device):
             return None
-        self._end(device)
-        return Unfetched(one.wanted, RefusalReason.UNKNOWN_BLOB, "the device does not have what it offered")
+        self._drop(refusal.blob)
+        return Unfetched(one.wanted, refusal.reason, "the device does not have what it offered")
 
     def forget(self, task_id: str) -> None:
-        """The task's delta is not wanted any more. Raises OSError."""
-        for device, one in list(self._fetching.items()):
+        """The task's delta is not wanted any more, nor what came of it. Raises OSError."""
+        for sha256, one in list(self._fetching.items()):
             if one.wanted.task.task_id == task_id:
-                self._end(device)
-                one.download.discard()
+                self._drop(sha256)
 
     def take_received_bytes(self) -> dict[str, int]:
         """Bytes of chunks that came from each device since the last time."""
         received, self._received_bytes = self._received_bytes, Counter()
         return dict(received)
 
-    def _end(self, device: str) -> None:
-        one = self._fetching.pop(device, None)
-        if one is not None:
-            one.download.close()
+    def _is_here(self, delta: Blob) -> bool:
+        """Whether the delta came before, and its file is still what came; one that is not is removed."""
+        if not self._store.has(delta):
+            return False
+        try:
+            self._store.verify(delta)
+        except IntegrityError:
+            self._store.remove(delta.sha256)
+            return False
+        return True
+
+    def _drop(self, sha256: str) -> None:
+        self._fetching.pop(sha256).download.discard()
+
+
+def _whose(wanted: FetchDelta) -> tuple[str, str]:
+    return wanted.device, wanted.task.task_id

@@ -149,14 +149,14 @@ class Daemon:
         for device, message in self._publisher.next_chunks():
             self._send(device, message)
         now_s = time.monotonic()
+        for device, request in self._collector.requests(now_s):
+            self._send(device, request)
         if now_s >= self._next_tick_s:
             self._next_tick_s = now_s + TICK_S
             self._on_tick(now_s)
             keep()
 
     def _on_tick(self, now_s: float) -> None:
-        for device, request in self._collector.requests(now_s):
-            self._send(device, request)
         self._tell(Tick())
         self._screen.board(board(self._rounds, self._progress, now_s))
 
@@ -274,8 +274,6 @@ class Daemon:
     def _fetch(self, wanted: FetchDelta) -> None:
         limit = expected(wanted.task, wanted.device, self._manifest(wanted.level)).max_bytes
         self._collected(self._collector.begin(wanted, limit, time.monotonic()))
-        for device, request in self._collector.requests(time.monotonic()):
-            self._send(device, request)
 
     def _collected(self, outcome: Fetched | Unfetched | None) -> None:
         """A delta is whole, or cannot be had: commit or refuse, and only then tell."""

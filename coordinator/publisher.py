@@ -1,18 +1,20 @@
 """Serves the artifact's blobs to devices: whoever asked, a few chunks a turn, one device after the other.
 
-What a device may have waiting is two windows for each of a few blobs: it asks again when half a window has come. So a
-device that asks wildly costs a little memory for its requests, none for data: chunks are read when their turn comes.
+What a device may have waiting is one window for each of a few blobs, and a chunk waits once, however often it is asked
+for. So a device that asks wildly costs a little memory for its requests, none for data: chunks are read when their turn
+comes.
 """
 
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
 from edge_sdk.wire.blobs import Blob, BlobStore
 from edge_sdk.wire.chunks import read_chunk, requested
+from edge_sdk.wire.errors import IntegrityError
 from edge_sdk.wire.messages import MAX_WINDOW, Chunk, ChunkRequest, RefusalReason, TransferRefused
 
 AT_ONCE: Final = 8  # chunks a turn
@@ -34,42 +36,35 @@ class Publisher:
     def __init__(self, store: BlobStore) -> None:
         """Nothing is asked for yet."""
         self._store = store
-        self._waiting: dict[str, dict[str, _Waiting]] = {}
-        self._turn: deque[str] = deque()
+        self._waiting: dict[str, dict[str, _Waiting]] = {}  # by device, by blob; whose turn it is comes first
         self._sent_bytes: Counter[str] = Counter()
 
     def asked(self, device: str, request: ChunkRequest) -> TransferRefused | None:
-        """Put what a device asks for in the queue; a refusal for what is not here."""
+        """Put what a device asks for in the queue; a refusal for what is not here. Raises OSError."""
         blob = self._blob(request.blob)
         if blob is None:
             return TransferRefused(request.blob, RefusalReason.UNKNOWN_BLOB)
-        waiting = self._waiting.setdefault(device, {})
-        if request.blob not in waiting and len(waiting) >= MAX_BLOBS:
-            return None  # it asks again when nothing comes
-        known = waiting.get(request.blob)
+        indices = requested(request, blob.size_bytes)
+        blobs = self._waiting.get(device, {})
+        if not indices or (request.blob not in blobs and len(blobs) >= MAX_BLOBS):
+            return None  # for one blob too many: the device asks again when nothing comes
+        known = blobs.get(request.blob)
         before = known.indices if known is not None and known.chunk_bytes == request.chunk_bytes else ()
-        indices = deque(dict.fromkeys([*before, *requested(request, blob.size_bytes)]))
-        while len(indices) > 2 * MAX_WINDOW:
-            indices.pop()
-        if indices:
-            waiting[request.blob] = _Waiting(blob, request.chunk_bytes, indices)
-            if device not in self._turn:
-                self._turn.append(device)
+        blobs[request.blob] = _Waiting(blob, request.chunk_bytes, _merged(before, indices))
+        self._waiting.setdefault(device, blobs)
         return None
 
     def has_work(self) -> bool:
         """Whether chunks wait to be sent."""
-        return bool(self._turn)
+        return bool(self._waiting)
 
     def next_chunks(self) -> Iterator[tuple[str, Chunk | TransferRefused]]:
         """The next few chunks, and whom to send them to. Raises OSError when the disk fails."""
         for _ in range(AT_ONCE):
-            if not self._turn:
+            if not self._waiting:
                 return
-            device = self._turn.popleft()
+            device = next(iter(self._waiting))
             yield device, self._next(device)
-            if self._waiting[device]:
-                self._turn.append(device)
 
     def take_sent_bytes(self) -> dict[str, int]:
         """Bytes of chunks sent to each device since the last time."""
@@ -77,16 +72,26 @@ class Publisher:
         return dict(sent)
 
     def _next(self, device: str) -> Chunk | TransferRefused:
-        name, waiting = next(iter(self._waiting[device].items()))
+        """The device's next chunk. Afterwards both the device and the blob are the last in their turns."""
+        blobs = self._waiting.pop(device)
+        name = next(iter(blobs))
+        waiting = blobs.pop(name)
+        message = self._read(waiting)
+        if isinstance(message, Chunk):
+            self._sent_bytes[device] += len(message.data)
+            if waiting.indices:
+                blobs[name] = waiting
+        if blobs:
+            self._waiting[device] = blobs
+        return message
+
+    def _read(self, waiting: _Waiting) -> Chunk | TransferRefused:
         try:
-            chunk = read_chunk(self._store, waiting.blob, waiting.chunk_bytes, waiting.indices.popleft())
+            return read_chunk(self._store, waiting.blob, waiting.chunk_bytes, waiting.indices.popleft())
         except FileNotFoundError:
-            del self._waiting[device][name]
-            return TransferRefused(name, RefusalReason.UNKNOWN_BLOB)
-        if not waiting.indices:
-            del self._waiting[device][name]
-        self._sent_bytes[device] += len(chunk.data)
-        return chunk
+            return TransferRefused(waiting.blob.sha256, RefusalReason.UNKNOWN_BLOB)
+        except IntegrityError:
+            return TransferRefused(waiting.blob.sha256, RefusalReason.CORRUPT)
 
     def _blob(self, sha256: str) -> Blob | None:
         """The blob of that name, with the size that it has."""
@@ -94,3 +99,14 @@ class Publisher:
             return Blob(sha256, self._store.path(sha256).stat().st_size)
         except FileNotFoundError:
             return None
+
+
+def _merged(before: Iterable[int], indices: tuple[int, ...]) -> deque[int]:
+    """What waits now: all that is newly asked for, and as much as a window holds of what was asked for before.
+
+    A device asks for more when half its window has come, so what it asked for before is still wanted; if both are more
+    than a window, it has lost count or was started anew, and what it says now is what it wants.
+    """
+    old = [index for index in before if index not in indices]
+    room = MAX_WINDOW - len(indices)
+    return deque([*old[max(0, len(old) - room) :], *indices])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
@@ -47,8 +48,8 @@ class Screen:
             self._live.stop()
 
     def line(self, text: str, style: str | None = None) -> None:
-        """Something happened."""
-        self.console.print(Text(text, style=style or ""))
+        """Something happened, now."""
+        self.console.print(Text.assemble((time.strftime("%H:%M:%S "), "dim"), (text, style or "")))
 
     def board(self, table: Table) -> None:
         """Where things stand; nothing on what is no terminal."""
