@@ -104,16 +104,14 @@ def test_whoever_hears_the_end_may_start_the_next(device: Device, order: WorkerO
     ends: queue.Queue[WorkerEvent] = queue.Queue()
 
     def post(event: WorkerEvent) -> None:
+        if isinstance(event, WorkerFailed):
+            device.supervisor.start(order)
         if not isinstance(event, WorkerProgress):
             ends.put(event)
-            if ends.qsize() == 1:
-                device.supervisor.start(order)
 
     device.supervisor = Supervisor(post)
     device.supervisor.start(preparing(order, "raise SystemExit(3)"))
-    while ends.qsize() < 2:
-        time.sleep(0.01)
-    assert [type(ends.get()) for _ in range(2)] == [WorkerFailed, WorkerFinished]
+    assert [type(ends.get(timeout=PATIENCE_S)) for _ in range(2)] == [WorkerFailed, WorkerFinished]
 
 
 def test_one_task_at_a_time(device: Device, endless: WorkerOrder) -> None:
