@@ -17,8 +17,6 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-from edge_sdk.wire.transport import Connected, Disconnected, Received, Transport
-
 from coordinator.aggregate.blobs import NextAdapter, aggregate_blobs
 from coordinator.builder import Artifact
 from coordinator.collector import Collector, Fetched, Unfetched
@@ -83,6 +81,7 @@ from edge_sdk.wire.messages import (
     encode_message,
 )
 from edge_sdk.wire.topics import Topics
+from edge_sdk.wire.transport import Connected, Disconnected, Received, Transport
 
 POLL_S: Final = 0.05
 TICK_S: Final = 0.5
