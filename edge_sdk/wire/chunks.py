@@ -115,10 +115,10 @@ class Download:
         """
         if chunk.blob == self._blob.sha256:
             self.received_bytes += len(chunk.data)
+            self._patience.arrived(now_s)
         if not self._is_wanted(chunk):
             self.rejected += 1
             return False
-        self._patience.arrived(now_s)
         self._partial.write(chunk)
         self._asked &= ~(1 << chunk.index)
         if self._missing == 1 << chunk.index:  # before it is marked: no journal ever claims all
@@ -200,7 +200,7 @@ class _Patience:
         self._due_s = now_s + self._wait_s()
 
     def arrived(self, now_s: float) -> None:
-        """A chunk that was wanted came."""
+        """A chunk came; one that came before, or damaged, shows too that the sender is at work."""
         self._pause_s = max(now_s - self._heard_s, 0.9 * self._pause_s)
         self._heard_s, self._vain = now_s, 0
         self._due_s = now_s + self._wait_s()
