@@ -148,6 +148,19 @@ def test_on_a_good_line_nothing_is_asked_for_twice(size_bytes: int, window: int)
         assert (download.received_bytes, download.rejected) == (size_bytes, 0)
 
 
+def test_requests_are_few_and_the_sender_is_never_idle() -> None:
+    """A request goes out for each half window, while the other half is still on its way."""
+    with line() as this:
+        blob, requests = this.source.put(content(80 * SIZE)), 0
+        download, done = this.begin(blob), False
+        while not done:
+            before = len(this.asked)
+            done = this.turn(download, blob)
+            requests += len(this.asked) > before
+            assert len(this.under_way) >= 3 or len(this.asked) == 80
+        assert requests == 1 + (80 - 8) // 4
+
+
 @given(st.integers(0, 19), st.integers(0, 1 << 30))
 def test_after_close_only_the_rest_is_asked_for(taken: int, seed: int) -> None:
     """A download that was closed goes on: both processes together receive each byte once."""
@@ -264,10 +277,11 @@ def test_chunks_of_another_size_begin_anew(tmp_path: pathlib.Path) -> None:
     """A journal that counts in other chunks says nothing about these."""
     source, target = BlobStore(tmp_path / "source"), BlobStore(tmp_path / "target")
     blob = source.put(content(8 * SIZE))
-    first = Download(target, blob, 0.0, 0, chunk_bytes=SIZE)
-    first.take(read_chunk(source, blob, SIZE, 0), 0.0)
+    first = Download(target, blob, 0.0, 0, chunk_bytes=2 * SIZE)
+    for index in (0, 3):
+        first.take(read_chunk(source, blob, 2 * SIZE, index), 0.0)
     first.close()
-    assert Download(target, blob, 0.0, 0, chunk_bytes=2 * SIZE).missing_bytes == blob.size_bytes
+    assert Download(target, blob, 0.0, 0, chunk_bytes=SIZE).missing_bytes == blob.size_bytes
     assert below(target.folder) == []
 
 
