@@ -127,6 +127,18 @@ def test_a_device_s_blobs_take_turns(store: BlobStore) -> None:
     assert all(len(set(order[begin : begin + 3])) == 3 for begin in range(0, 24, 3))
 
 
+def test_a_device_waits_for_a_few_blobs_at_a_time(store: BlobStore) -> None:
+    """One blob too many is not served now, and is when it is asked for again; those that wait are not disturbed."""
+    publisher = Publisher(store)
+    for _ in range(2):
+        for k in range(MAX_BLOBS + 1):
+            assert publisher.asked("d", ask(k, 0)) is None
+    sent = [chunk.blob for _, chunk in drained(publisher)]
+    assert sent == [blob_of(content(k)).sha256 for k in range(MAX_BLOBS)]
+    publisher.asked("d", ask(MAX_BLOBS, 0))
+    assert indices_of(drained(publisher)) == [0]
+
+
 def test_what_is_not_here_is_refused(store: BlobStore) -> None:
     """An unknown blob is an answer at once; a request past the blob's end asks for nothing."""
     publisher, unknown = Publisher(store), blob_of(b"unknown").sha256
