@@ -168,7 +168,8 @@ def new_folder(out: pathlib.Path) -> Iterator[pathlib.Path]:
         out.parent.mkdir(parents=True, exist_ok=True)
         staging = pathlib.Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
     except OSError as error:
-        msg = f"cannot write to {out.parent}: {error.strerror}"
+        why = "it is no folder" if isinstance(error, FileExistsError) else error.strerror
+        msg = f"cannot write to {out.parent}: {why}"
         raise ExportError(msg) from error
     try:
         yield staging

@@ -46,7 +46,7 @@ class Built:
 
 
 SHARED_STAGES = 2  # load, capture
-LEVEL_STAGES = 3  # tensors, parity, costs
+LEVEL_STAGES = 3  # tensors, parity unless turned off, costs
 
 
 def build(request: BuildRequest, report: Report) -> tuple[Built, ...]:
@@ -60,18 +60,18 @@ def build(request: BuildRequest, report: Report) -> tuple[Built, ...]:
     levels = _resolve(request, foundation)
     adapter = _with_targets(request.adapter, foundation)
     _require_same(request, foundation.spec, adapter)
-    of = SHARED_STAGES + LEVEL_STAGES * len(levels)
-    report(Progress("load", "", 0, of))
-    adapted = adapt(foundation, adapter, request.seed)
-    program = capture_program(adapted, lambda name: report(Progress(f"capture {name}", "", 1, of)))
-    oracle = Oracle(adapted, request.seed) if request.parity else None
-    with staged(request.out) as store:
+    each = LEVEL_STAGES if request.parity else LEVEL_STAGES - 1
+    of = SHARED_STAGES + each * len(levels)
+    with staged(request.out) as store:  # first of all: a folder that cannot be written is said at once
+        report(Progress("load", "", 0, of))
+        adapted = adapt(foundation, adapter, request.seed)
+        program = capture_program(adapted, lambda name: report(Progress(f"capture {name}", "", 1, of)))
         writer = ArtifactWriter(program, store)
+        oracle = Oracle(adapted, request.seed) if request.parity else None
+        begins = [_counted(report, level, SHARED_STAGES + each * k, of) for k, level in enumerate(levels)]
         built = tuple(
-            _build_level(
-                writer, oracle, level, request.tokens, _counted(report, level, SHARED_STAGES + LEVEL_STAGES * k, of)
-            )
-            for k, level in enumerate(levels)
+            _build_level(writer, oracle, level, request.tokens, begin)
+            for level, begin in zip(levels, begins, strict=True)
         )
         _require_same(request, foundation.spec, adapter, built[0].manifest.files[built[0].manifest.adapter.initial])
     return built
@@ -82,9 +82,9 @@ def _build_level(
 ) -> Built:
     begin("tensors")
     manifest = writer.write(level, tokens)
-    begin("parity")
     parity = None
     if oracle is not None:
+        begin("parity")
         parity = check_parity(oracle, writer.store, manifest)
         require_parity(parity)
     begin("costs")

@@ -128,14 +128,15 @@ def _export(arguments: argparse.Namespace) -> int:
     with narrated() as show:
         from export.build import build
 
-        (built,) = build(_request(arguments), show)
+        (built,) = build(request_of(arguments), show)
     if built.parity is not None:
         print(f"largest relative gradient error {built.parity.worst:.1e}")
     print(f"level {built.manifest.level.name} is in {arguments.out} after {time.monotonic() - begin:.0f} s")
     return _show(arguments.out)
 
 
-def _request(arguments: argparse.Namespace) -> BuildRequest:
+def request_of(arguments: argparse.Namespace) -> BuildRequest:
+    """What the options of `export` ask for."""
     from export.adapters import AdapterRequest
     from export.build import BuildRequest
     from export.levels import LevelRequest, default_name
@@ -198,8 +199,8 @@ def _show(artifact: pathlib.Path) -> int:
     from export.report import cost_table, level_table, summary
 
     manifests = read_artifact(artifact)
-    console = Console(highlight=False)
-    console.print(summary(next(iter(manifests.values()))))
+    console = Console()
+    print(summary(next(iter(manifests.values()))))
     console.print(level_table(manifests))
     for manifest in manifests.values():
         if manifest.costs:

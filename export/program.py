@@ -88,7 +88,7 @@ def adapt(foundation: Foundation, request: AdapterRequest, seed: int) -> Adapted
 def capture_program(adapted: Adapted, report: Report) -> Program:
     """Capture every structure once. `report` is told the name of each before it is captured. Raises ExportError."""
     family, backbone, width = adapted.foundation.family, adapted.backbone, adapted.foundation.spec.width
-    walk = tuple(_walk(family, backbone))
+    walk = places(adapted)
     sizes = sizes_for(adapted.base)
     attention_mask = torch.ones(sizes.batch, sizes.tokens, dtype=torch.int64)
     context = family.context(backbone, attention_mask)
@@ -131,6 +131,11 @@ def vocabulary_matrix(adapted: Adapted) -> tuple[nn.Parameter, bool]:
 def uses_vocabulary(program: Program) -> bool:
     """Whether the loss is over the vocabulary."""
     return program.adapted.foundation.spec.task is TaskType.CAUSAL_LM
+
+
+def places(adapted: Adapted) -> tuple[Place, ...]:
+    """The walk of the full model. Blocks of one structure share their graphs, which know shapes and no values."""
+    return tuple(_walk(adapted.foundation.family, adapted.backbone))
 
 
 def _walk(family: Family, backbone: Any) -> Iterator[Place]:  # noqa: ANN401

@@ -40,7 +40,7 @@ def narrated() -> Iterator[Report]:
     def end() -> None:
         if now is not None:
             what = f"{now.stage} {now.level}".strip()
-            console.print(f"{now.done + 1:3}/{now.of} {what:24} {time.monotonic() - begin:6.1f} s")
+            console.print(f"{now.done + 1:3}/{now.of} {what:32} {time.monotonic() - begin:6.1f} s")
 
     with console.status("starting") as status:
 

@@ -18,13 +18,14 @@ MB = 1e6
 
 
 def summary(manifest: Manifest) -> str:
-    """What all levels of an artifact share, in two lines."""
+    """What all levels of an artifact share, in three lines."""
     model, adapter = manifest.model, manifest.adapter
     labels = f", labels {', '.join(model.labels)}" if model.labels else ""
-    text = "with its tokenizer" if manifest.tokenizer else "without a tokenizer: data are token arrays"
+    text = "with its tokenizer" if manifest.tokenizer else "no tokenizer: devices need token arrays as data"
     return (
         f"{model.family}, {model.task.value}: {model.layers} layers of width {model.width}, vocabulary "
-        f"{model.vocabulary}, at most {model.max_tokens} tokens{labels}, {text}\n"
+        f"{model.vocabulary}\n"
+        f"at most {model.max_tokens} tokens{labels}, {text}\n"
         f"{adapter.kind} of rank {adapter.rank}, alpha {adapter.alpha:g}, on {', '.join(adapter.targets)}"
     )
 
@@ -33,8 +34,9 @@ def level_table(manifests: Mapping[str, Manifest]) -> Table:
     """One row per level; bytes that other levels of the folder have too are counted as shared."""
     users = Counter(blob for manifest in manifests.values() for blob in set(manifest.files.values()))
     table = Table(title="Emulator levels", title_justify="left")
-    for heading in ("level", "bits", "layers", "train", "files", "MB", "shared MB", "needs MB"):
-        table.add_column(heading, justify="left" if heading == "level" else "right")
+    table.add_column("level", overflow="fold")
+    for heading in ("bits", "layers", "train", "files", "MB", "shared", "needs MB"):
+        table.add_column(heading, justify="right")
     for name, manifest in manifests.items():
         blobs = set(manifest.files.values())
         shared = {blob for blob in blobs if users[blob] > 1}

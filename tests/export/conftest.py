@@ -23,6 +23,7 @@ LEVELS = (
 )
 TASKS = {"llama": TaskType.CAUSAL_LM, "bert": TaskType.SEQUENCE_CLASSIFICATION}
 LABELS = {"llama": (), "bert": ("bad", "so-so", "good")}
+TARGETS = {"llama": ("q_proj", "up_proj"), "bert": ("query", "value")}  # the family's own, and others
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +41,10 @@ class Exported:
         return BlobStore(self.folder)
 
 
-def export_tiny(family: str, model: pathlib.Path, folder: pathlib.Path, seed: int = 0) -> Exported:
+def export_tiny(family: str, model: pathlib.Path, folder: pathlib.Path) -> Exported:
     """Export the model folder with all levels of these tests, without measuring costs."""
     foundation = open_foundation(model, TASKS[family], LABELS[family])
-    adapted = adapt(foundation, AdapterRequest("lora", 2, 4.0, foundation.family.targets), seed)
+    adapted = adapt(foundation, AdapterRequest("lora", 2, 4.0, TARGETS[family]), seed=0)
     program = capture_program(adapted, lambda _: None)
     with staged(folder) as store:
         writer = ArtifactWriter(program, store)
@@ -51,6 +52,11 @@ def export_tiny(family: str, model: pathlib.Path, folder: pathlib.Path, seed: in
         for manifest in manifests.values():
             write_manifest(store.folder, manifest)
     return Exported(model, folder, program, manifests)
+
+
+def contents(folder: pathlib.Path) -> dict[str, bytes]:
+    """Every file of a folder with its bytes."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 @pytest.fixture(scope="session")

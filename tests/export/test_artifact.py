@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
+import resource
+import shutil
 
 import numpy as np
 import pytest
 import tokenizers
 
-from edge_sdk.wire.blobs import blob_of_file
+from edge_sdk.wire.blobs import BlobStore, blob_of, blob_of_file
+from edge_sdk.wire.manifest import TaskType
 from edge_sdk.wire.tensors import TensorFile, read_tensors
 from export.adapters import adapter_arrays
-from export.artifact import staged
+from export.artifact import ArtifactWriter, staged
 from export.errors import ExportError
-from export.program import adapt
-from tests.export.conftest import Exported, export_tiny
-
-
-def contents(folder: pathlib.Path) -> dict[str, bytes]:
-    """Every file of a folder with its bytes."""
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
-
-
-def test_equal_input_gives_equal_bytes(llama: Exported, tmp_path: pathlib.Path) -> None:
-    """Exported again, every file has the same name and the same bytes."""
-    again = export_tiny("llama", llama.model, tmp_path / "again")
-    assert contents(again.folder) == contents(llama.folder)
+from export.foundation import open_foundation
+from export.parity import Oracle, check_parity, require_parity
+from export.program import adapt, places
+from tests.export.conftest import Exported, contents
+from tests.models import tiny_llama
 
 
 def test_the_seed_draws_the_adapter(bert: Exported) -> None:
@@ -65,6 +61,27 @@ def test_tied_embedding_is_stored_once(llama: Exported) -> None:
             assert set(file) == set(manifest.structures["embed"].frozen)
 
 
+def test_graphs_know_shapes_and_no_values(llama: Exported, tmp_path: pathlib.Path) -> None:
+    """Another model of the same shapes trains with the same graphs: here one whose vocabulary projection is its own.
+
+    Its folder has no tokenizer: so has its artifact.
+    """
+    model = tiny_llama(tmp_path / "model", seed=9, tie_word_embeddings=False)
+    (model / "tokenizer.json").unlink()
+    foundation = open_foundation(model, TaskType.CAUSAL_LM, ())
+    adapted = adapt(foundation, llama.program.adapted.request, seed=0)
+    program = dataclasses.replace(llama.program, adapted=adapted, walk=places(adapted))
+    with staged(tmp_path / "artifact") as store:
+        manifest = ArtifactWriter(program, store).write(llama.manifests["int8"].level, 16)
+    assert manifest.tokenizer == ""
+    assert manifest.vocabulary_loss is not None
+    assert manifest.vocabulary_loss.tensors == "vocabulary.safetensors"
+    assert manifest.files["vocabulary.safetensors"] != manifest.files["embed.safetensors"]
+    graphs = {name: blob for name, blob in manifest.files.items() if name.endswith(".onnx")}
+    assert graphs.items() <= llama.manifests["int8"].files.items()
+    require_parity(check_parity(Oracle(adapted), BlobStore(tmp_path / "artifact"), manifest))
+
+
 def test_tensor_files_hold_what_the_graphs_take(exported: Exported) -> None:
     """Each segment's file has its structure's frozen inputs; the adapter's has every trained tensor, with its shape."""
     for manifest in exported.manifests.values():
@@ -100,8 +117,44 @@ def test_failure_leaves_nothing(tmp_path: pathlib.Path) -> None:
     assert list((tmp_path / "deep").iterdir()) == []
 
 
+def store_all(out: pathlib.Path, *parts: bytes) -> None:
+    """An artifact, or an addition to one, of these blobs; an empty one stands for what cannot be moved."""
+    with staged(out) as store:
+        for part in parts:
+            if part:
+                store.put(part)
+            else:
+                store.path("f" * 64).mkdir(parents=True)
+
+
+def test_full_disk_leaves_nothing(tmp_path: pathlib.Path) -> None:
+    """Where a file cannot be written whole, one line says why, and no part of it is left."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))  # to a program, as a full disk is
+    try:
+        with pytest.raises(ExportError, match=r"cannot write .*artifact: File too large"):
+            store_all(tmp_path / "artifact", b"small", bytes(2000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_failing_to_add_leaves_what_was_there(llama: Exported, tmp_path: pathlib.Path) -> None:
+    """When not all blobs of a new level find their place in an artifact, none of them stays."""
+    out = pathlib.Path(shutil.copytree(llama.folder, tmp_path / "artifact"))
+    with pytest.raises(ExportError, match="cannot write"):
+        store_all(out, b"first", b"second", b"")
+    assert contents(out) == contents(llama.folder)
+    assert list(tmp_path.iterdir()) == [out]
+    store_all(out, b"first")
+    assert BlobStore(out).has(blob_of(b"first"))
+
+
 def test_folder_that_cannot_be_written_is_one_line(tmp_path: pathlib.Path) -> None:
     """An output path below a file is refused with a line that names it."""
     (tmp_path / "file").touch()
-    with pytest.raises(ExportError, match=r"cannot write to .*file"), staged(tmp_path / "file" / "artifact"):
+    with (
+        pytest.raises(ExportError, match=r"cannot write to .*file: it is no folder"),
+        staged(tmp_path / "file" / "artifact"),
+    ):
         pass

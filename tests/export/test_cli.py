@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import pathlib
 import shutil
+import signal
+import subprocess
+import sys
 
 import pytest
 
-from edge_sdk.wire.manifest import decode_manifest
-from export.cli import main
-from tests.export.conftest import Exported
+from edge_sdk.wire.blobs import BlobStore
+from edge_sdk.wire.manifest import TaskType, decode_manifest
+from export.adapters import AdapterRequest
+from export.cli import add_commands, main, request_of
+from export.levels import LevelRequest
+from tests.export.conftest import Exported, contents
 from tests.models import tiny_llama
 
 CAUSAL = ("--task", "causal-lm")
@@ -33,41 +40,130 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     return lines[0]
 
 
-def test_build_and_look_at_it(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """From a request to two levels: JSON progress, costs and needs measured, a model without a tokenizer, untied."""
-    model, out = tiny_llama(tmp_path / "model", layers=2, tie_word_embeddings=False), tmp_path / "artifact"
-    (model / "tokenizer.json").unlink()
-    level = {"name": "small", "bits": 8, "layers": 2, "train_last": 1}
+def test_build_and_look_at_it(
+    llama: Exported, model: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Levels built into an artifact: JSON progress, costs and needs measured, one level replaced and one added.
+
+    Equal input gives equal bytes, so not one blob is new, and all levels of before are still whole.
+    """
+    out = pathlib.Path(shutil.copytree(llama.folder, tmp_path / "artifact"))
+    shutil.copy(out / "int8.manifest", tmp_path / "old")
+    level = {"name": "small", "bits": 8, "layers": 3, "train_last": 2}
     request = {
         "model": str(model),
         "task": "causal-lm",
         "out": str(out),
-        "adapter": {"kind": "lora", "rank": 3, "alpha": 6, "targets": ["q_proj", "up_proj"]},
-        "levels": [{"name": "full", "bits": 32, "layers": None, "train_last": None}, level],
+        "adapter": {"kind": "lora", "rank": 2, "alpha": 4, "targets": ["q_proj", "up_proj"]},
+        "levels": [{"name": "fp32", "bits": 32, "layers": None, "train_last": None}, level],
         "labels": [],
         "tokens": 16,
         "parity": True,
-        "seed": 4,
+        "seed": 0,
     }
-    (tmp_path / "request.json").write_text(json.dumps(request))
-    assert main(["build", str(tmp_path / "request.json")]) == 0
+    (out / "request.json").write_text(json.dumps(request))
+    assert main(["build", str(out / "request.json")]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert all(set(line) == {"stage", "level", "done", "of"} for line in lines)
     assert [line["done"] for line in lines] == sorted(line["done"] for line in lines)
     assert lines[-1] == {"stage": "costs", "level": "small", "done": 7, "of": 8}
+    assert sorted(path.name for path in (out / "blobs").iterdir()) == sorted(
+        path.name for path in (llama.folder / "blobs").iterdir()
+    )
+    assert (out / "int8.manifest").read_bytes() == (tmp_path / "old").read_bytes()
     manifest = decode_manifest((out / "small.manifest").read_bytes())
-    assert manifest.tokenizer == ""
-    assert manifest.vocabulary_loss is not None
-    assert manifest.vocabulary_loss.tensors == "vocabulary.safetensors"
-    assert manifest.files["vocabulary.safetensors"] != manifest.files["embed.safetensors"]
-    assert manifest.adapter.targets == ("q_proj", "up_proj")
+    assert [segment.name for segment in manifest.walk if segment.trains] == ["block.2", "block.3"]
     assert manifest.needs_bytes > 0
     assert {cost.structure for cost in manifest.costs} >= {"process", "embed", "block", "norm", "loss"}
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["artifact", "model", "request.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["artifact", "model", "old"]
     assert main(["inspect", str(out)]) == 0
-    assert "full" in capsys.readouterr().out
+    assert "small" in capsys.readouterr().out
     assert main(["parity", str(out), str(model)]) == 0
-    assert "up_proj.lora_B" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "up_proj.lora_B" in said.out
+    assert "within 1e-04" in said.out.splitlines()[-1]
+    assert [line.split()[1:3] for line in said.err.splitlines()][1:] == [
+        ["parity", level] for level in ("fp32", "int8", "small", "int8-2layers-last1")
+    ]
+
+
+def test_options_reach_the_request() -> None:
+    """Each option of export is a field of the request; the defaults are LoRA of rank 8, all layers, and parity."""
+    parser = argparse.ArgumentParser()
+    add_commands(parser.add_subparsers())
+    plain = request_of(parser.parse_args(["export", "in", "--out", "out", *CAUSAL]))
+    assert (plain.model, plain.out, plain.task) == (pathlib.Path("in"), pathlib.Path("out"), TaskType.CAUSAL_LM)
+    assert plain.adapter == AdapterRequest("lora", 8, 16.0, ())
+    assert plain.levels == (LevelRequest("fp32", 32, None, None),)
+    assert (plain.tokens, plain.parity, plain.seed) == (128, True, 0)
+    options = "--adapter lora --rank 4 --alpha 2 --targets a,b --bits 8 --layers 24 --train-last 6 --labels x,y"
+    more = "--tokens 64 --no-parity --seed 3"
+    asked = request_of(parser.parse_args(["export", "in", "--out", "out", *CLASSES, *options.split(), *more.split()]))
+    assert asked.adapter == AdapterRequest("lora", 4, 2.0, ("a", "b"))
+    assert asked.levels == (LevelRequest("int8-24layers-last6", 8, 24, 6),)
+    assert (asked.tokens, asked.parity, asked.seed, asked.labels) == (64, False, 3, ("x", "y"))
+
+
+def test_what_out_is_not_for(
+    llama: Exported,
+    model: pathlib.Path,
+    tiny_bert_folder: pathlib.Path,
+    tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A file, a folder with other things, an artifact of another model or adapter: refused, and left as it is."""
+    (tmp_path / "file").touch()
+    out = pathlib.Path(shutil.copytree(llama.folder, tmp_path / "artifact"))
+    export, rank = ("export", model, *CAUSAL, "--out"), ("--rank", "2", "--alpha", "4")
+    assert "is a file: give a folder" in refused(capsys, *export, tmp_path / "file")
+    assert "it is no folder" in refused(capsys, *export, tmp_path / "file" / "artifact")
+    assert "is no artifact and not empty, it has config.json" in refused(capsys, *export, model)
+    assert "has level fp32 of another adapter" in refused(
+        capsys, *export, out, "--level", "int8-2layers-last1", "--rank", "3"
+    )
+    bert = ("export", tiny_bert_folder, *CLASSES, "--tokens", "16", "--out", out, *rank)
+    assert "of another model: give another folder" in refused(capsys, *bert)
+    assert contents(out) == contents(llama.folder)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["artifact", "file", "model"]
+
+
+def test_damage_is_found(llama: Exported, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One wrong byte, a missing file, half a manifest: inspect and parity name it."""
+    folder = pathlib.Path(shutil.copytree(llama.folder, tmp_path / "artifact"))
+    name = llama.manifests["fp32"].files["block.1.safetensors"]
+    path = BlobStore(folder).path(name.sha256)
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    for command in (("inspect", folder), ("parity", folder, llama.model)):
+        assert "block.1.safetensors of level fp32 is damaged; export it again" in refused(capsys, *command)
+    path.unlink()
+    assert "block.1.safetensors of level fp32 is missing; export it again" in refused(capsys, "inspect", folder)
+    manifest = folder / "int8.manifest"
+    manifest.write_bytes(manifest.read_bytes()[:1000])
+    assert f"cannot read the manifest {manifest}" in refused(capsys, "parity", folder, llama.model)
+
+
+def test_interrupted_exports_leave_nothing(model: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """Ctrl-C while graphs are captured: a line, status 130, and the folder as it was."""
+    out = str(tmp_path / "artifact")
+    export = [sys.executable, "-m", "export.cli", "export", str(model), *CAUSAL, "--out", out]
+    with subprocess.Popen(export, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert "load" in process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        assert process.stderr.read().splitlines()[-1] == "stopped; nothing was written"
+    assert process.returncode == 130
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("command", ["export", "build", "parity", "inspect", "plug-in", "evaluate"])
+def test_help_answers_at_once(command: str) -> None:
+    """Help says what a command is for, and loads neither torch nor onnxruntime for it."""
+    code = f"import sys; from export.cli import main; main([{command!r}, '--help'])"
+    done = subprocess.run([sys.executable, "-X", "importtime", "-c", code], capture_output=True, text=True, check=True)
+    assert len(done.stdout.splitlines()) > 10
+    assert not {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()} & {"torch", "onnxruntime", "rich"}
 
 
 def test_parity_fails_for_other_weights(llama: Exported, tmp_path: pathlib.Path) -> None:
