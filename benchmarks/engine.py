@@ -53,7 +53,7 @@ def contenders(model: pathlib.Path, artifact: pathlib.Path, steps: int) -> list[
                 f"fedpeat {path.stem}",
                 ours=True,
                 module="edge_sdk.cli",
-                arguments=("probe", str(path), *shape, "--json"),
+                arguments=("probe", str(path), *shape),
             )
             for path in sorted(artifact.glob("*.manifest"))
         ),

@@ -286,7 +286,8 @@ class Daemon:
         data = self._received.read(wanted.delta)
         verdict = check_delta(data, expected(wanted.task, wanted.device, self._manifest(wanted.level)))
         if not isinstance(verdict, Accepted):
-            self._received.remove(wanted.delta.sha256)
+            if not self._ledger.is_committed(wanted.delta.sha256):  # another's good delta has another's right to stay
+                self._received.remove(wanted.delta.sha256)
             self._refuse(wanted, verdict.reason, verdict.detail)
             return
         task_id, report = wanted.task.task_id, wanted.report

@@ -216,6 +216,10 @@ class Ledger:
             fleet=Fleet({hello.device: Device(hello, online=False) for hello in self._hellos()}),
         )
 
+    def is_committed(self, sha256: str) -> bool:
+        """Whether a committed result has this delta."""
+        return self._db.execute("SELECT 1 FROM results WHERE sha256 = ?", (sha256,)).fetchone() is not None
+
     def deltas(self, task_ids: tuple[str, ...]) -> tuple[Blob, ...]:
         """The delta of each of these committed results, ordered by task. Raises KeyError for one that is not."""
         rows = self._db.execute("SELECT task_id, sha256, size_bytes FROM results")

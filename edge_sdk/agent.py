@@ -31,6 +31,7 @@ import psutil
 
 from edge_sdk import prepare
 from edge_sdk.config import DeviceConfig
+from edge_sdk.data import MAX_HELD_ASIDE
 from edge_sdk.events import (
     CancelWorker,
     CheckFiles,
@@ -78,6 +79,8 @@ from edge_sdk.wire.transport import Connected, Disconnected, Received, Transport
 
 POLL_S: Final = 0.2
 TICK_S: Final = 0.5
+EVALUATED_SHARE: Final = 8  # rows trained on for each row that the loss is measured on, before and after
+MIN_HELD_ASIDE: Final = 4
 
 
 class Agent:
@@ -252,6 +255,7 @@ class Agent:
             micro_batch=start.plan.micro_batch,
             head_rows=start.plan.head_rows,
             threads=config.threads,
+            held_aside_rows=min(max(task.steps * task.batch // EVALUATED_SHARE, MIN_HELD_ASIDE), MAX_HELD_ASIDE),
         )
 
 

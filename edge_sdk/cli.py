@@ -54,7 +54,6 @@ def _parser() -> argparse.ArgumentParser:
     _add_shape(command)
     command.add_argument("--budget", metavar="SIZE", help="probe the fastest plan within it; default: the leanest plan")
     command.add_argument("--steps", type=_positive, default=3)
-    command.add_argument("--json", action="store_true", help="one line of JSON")
     command.add_argument("--costs-only", action="store_true", help="JSON of the costs alone, without whole steps")
     command.set_defaults(run=_probe)
 
@@ -144,16 +143,7 @@ def _probe(arguments: argparse.Namespace) -> int:
         threads,
         parse_size(arguments.budget) if arguments.budget else None,
     )
-    if arguments.json:
-        print(json.dumps(found))
-        return 0
-    print(f"peak {found['peak_bytes'] / 1e6:.0f} MB, predicted {found['plan']['peak_bytes'] / 1e6:.0f} MB")
-    print(
-        f"step {found['step_ms']:.0f} ms of {arguments.batch} x {arguments.tokens} tokens, {found['threads']} threads"
-    )
-    for cost in found["costs"]:
-        what = f"{cost['structure']} {cost['direction']} {cost['batch']} x {cost['tokens']}"
-        print(f"  {what:32} {cost['peak_bytes'] / 1e6:8.1f} MB {cost['time_ms']:8.1f} ms")
+    print(json.dumps(found))
     return 0
 
 

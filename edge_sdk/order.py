@@ -29,4 +29,4 @@ class WorkerOrder:
     micro_batch: int
     head_rows: int
     threads: int
-    held_aside_rows: int = 8
+    held_aside_rows: int

@@ -89,6 +89,7 @@ def test_a_result_counts_once(tmp_path: pathlib.Path) -> None:
         ledger.commit_result("a", "t.a", DELTA, 5, make_report())
         ledger.commit_result("a", "t.a", blob_of(b"other"), 9, make_report())
         assert ledger.deltas(("t.a",)) == (DELTA,)
+        assert [ledger.is_committed(blob.sha256) for blob in (DELTA, blob_of(b"other"))] == [True, False]
 
 
 def test_an_adapter_is_made_once(tmp_path: pathlib.Path) -> None:

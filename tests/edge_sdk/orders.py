@@ -68,4 +68,5 @@ def make_order(
         micro_batch=chosen.micro_batch,
         head_rows=chosen.head_rows,
         threads=1,
+        held_aside_rows=8,
     )

@@ -88,7 +88,7 @@ def test_plan_shows_the_choice(tiny_artifact: pathlib.Path) -> None:
 
 def test_probe_measures(tiny_artifact: pathlib.Path) -> None:
     """Peak, step time and loss of real steps in a fresh process, as one line of JSON."""
-    done = edge("probe", tiny_artifact, "--tokens", 16, "--steps", 2, "--threads", 1, "--json")
+    done = edge("probe", tiny_artifact, "--tokens", 16, "--steps", 2, "--threads", 1)
     assert (done.returncode, done.stderr) == (0, "")
     found = json.loads(done.stdout)
     assert found["peak_bytes"] > 2e7

@@ -60,7 +60,7 @@ def test_bare_install_trains_a_step(bare: Bare, tiny_artifact: pathlib.Path, tmp
     """`fedpeat-edge probe` trains real steps from an artifact made elsewhere, and prints what they took."""
     manifest = next(tiny_artifact.glob("*.manifest"))
     shape = ("--tokens", "16", "--batch", "1", "--steps", "2")
-    run = bare.run("fedpeat-edge", "probe", str(manifest), *shape, "--json", cwd=tmp_path)
+    run = bare.run("fedpeat-edge", "probe", str(manifest), *shape, cwd=tmp_path)
     assert run.returncode == 0, run.stderr
     measured = json.loads(run.stdout)
     assert measured["peak_bytes"] > 10_000_000
