@@ -57,7 +57,7 @@ def speeches_study() -> Study:
     names = [*PRESIDENTS, HELD_OUT_PRESIDENT]
     if not set(names) <= folders.keys():  # movie reviews in their place, where npm is missing
         names = sorted(folders)[: len(names)]
-    budgets = ("640MB", "320MB", "256MB", "124MB", "64MB")
+    budgets = ("640MB", "320MB", "256MB", "128MB", "64MB")
     quotas = ("2GB", "2GB", "400MB", "400MB", "400MB")  # fp32 takes 544 MB of disk, int8 141 MB
     return Study(
         name="speeches",
@@ -68,8 +68,8 @@ def speeches_study() -> Study:
             {"name": "int8", "bits": 8},
             {"name": "int8-last6", "bits": 8, "train_last": 6},
         ),
-        training={"steps": 8, "batch": 1, "tokens": TOKENS, "learning_rate": 2e-3, "warmup_steps": 2},
-        evaluation={"kind": "text-folder", "path": str(folders[names[-1]]), "rows": 24},
+        training={"steps": 6, "batch": 1, "tokens": TOKENS, "learning_rate": 3e-3, "warmup_steps": 2},
+        evaluation={"kind": "text-folder", "path": str(folders[names[-1]]), "rows": 16},
         devices=[
             Device(name.replace("_", "-"), budget, quota, {"kind": "text-folder", "path": str(folders[name])})
             for name, budget, quota in zip(names[:-1], budgets, quotas, strict=True)
@@ -98,8 +98,8 @@ def reviews_study(folder: pathlib.Path) -> Study:
             {"name": "int8", "bits": 8},
             {"name": "int8-last2", "bits": 8, "train_last": 2},
         ),
-        training={"steps": 40, "batch": 16, "tokens": 64, "learning_rate": 2e-3, "warmup_steps": 4},
-        evaluation={"kind": "csv", "path": str(held_out), "rows": 512},
+        training={"steps": 16, "batch": 16, "tokens": 64, "learning_rate": 3e-3, "warmup_steps": 2},
+        evaluation={"kind": "csv", "path": str(held_out), "rows": 256},
         devices=devices,
     )
 

@@ -8,6 +8,8 @@ The predicted peak of a step of `batch` rows in micro-batches of b rows of S tok
   + kept inputs            b * S * width * 4 for each segment that is walked back, and two more on the way
   + the largest of         each structure's growth while it runs (measured), and the vocabulary's chunk (computed)
 
+and 3 % and 4 MB more, for what allocators add and two equal processes differ by.
+
 A structure was measured at one and at two rows of T tokens: growth(b, S) = fixed + b * row * r, where row is the
 difference of the two and r = max(S/T, (S/T)^2): attention's part is quadratic, the rest linear, so this is not short
 on either side. What this device measured later corrects it: the ratio of measured to predicted peak, as `correction`.
@@ -26,6 +28,7 @@ SLICE_ROWS = 4096  # vocabulary rows per product: 9 MB dequantised at SmolLM2's 
 FLOAT_BYTES = 4
 STATE_FLOATS = 6  # of each trained number: value before, value, gradient, its sum, two moments
 MARGIN = 1.03  # what allocators add between two equal steps
+VARIES_BYTES = 4_000_000  # two equal processes differ so much: libraries' pages are mapped as the page cache has them
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +81,7 @@ def predicted_peak_bytes(manifest: Manifest, micro_batch: int, tokens: int, head
     back = sum(1 for _segment in _walked_back(manifest))
     kept = micro_batch * tokens * manifest.model.width * FLOAT_BYTES * (back + 2)
     peak = costs.process_bytes() + _adapter_bytes(manifest) + kept + max(running, default=0)
-    return round(peak * MARGIN)
+    return round(peak * MARGIN) + VARIES_BYTES
 
 
 def predicted_step_ms(manifest: Manifest, batch: int, micro_batch: int, tokens: int, head_rows: int) -> float:
