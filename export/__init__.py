@@ -11,6 +11,8 @@
 - `parity`      the proof: every gradient against torch's
 - `plug_in`     an adapter -> a PEFT checkpoint of the full model
 - `evaluate`    held-out loss of the full model
+- `folder`      an artifact read back; which folders may become one
+- `cli`         the commands; `manual` what their --help says, `progress` and `report` what they print
 
 Nothing here is imported with the package: torch takes seconds to load, and a command's --help should not.
 """
