@@ -103,9 +103,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.engine", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--quick", action="store_true", help="two repetitions instead of five")
     parser.add_argument("--check", action="store_true", help="exit 1 when a published bound is missed")
-    parser.add_argument(
-        "--out", type=pathlib.Path, help="the JSON; default, unless quick: results/engine.json"
-    )
+    parser.add_argument("--out", type=pathlib.Path, help="the JSON; default, unless quick: results/engine.json")
     arguments = parser.parse_args()
     console = Console()
 
