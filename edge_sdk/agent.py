@@ -56,7 +56,7 @@ from edge_sdk.session import Session
 from edge_sdk.store import DeviceStore
 from edge_sdk.supervisor import Supervisor, WorkerEvent, WorkerFailed
 from edge_sdk.wire.chunks import read_chunk, requested
-from edge_sdk.wire.errors import WireError
+from edge_sdk.wire.errors import IntegrityError, WireError
 from edge_sdk.wire.manifest import Manifest
 from edge_sdk.wire.messages import (
     Announcement,
@@ -175,8 +175,12 @@ class Agent:
         if blob is None:
             self._send(TransferRefused(request.blob, RefusalReason.UNKNOWN_BLOB))
             return
-        for index in requested(request, blob.size_bytes):
-            self._send(read_chunk(self._outbox.deltas, blob, request.chunk_bytes, index))
+        try:
+            for index in requested(request, blob.size_bytes):
+                self._send(read_chunk(self._outbox.deltas, blob, request.chunk_bytes, index))
+        except (FileNotFoundError, IntegrityError) as error:
+            self._say(f"a delta in the outbox is lost: {error}")
+            self._send(TransferRefused(request.blob, RefusalReason.UNKNOWN_BLOB))
 
     def _send(self, message: Message) -> None:
         self._transport.publish(self._topics.up(self._config.device), encode_message(message))

@@ -57,7 +57,10 @@ class Fetcher:
             needed_bytes, available_bytes = lack.needed_bytes, lack.available_bytes
             return self._failed(DeclineReason.NO_SPACE, str(lack), needed_bytes, available_bytes)
         if isinstance(wanted, FetchManifest) and wanted.task.artifact.sha256 in self._retained:
-            self._store.blobs.put(self._retained[wanted.task.artifact.sha256])
+            try:
+                self._store.blobs.put(self._retained[wanted.task.artifact.sha256])
+            except OSError as error:
+                return self._no_space(error)
         self._waiting.extend(self._store.missing(blobs))
         return self._outcome()
 
@@ -108,7 +111,11 @@ class Fetcher:
     def _end(self, sha256: str) -> None:
         download = self._running.pop(sha256)
         self._ended_bytes += download.received_bytes
-        download.close()
+        try:
+            download.close()
+        except OSError as error:
+            if error.errno != errno.ENOSPC:  # on a full disk what came last is fetched again, and nothing else is lost
+                raise
 
     def _outcome(self) -> Outcome | None:
         if self._wanted is None or self._waiting or self._running:

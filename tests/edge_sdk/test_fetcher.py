@@ -1,0 +1,154 @@
+"""How a device gets what a task needs, from a coordinator that is a folder of blobs."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+
+import pytest
+
+from edge_sdk.events import FetchFailed, FetchFiles, FetchManifest, FilesHere, ManifestHere
+from edge_sdk.fetcher import Fetcher, Outcome
+from edge_sdk.store import DeviceStore
+from edge_sdk.wire.blobs import Blob, BlobStore
+from edge_sdk.wire.chunks import read_chunk, requested
+from edge_sdk.wire.manifest import Manifest, encode_manifest
+from edge_sdk.wire.messages import CHUNK_BYTES, DeclineReason, RefusalReason, Task, TransferRefused
+from tests.edge_sdk.samples import MB, make_manifest, make_task
+
+FILES = {"forward": b"a" * 300_000, "backward": b"b" * 5, "tensors": b"c" * 700_000, "initial": b""}
+ADAPTER = b"the adapter"
+
+
+@dataclasses.dataclass(slots=True)
+class Place:
+    """A coordinator's blobs, a device's store, and the task between them."""
+
+    coordinator: BlobStore
+    store: DeviceStore
+    manifest: Manifest
+    task: Task
+    asked: int = 0
+
+    def fetcher(self) -> Fetcher:
+        """A new process's fetcher."""
+        return Fetcher(self.store, seed=0)
+
+    def finish(self, fetcher: Fetcher, chunks: int = 10**6) -> Outcome | None:
+        """Answer what is asked for, at most so many chunks; the outcome, or None when that was not enough."""
+        for _ in range(chunks):
+            requests = fetcher.requests(0.0)
+            if isinstance(requests, FetchFailed):
+                return requests
+            for request in requests:
+                blob = Blob(request.blob, self.coordinator.path(request.blob).stat().st_size)
+                for index in requested(request, blob.size_bytes):
+                    self.asked += 1
+                    chunk = read_chunk(self.coordinator, blob, request.chunk_bytes, index)
+                    if outcome := fetcher.take(chunk, 0.0):
+                        return outcome
+            if not requests:
+                return None
+        return None
+
+
+@pytest.fixture
+def place(tmp_path: pathlib.Path) -> Place:
+    """Everything at the coordinator, nothing on the device."""
+    coordinator = BlobStore(tmp_path / "coordinator")
+    manifest = dataclasses.replace(make_manifest(), files={name: coordinator.put(data) for name, data in FILES.items()})
+    artifact, adapter = coordinator.put(encode_manifest(manifest)), coordinator.put(ADAPTER)
+    store = DeviceStore(tmp_path / "device", 100 * MB)
+    return Place(coordinator, store, manifest, make_task(artifact=artifact, adapter=adapter))
+
+
+def test_everything_is_fetched_once(place: Place) -> None:
+    """Manifest, then files; every byte comes once and is counted, and a second task of the level needs none."""
+    fetcher = place.fetcher()
+    assert fetcher.begin(FetchManifest(place.task)) is None
+    assert place.finish(fetcher) == ManifestHere(place.task.task_id, place.manifest)
+    assert fetcher.begin(FetchFiles(place.task, place.manifest)) is None
+    size_bytes = place.task.artifact.size_bytes + sum(map(len, FILES.values())) + len(ADAPTER)
+    assert place.finish(fetcher) == FilesHere(place.task.task_id, size_bytes)
+    assert not place.store.missing([place.task.adapter, *place.manifest.files.values()])
+    again = place.fetcher()
+    assert again.begin(FetchManifest(place.task)) == ManifestHere(place.task.task_id, place.manifest)
+    assert again.begin(FetchFiles(place.task, place.manifest)) == FilesHere(place.task.task_id, 0)
+
+
+def test_a_retained_manifest_need_not_be_asked_for(place: Place) -> None:
+    """One that has the bytes its name promises is used; another is not even held."""
+    fetcher, name = place.fetcher(), place.task.artifact.sha256
+    fetcher.hold(name, b"something else")
+    assert fetcher.begin(FetchManifest(place.task)) is None
+    fetcher.hold(name, encode_manifest(place.manifest))
+    assert fetcher.begin(FetchManifest(place.task)) == ManifestHere(place.task.task_id, place.manifest)
+    assert place.asked == 0
+
+
+def test_a_stopped_fetch_goes_on(place: Place) -> None:
+    """What came before a stop is not asked for again."""
+    fetcher = place.fetcher()
+    fetcher.begin(FetchFiles(place.task, place.manifest))
+    place.finish(fetcher, chunks=1)
+    fetcher.stop()
+    before, again = place.asked, place.fetcher()
+    again.begin(FetchFiles(place.task, place.manifest))
+    assert isinstance(place.finish(again), FilesHere)
+    once = place.asked
+    assert once - before < once
+
+
+def test_files_without_room_are_declined_with_their_size(place: Place, tmp_path: pathlib.Path) -> None:
+    """What needs more than the quota is declined before a byte comes, with what it needs and what there is."""
+    place.store = DeviceStore(tmp_path / "small", 500_000)
+    outcome = place.fetcher().begin(FetchFiles(place.task, place.manifest))
+    assert isinstance(outcome, FetchFailed)
+    assert outcome.reason is DeclineReason.NO_SPACE
+    assert outcome.needed_bytes > 1_000_000
+    assert outcome.available_bytes <= 500_000
+
+
+def test_a_full_disk_is_an_answer(place: Place) -> None:
+    """A disk that fills up in the middle is declined, not a crash, and nothing more is asked for."""
+    fetcher, blob = place.fetcher(), place.manifest.files["forward"]
+    fetcher.begin(FetchFiles(place.task, place.manifest))
+    fetcher.requests(0.0)
+    data = place.store.blobs.folder / "partial" / f"{blob.sha256}.data"
+    data.parent.mkdir(exist_ok=True)
+    data.symlink_to("/dev/full")
+    outcome = fetcher.take(read_chunk(place.coordinator, blob, CHUNK_BYTES, 0), 0.0)
+    assert outcome == FetchFailed(place.task.task_id, DeclineReason.NO_SPACE, "no space left on the device")
+    assert fetcher.requests(0.0) == []
+
+
+def test_what_the_coordinator_lacks_is_unavailable(place: Place) -> None:
+    """A refusal ends the fetching; one of something else does not."""
+    fetcher = place.fetcher()
+    fetcher.begin(FetchManifest(place.task))
+    fetcher.requests(0.0)
+    assert fetcher.refused(TransferRefused("0" * 64, RefusalReason.UNKNOWN_BLOB)) is None
+    outcome = fetcher.refused(TransferRefused(place.task.artifact.sha256, RefusalReason.UNKNOWN_BLOB))
+    assert outcome is not None
+    assert outcome.reason is DeclineReason.UNAVAILABLE
+
+
+def test_what_is_no_manifest_is_incompatible(place: Place) -> None:
+    """Bytes that keep their promise and are no manifest cannot be used on this device."""
+    task = dataclasses.replace(place.task, artifact=place.coordinator.put(b"no manifest"))
+    fetcher = place.fetcher()
+    fetcher.begin(FetchManifest(task))
+    outcome = place.finish(fetcher)
+    assert isinstance(outcome, FetchFailed)
+    assert outcome.reason is DeclineReason.INCOMPATIBLE
+
+
+def test_a_manifest_that_the_disk_changed_is_fetched_again(place: Place) -> None:
+    """A stored manifest is verified before it is read."""
+    fetcher = place.fetcher()
+    fetcher.begin(FetchManifest(place.task))
+    place.finish(fetcher)
+    path = place.store.blobs.path(place.task.artifact.sha256)
+    path.write_bytes(b"x" * path.stat().st_size)
+    assert fetcher.begin(FetchManifest(place.task)) is None
+    assert isinstance(place.finish(fetcher), ManifestHere)
