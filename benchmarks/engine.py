@@ -7,7 +7,8 @@ measurement is a process of its own; peak is its VmHWM, time its median step. Ea
 in turn; the table shows medians over the repetitions. `--quick` makes two repetitions instead of five, and keeps no
 result. `--check` exits 1 when the largest of our peaks is not under 0.3 of torch + peft's.
 
-Ours are the emulator levels of the demo, as `fedpeat-edge probe` runs them: the process that a device would start.
+Ours are the emulator levels of the demo, as `fedpeat-edge probe --budget 300MB` runs them: the process that a device
+with that budget would start.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from rich.table import Table
 from benchmarks import assets, machine, studies
 
 TOKENS = 128
+BUDGET = "300MB"
 PEAK_BOUND = 0.3
 RESULT = pathlib.Path(__file__).parent / "results" / "engine.json"
 
@@ -53,7 +55,7 @@ def contenders(model: pathlib.Path, artifact: pathlib.Path, steps: int) -> list[
                 f"fedpeat {path.stem}",
                 ours=True,
                 module="edge_sdk.cli",
-                arguments=("probe", str(path), *shape),
+                arguments=("probe", str(path), *shape, "--budget", BUDGET),
             )
             for path in sorted(artifact.glob("*.manifest"))
         ),

@@ -95,6 +95,11 @@ def result_table(history: History) -> Table:
     for heading in headings:
         table.add_column(heading, justify="left" if heading in {"device", "level", "loss"} else "right")
     rows: list[tuple[int, str, tuple[str, ...]]] = []
+    for a in history.answers:
+        has = f" of {a.budget_bytes / 1e6:.0f}" if a.reason == DeclineReason.NO_SPACE.value else ""
+        wanted = f", {a.bytes / 1e6:.0f}{has} MB" if a.bytes else ""
+        budget = NONE if has or not a.budget_bytes else f"{a.budget_bytes / 1e6:.0f}"
+        rows.append((a.round, a.device, (a.level, budget, *([NONE] * 5), f"{a.kind}: {a.reason}{wanted}")))
     for r in history.results:
         report = r.report
         sizes = (report.budget_bytes, report.predicted_bytes, report.peak_bytes)
@@ -108,11 +113,6 @@ def result_table(history: History) -> Table:
             loss,
         )
         rows.append((r.round, r.device, cells))
-    for a in history.answers:
-        has = f" of {a.budget_bytes / 1e6:.0f}" if a.reason == DeclineReason.NO_SPACE.value else ""
-        wanted = f", {a.bytes / 1e6:.0f}{has} MB" if a.bytes else ""
-        budget = NONE if has or not a.budget_bytes else f"{a.budget_bytes / 1e6:.0f}"
-        rows.append((a.round, a.device, (a.level, budget, *([NONE] * 5), f"{a.kind}: {a.reason}{wanted}")))
     for round_, device, cells in sorted(rows, key=lambda row: row[:2]):
         table.add_row(str(round_), device, *cells)
     return table
