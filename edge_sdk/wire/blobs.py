@@ -18,7 +18,7 @@ import hashlib
 import os
 import pathlib
 import re
-import tempfile
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -64,10 +64,10 @@ def blob_of_file(path: pathlib.Path) -> Blob:
 
 @contextmanager
 def written_atomically(path: pathlib.Path) -> Iterator[BinaryIO]:
-    """A file that appears at `path` whole and on disk, or not at all."""
+    """A file that appears at `path` whole and on disk, or not at all; who may read it is the umask's to say."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
-    temporary = pathlib.Path(name)
+    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
         with os.fdopen(handle, "wb") as file:
             yield file

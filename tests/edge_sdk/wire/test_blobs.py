@@ -149,3 +149,11 @@ def test_kill_9_leaves_no_false_blob(store: BlobStore) -> None:
     assert names
     for path in names:
         assert blob_of_file(path).sha256 == path.name
+
+
+def test_who_may_read_is_the_umasks_to_say(tmp_path: pathlib.Path) -> None:
+    """A file written atomically is as readable as one that was simply opened."""
+    with written_atomically(tmp_path / "atomic") as file:
+        file.write(b"x")
+    (tmp_path / "plain").write_bytes(b"x")
+    assert (tmp_path / "atomic").stat().st_mode == (tmp_path / "plain").stat().st_mode
