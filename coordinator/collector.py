@@ -60,7 +60,7 @@ class Collector:
             return Unfetched(wanted, RefusalReason.MALFORMED, detail)
         if known is not None and known.wanted.delta == delta:
             return None
-        self.forget(wanted.task.task_id)  # the device offers another delta for it now
+        self.forget(*_whose(wanted))  # the device offers another delta for it now
         if self._is_here(delta):
             return Fetched(wanted)
         seed = zlib.crc32(wanted.device.encode())
@@ -96,10 +96,10 @@ class Collector:
         self._drop(refusal.blob)
         return Unfetched(one.wanted, refusal.reason, "the device does not have what it offered")
 
-    def forget(self, task_id: str) -> None:
-        """The task's delta is not wanted any more, nor what came of it. Raises OSError."""
+    def forget(self, device: str, task_id: str) -> None:
+        """The delta of the device's task is not wanted any more, nor what came of it. Raises OSError."""
         for sha256, one in list(self._fetching.items()):
-            if one.wanted.task.task_id == task_id:
+            if _whose(one.wanted) == (device, task_id):
                 self._drop(sha256)
 
     def take_received_bytes(self) -> dict[str, int]:

@@ -261,7 +261,7 @@ class Daemon:
         elif isinstance(instruction, (GiveTask, OfferAgain)):
             self._send(instruction.device, TaskOffer(instruction.task))
         elif isinstance(instruction, CancelTask):
-            self._collector.forget(instruction.task_id)
+            self._collector.forget(instruction.device, instruction.task_id)
             self._send(instruction.device, TaskCancel(instruction.task_id, instruction.reason))
         elif isinstance(instruction, SendReceipt):
             self._send(instruction.device, instruction.receipt)

@@ -142,9 +142,10 @@ class Ledger:
         values = (task.task_id, device, level, task.round, attempt, codec.encode(task), time.time())
         self._write("INSERT INTO tasks VALUES (?, ?, ?, ?, ?, ?, 'offered', ?)", *values)
 
-    def cancel_task(self, task_id: str) -> None:
-        """A task was taken back; one that has an end already keeps it, and an unknown one is none of ours."""
-        self._write("UPDATE tasks SET state = 'cancelled' WHERE task_id = ? AND state = 'offered'", task_id)
+    def cancel_task(self, device: str, task_id: str) -> None:
+        """A device's task was taken back; one that has an end keeps it, and one that is not the device's is not ours."""
+        cancel = "UPDATE tasks SET state = 'cancelled' WHERE task_id = ? AND device = ? AND state = 'offered'"
+        self._write(cancel, task_id, device)
 
     def decline(self, message: TaskDeclined) -> None:
         """A device will not do it."""

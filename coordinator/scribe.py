@@ -21,7 +21,7 @@ def write_down(ledger: Ledger, instruction: Instruction) -> None:
     elif isinstance(instruction, GiveTask):
         ledger.give_task(instruction.device, instruction.level, instruction.attempt, instruction.task)
     elif isinstance(instruction, CancelTask):
-        ledger.cancel_task(instruction.task_id)
+        ledger.cancel_task(instruction.device, instruction.task_id)
     elif isinstance(instruction, RecordDecline):
         ledger.decline(instruction.message)
     elif isinstance(instruction, RecordFailure):

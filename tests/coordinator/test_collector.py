@@ -196,9 +196,17 @@ def test_what_is_forgotten_is_not_asked_for(collector: Collector, outbox: BlobSt
         collector.begin(wanted(delta, device, f"t.{device}"), LIMIT, 0.0)
         collector.take(device, read_chunk(outbox, delta, CHUNK_BYTES, 0), 0.0)
     for _ in range(2):
-        collector.forget("t.a")
+        collector.forget("a", "t.a")
     assert collect(collector, outbox, deltas) == [Fetched(wanted(deltas["b"], "b", "t.b"))]
     assert below(received.folder) == [deltas["b"].sha256]
+
+
+def test_a_device_that_claims_another_s_task_stops_nothing(collector: Collector, outbox: BlobStore) -> None:
+    """Whoever speaks of a task that is not its own is told to stop; the task's own delta goes on coming."""
+    delta = outbox.put(os.urandom(BIG))
+    collector.begin(wanted(delta, "a", "t.a"), LIMIT, 0.0)
+    collector.forget("thief", "t.a")
+    assert collect(collector, outbox, {"a": delta}) == [Fetched(wanted(delta, "a", "t.a"))]
 
 
 def test_a_coordinator_that_was_killed_goes_on(collector: Collector, outbox: BlobStore, received: BlobStore) -> None:

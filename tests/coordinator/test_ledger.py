@@ -107,13 +107,15 @@ def test_an_end_is_not_taken_back(tmp_path: pathlib.Path) -> None:
     """Cancelling a task that has an end changes nothing; an unknown one is no error."""
     with begun(tmp_path) as ledger:
         ledger.commit_result("a", "t.a", DELTA, 5, make_report())
-        ledger.cancel_task("t.a")
-        ledger.cancel_task("t.d")
-        ledger.cancel_task("stranger")
+        ledger.cancel_task("a", "t.a")
+        ledger.cancel_task("d", "t.d")
+        ledger.cancel_task("a", "stranger")
+        ledger.cancel_task("a", "t.c")
         past = ledger.past()
     assert past is not None
     states = {e.device: e.state for e in past.entries}
     assert (states["a"], states["d"]) == (TaskState.COMMITTED, TaskState.CANCELLED)
+    assert states["c"] is TaskState.OFFERED, "a device that claims another's task takes nothing from it"
 
 
 def test_a_repeated_round_goes_on_with_the_next_attempt(tmp_path: pathlib.Path) -> None:
