@@ -143,7 +143,7 @@ class Ledger:
         self._write("INSERT INTO tasks VALUES (?, ?, ?, ?, ?, ?, 'offered', ?)", *values)
 
     def cancel_task(self, device: str, task_id: str) -> None:
-        """A device's task was taken back; one that has an end keeps it, and one that is not the device's is not ours."""
+        """A device's task was taken back; one that has an end keeps it, and one that is not its own is none of ours."""
         cancel = "UPDATE tasks SET state = 'cancelled' WHERE task_id = ? AND device = ? AND state = 'offered'"
         self._write(cancel, task_id, device)
 

@@ -62,6 +62,7 @@ GRACE_S: Final = 30.0
 SILENCE_S: Final = 30.0  # an offer of which nothing was heard for so long is repeated
 BUSY_S: Final = 5.0  # the same for a device that said it was busy
 REPEAT_S: Final = 5.0  # before a round is tried again
+TASKS: Final = 32  # for one device in one attempt: an honest one needs one a level, and one a restart of ours
 TOO_LARGE: Final = {  # answers after which the device may be given a smaller level
     DeclineReason.OVER_BUDGET: Outcome.OVER_BUDGET,
     DeclineReason.NO_SPACE: Outcome.NO_SPACE,
@@ -359,10 +360,15 @@ class Rounds(Generic[S]):
         return said is None or said not in {"", device.hello.session}
 
     def _give(self, device: str, now_s: float) -> Iterator[Instruction]:
-        """A task for a device that has none in this open round, unless it has delivered or sits it out."""
+        """A task for a device that has none in this open round, unless it has delivered, sits it out or had too many.
+
+        A round whose deadline has passed is open until the event at hand is through: nobody joins it any more.
+        """
         self._expected_back.discard(device)
-        served = any(e.device == device and e.state is TaskState.COMMITTED for e in self._current())
-        if self.state is not State.OPEN or served or not self._takes_part(self.fleet.devices[device]):
+        had = [e.state for e in self._current() if e.device == device]
+        if self.state is not State.OPEN or now_s >= self.deadline_at_s:
+            return
+        if TaskState.COMMITTED in had or len(had) >= TASKS or not self._takes_part(self.fleet.devices[device]):
             return
         for name, level in self._decide((self.fleet.devices[device],)).items():
             yield self._new_task(name, level, now_s)

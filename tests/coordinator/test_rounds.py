@@ -37,7 +37,7 @@ from coordinator.events import (
 from coordinator.policy.largest_that_fits import LargestThatFits
 from coordinator.policy.types import Level
 from coordinator.round_states import TRANSITIONS, State, Trigger
-from coordinator.rounds import BUSY_S, GRACE_S, REPEAT_S, SILENCE_S, Past, Plan, Rounds
+from coordinator.rounds import BUSY_S, GRACE_S, REPEAT_S, SILENCE_S, TASKS, Past, Plan, Rounds
 from coordinator.task_book import TaskMaker
 from edge_sdk.wire.blobs import blob_of
 from edge_sdk.wire.messages import (
@@ -222,6 +222,27 @@ def test_a_device_that_cannot_use_it_is_not_asked_again() -> None:
     scene.deliver("b")
     assert [i.device for i in only(GiveTask, scene.tell(AdapterReady(1, DELTA)))] == ["b"]
     assert only(GiveTask, scene.hello("a", session="s2"))
+
+
+def test_nobody_joins_after_the_deadline() -> None:
+    """A Hello, or an answer to be followed by another task, may be the first that is heard after the deadline."""
+    for hello in (True, False):
+        scene = opened()
+        scene.now_s += 100.1
+        assert only(GiveTask, scene.hello("c") if hello else scene.decline("a")) == []
+        assert scene.rounds.state is State.WAITING
+
+
+def test_a_device_that_never_stops_answering_gets_no_end_of_tasks() -> None:
+    """A device may claim new sessions and senseless sizes for ever: what it costs the ledger is bounded."""
+    scene = opened()
+    for k in range(2 * TASKS):
+        message = TaskDeclined(scene.task("a").task_id, DeclineReason.OVER_BUDGET, 0, 0, "")
+        scene.tell(DeclineHeard("a", message))
+        scene.hello("a", session=f"s{k}")
+    assert len([i for i in only(GiveTask, scene.asked) if i.device == "a"]) == TASKS
+    scene.deliver("b")
+    assert only(AggregateRound, scene.asked)
 
 
 def test_the_deadline_closes() -> None:
