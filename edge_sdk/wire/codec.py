@@ -4,7 +4,8 @@ The bytes: a dataclass is a msgpack map from field name to value; a tuple is an 
 nil. Rules of reading:
 
 - nothing larger than `max_bytes` is looked at, and nothing nested deeper or longer than the limits below;
-- every field has the type its dataclass says: no number becomes a string, no truth value a number;
+- every field has the type its dataclass says: no number becomes a string, no truth value a number; an integer fits in
+  64 bits with a sign, as a ledger's column does;
 - a map with a key twice, an extension type, or a value that the dataclass's own check refuses is an error;
 - an unknown field is ignored (a newer peer may send it); a missing one takes its default or is an error.
 
@@ -29,6 +30,7 @@ from edge_sdk.wire.errors import DecodeError, TooLargeError
 T = TypeVar("T")
 
 MAX_ITEMS = 65_536  # entries of one array or map: over 100x the largest manifest we write
+MAX_INTEGER = (1 << 63) - 1
 MAX_COMPLAINT = 300  # characters of an error: hostile bytes must not fill a log
 
 
@@ -131,6 +133,9 @@ def _read_scalar(kind: type, value: object, where: str) -> object:
             msg = f"{where} is {number}, a finite number is needed"
             raise ValueError(msg)
         return number
+    if kind is int and _expect(int, value, where) > MAX_INTEGER:
+        msg = f"{where} is {value}, at most {MAX_INTEGER} is accepted"
+        raise ValueError(msg)
     return _expect(kind, value, where)
 
 

@@ -157,6 +157,10 @@ class Report:
     threads: int
     runtime: str
 
+    def __post_init__(self) -> None:
+        """Refuse what would fill a ledger's row."""
+        _short("runtime", self.runtime)
+
 
 @dataclass(frozen=True, slots=True)
 class Tensor:

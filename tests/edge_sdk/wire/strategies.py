@@ -16,7 +16,7 @@ from edge_sdk.wire.blobs import Blob
 from edge_sdk.wire.messages import MAX_STEPS, ChunkRequest, OptimizerKind, Schedule, Task
 
 TEXT = st.text(max_size=20)
-INTEGERS = st.integers(-(1 << 63), (1 << 64) - 1)
+INTEGERS = st.integers(-(1 << 63), (1 << 63) - 1)
 FLOATS = st.floats(allow_nan=False, allow_infinity=False)
 SHA256 = st.binary(max_size=4).map(lambda data: hashlib.sha256(data).hexdigest())
 BLOBS = st.builds(Blob, SHA256, st.integers(0, 1 << 48))

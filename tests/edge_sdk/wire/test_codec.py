@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_sdk.wire.codec import MAX_COMPLAINT, MAX_ITEMS, decode, encode, unpack
+from edge_sdk.wire.codec import MAX_COMPLAINT, MAX_INTEGER, MAX_ITEMS, decode, encode, unpack
 from edge_sdk.wire.errors import DecodeError, TooLargeError, WireError
 from tests.edge_sdk.wire.strategies import values
 
@@ -52,7 +52,7 @@ class Everything:
     later: int = 7
 
 
-PART = st.builds(Part, st.integers(0, 1 << 63))
+PART = st.builds(Part, st.integers(0, (1 << 63) - 1))
 EVERYTHING = st.builds(
     Everything,
     text=values(str),
@@ -181,6 +181,9 @@ def test_bounds_are_exact() -> None:
     assert unpack(msgpack.packb([None] * MAX_ITEMS), 1 << 20) == [None] * MAX_ITEMS
     with pytest.raises(DecodeError):
         unpack(msgpack.packb([None] * (MAX_ITEMS + 1)), 1 << 20)
+    assert decode(Part, encode(Part(MAX_INTEGER)), LIMIT) == Part(MAX_INTEGER)
+    with pytest.raises(DecodeError, match="size is"):  # SQLite has no column for it
+        decode(Part, encode(Part(MAX_INTEGER + 1)), LIMIT)
 
 
 @settings(max_examples=300)

@@ -28,7 +28,7 @@ from edge_sdk.wire.messages import (
     decode_message,
     encode_message,
 )
-from tests.edge_sdk.samples import make_hello, make_task
+from tests.edge_sdk.samples import make_hello, make_offer, make_report, make_task
 from tests.edge_sdk.wire.strategies import values
 
 MESSAGES: st.SearchStrategy[Message] = st.one_of([values(kind) for kind in KINDS.values()])
@@ -110,6 +110,16 @@ def test_long_texts_are_refused_on_both_sides(field: str) -> None:
     failed["body"][field] = text[field] + "é"
     with pytest.raises(DecodeError, match=field):
         decode_message(msgpack.packb(failed))
+
+
+def test_a_report_fits_a_ledger() -> None:
+    """A coordinator reads back every report it took: a device cannot hide a megabyte within one."""
+    with pytest.raises(ValueError, match="runtime has"):
+        dataclasses.replace(make_report(), runtime="x" * (MAX_TEXT + 1))
+    offer = msgpack.unpackb(encode_message(make_offer("a task")))
+    offer["body"]["report"]["runtime"] = "x" * (1 << 20)
+    with pytest.raises(DecodeError, match="runtime has"):
+        decode_message(msgpack.packb(offer))
 
 
 @pytest.mark.parametrize(
