@@ -1,8 +1,9 @@
 """A delta is checked here before it touches the model; nothing else looks at a device's numbers first.
 
-In this order, the cheap before the dear: size, form, task and device, round and adapter, names, shapes and types,
-finite numbers. The first check that fails gives the refusal. A delta that passes has the form that the task asked for,
-however hostile its sender; whether its numbers are good is another question.
+In this order, the cheap before the dear: size, form, task and device, round and adapter, number of examples, names,
+shapes and types, numbers. The first check that fails gives the refusal. A delta that passes has the form that the task
+asked for, weighs no more than the task, and can be aggregated, however hostile its sender; whether its numbers are good
+is another question.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from edge_sdk.wire.errors import DecodeError, TooLargeError
 from edge_sdk.wire.manifest import Manifest
 from edge_sdk.wire.messages import DeltaFile, RefusalReason, Task
 
-MAX_EXAMPLES = 10**9  # weights of the mean stay exact in float64, whatever devices claim
+MAX_CHANGE = 1e6  # of one number: beyond any training, and far from where float32 ends, also summed or multiplied
 ENTRY_BYTES = 256  # msgpack around one tensor: name, keys, shape
 FILE_BYTES = 4096  # msgpack around all of them
 
@@ -79,8 +80,9 @@ def _check_claims(file: DeltaFile, wanted: Expected) -> Refused | None:
         return Refused(RefusalReason.WRONG_ROUND, f"the delta is of round {file.round}, the task of round {task.round}")
     if file.adapter != task.adapter.sha256:
         return Refused(RefusalReason.WRONG_ROUND, "the delta started from another adapter than the task's")
-    if not 1 <= file.examples <= MAX_EXAMPLES:
-        return Refused(RefusalReason.MALFORMED, f"{file.examples} examples; from 1 to {MAX_EXAMPLES} are possible")
+    most = task.steps * task.batch
+    if not 1 <= file.examples <= most:
+        return Refused(RefusalReason.MALFORMED, f"{file.examples} examples; from 1 to {most} are possible")
     return None
 
 
@@ -95,6 +97,8 @@ def _check_tensors(delta: Delta, wanted: Expected) -> Refused | None:
             return Refused(RefusalReason.MALFORMED, f"{name} is {array.dtype}, not float32")
         if not np.isfinite(array).all():
             return Refused(RefusalReason.NOT_FINITE, f"{name} has numbers that are not finite")
+        if np.any(np.abs(array) > MAX_CHANGE):
+            return Refused(RefusalReason.NOT_FINITE, f"{name} has changes of more than {MAX_CHANGE:.0e}")
     return None
 
 

@@ -85,7 +85,7 @@ FIELDS: Final = {
     "Tensor.data": "the elements, row-major, little-endian",
     "DeltaFile.round": "the task's round",
     "DeltaFile.adapter": "SHA-256 of the adapter that training started from",
-    "DeltaFile.examples": "weight in the mean, 1 to 1,000,000,000",
+    "DeltaFile.examples": "weight in the mean, 1 to the task's `steps` times `batch`",
     "DeltaFile.tensors": "the change of each trained tensor, by global name",
     # ---- the manifest
     "Manifest.format": "1",
@@ -169,7 +169,7 @@ VALUES: Final = {
     "RefusalReason.malformed": "not a delta: its msgpack, element types, or number of examples",
     "RefusalReason.wrong-names": "its tensors are not those that the task trains",
     "RefusalReason.wrong-shape": "a tensor has another shape",
-    "RefusalReason.not-finite": "a tensor has an infinity or a NaN",
+    "RefusalReason.not-finite": "a tensor has an infinity, a NaN, or a number beyond `MAX_CHANGE`",
     "TaskType.causal-lm": "language model",
     "TaskType.sequence-classification": "classifier of rows",
     "Direction.load": "at rest, with everything loaded",

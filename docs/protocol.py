@@ -197,7 +197,7 @@ def bounds() -> str:
         ("MAX_BATCH", messages, "rows of a batch"),
         ("MAX_TOKENS", messages, "tokens of a row"),
         ("MAX_STEPS", messages, "steps of a task"),
-        ("MAX_EXAMPLES", validate, "the weight of a delta"),
+        ("MAX_CHANGE", validate, "a number of a delta, without its sign"),
         ("ENTRY_BYTES", validate, "allowed around each tensor of a delta"),
         ("FILE_BYTES", validate, "allowed around all of them"),
         ("RESEND_S", session, "after which a device offers its results again"),

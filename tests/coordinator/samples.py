@@ -120,7 +120,7 @@ def make_delta(shapes: dict[str, tuple[int, ...]], seed: int = 0, scale: float =
     return Delta({name: (scale * random.normal(size=shape)).astype(np.float32) for name, shape in shapes.items()})
 
 
-def delta_bytes(task: Task, device: str, delta: Delta, *, examples: int = 5) -> bytes:
+def delta_bytes(task: Task, device: str, delta: Delta, *, examples: int = 3) -> bytes:
     """The blob that an honest device offers."""
     tensors = {name: pack_array(array) for name, array in delta.tensors.items()}
     return encode_delta(DeltaFile(task.task_id, task.round, device, task.adapter.sha256, examples, tensors))

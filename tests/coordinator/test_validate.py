@@ -43,9 +43,9 @@ def poisoned(value: float) -> Tensor:
 
 def test_an_honest_delta_passes() -> None:
     """What an honest device sends comes through unchanged."""
-    verdict = check_delta(delta_bytes(TASK, "d", DELTA, examples=7), WANTED)
+    verdict = check_delta(delta_bytes(TASK, "d", DELTA, examples=2), WANTED)
     assert isinstance(verdict, Accepted)
-    assert verdict.examples == 7
+    assert verdict.examples == 2
     assert all(np.array_equal(verdict.delta.tensors[name], array) for name, array in DELTA.tensors.items())
 
 
@@ -57,6 +57,7 @@ def test_an_honest_delta_passes() -> None:
         (file(round=2), RefusalReason.WRONG_ROUND),
         (file(adapter=blob_of(b"older").sha256), RefusalReason.WRONG_ROUND),
         (file(examples=0), RefusalReason.MALFORMED),
+        (file(examples=4), RefusalReason.MALFORMED),  # the task has 3
         (file(examples=10**12), RefusalReason.MALFORMED),
         (file(tensors={}), RefusalReason.WRONG_NAMES),
         (file(tensors=tensors(extra=pack_array(np.zeros(1, np.float32)))), RefusalReason.WRONG_NAMES),
@@ -66,6 +67,7 @@ def test_an_honest_delta_passes() -> None:
         (file(tensors=tensors(A=Tensor("O", (2, 6), b""))), RefusalReason.MALFORMED),
         (file(tensors=tensors(A=poisoned(float("nan")))), RefusalReason.NOT_FINITE),
         (file(tensors=tensors(A=poisoned(float("-inf")))), RefusalReason.NOT_FINITE),
+        (file(tensors=tensors(A=poisoned(-3e38))), RefusalReason.NOT_FINITE),  # its sum with another's is infinite
         (file(tensors=tensors(junk=Tensor("U8", (99_999,), bytes(99_999)))), RefusalReason.TOO_LARGE),
         (b"", RefusalReason.MALFORMED),
         (b"\xc1not msgpack", RefusalReason.MALFORMED),
