@@ -112,7 +112,7 @@ class Daemon:
         self._rounds = Rounds(self._plan(), LargestThatFits(), past, time.monotonic())
         if past.version or past.open:
             self._screen.line(f"continuing at round {past.version + 1}")
-        self._progress: dict[str, TaskProgress] = {}
+        self._progress: dict[str, TaskProgress] = {}  # by device: its latest
         self._events: deque[Event] = deque()
         self._connected, self._next_tick_s, self.messages_dropped = False, 0.0, 0
 
@@ -214,7 +214,7 @@ class Daemon:
         if isinstance(message, Hello):
             self._on_hello(message)
         elif isinstance(message, TaskProgress):
-            self._progress[message.task_id] = message
+            self._progress[device] = message
             self._tell(ProgressHeard(device, message))
         elif isinstance(message, TaskDeclined):
             self._tell(DeclineHeard(device, message))
@@ -314,14 +314,14 @@ class Daemon:
         self._jobs.start(f"aggregation of round {asked.round}", AGGREGATE, work)
 
     def _on_outcome(self, outcome: Outcome) -> None:
+        if not isinstance(outcome, (Done, Failed)):
+            return
         measured = self._evaluator is not None and self._evaluator.ended(outcome.job)
         if isinstance(outcome, Failed) and measured:
             self._screen.line(f"{outcome.job} could not be measured: {outcome.error}", "red")
         elif isinstance(outcome, Failed):
             msg = f"{outcome.job} failed: {outcome.error}"
             raise JobError(msg) from outcome.error
-        elif not isinstance(outcome, Done):
-            return
         elif isinstance(outcome.value, Evaluation):
             self._on_evaluation(outcome.value)
         elif isinstance(outcome.value, tuple):

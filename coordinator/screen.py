@@ -48,8 +48,9 @@ class Screen:
             self._live.stop()
 
     def line(self, text: str, style: str | None = None) -> None:
-        """Something happened, now."""
-        self.console.print(Text.assemble((time.strftime("%H:%M:%S "), "dim"), (text, style or "")))
+        """Something happened, now. What devices say of themselves is shown, never obeyed by the terminal."""
+        shown = "".join(c if c.isprintable() else " " for c in text)
+        self.console.print(Text.assemble((time.strftime("%H:%M:%S "), "dim"), (shown, style or "")))
 
     def board(self, table: Table) -> None:
         """Where things stand; nothing on what is no terminal."""
@@ -62,7 +63,7 @@ class Screen:
 
 
 def board(rounds: Rounds[Any], progress: Mapping[str, TaskProgress], now_s: float) -> Table:
-    """The round as it stands: one line per device."""
+    """The round as it stands, with what each device said last: one line per device."""
     title = f"round {rounds.round}, {rounds.state.value}"
     if rounds.attempt > 1:
         title += f", attempt {rounds.attempt}"
@@ -74,7 +75,9 @@ def board(rounds: Rounds[Any], progress: Mapping[str, TaskProgress], now_s: floa
     for device in rounds.fleet:
         name = device.hello.device
         entry = latest.get(name)
-        said = progress.get(entry.task.task_id) if entry else None
+        said = progress.get(name)
+        if said is not None and (entry is None or said.task_id != entry.task.task_id):
+            said = None  # it is of an earlier task, or of one that was never given
         working = said is not None and entry is not None and entry.state is TaskState.OFFERED
         state = NONE if entry is None else "training" if working else entry.state.value
         table.add_row(
