@@ -55,12 +55,18 @@ class Outbox:
     def keep(self, task_id: str, delta_path: pathlib.Path, report: Report) -> ResultOffer:
         """Move the delta in and write the record; once this returns the result survives anything.
 
-        A second result of the same task takes the first one's place. Raises OSError, for one when the disk is full.
+        A second result of the same task takes the first one's place. Raises OSError, for one when the disk is full; the
+        delta is not kept then, so as not to fill it any further.
         """
         result = ResultOffer(task_id, self.deltas.adopt(delta_path), report)
-        data = codec.encode(result)
-        with written_atomically(self._path(task_id)) as file:
-            file.write(hashlib.sha256(data).digest() + data)
+        data, path = codec.encode(result), self._path(task_id)
+        try:
+            with written_atomically(path) as file:
+                file.write(hashlib.sha256(data).digest() + data)
+        except OSError:
+            if not path.exists():  # a first result of the same bytes still needs them
+                self.deltas.remove(result.delta.sha256)
+            raise
         return result
 
     def forget(self, task_id: str, delta: Blob) -> None:

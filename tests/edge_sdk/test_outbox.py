@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
+import resource
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -50,6 +53,30 @@ def record(outbox: Outbox) -> pathlib.Path:
 def outbox(tmp_path: pathlib.Path) -> Outbox:
     """An empty outbox."""
     return Outbox(tmp_path / "outbox")
+
+
+@contextlib.contextmanager
+def no_room() -> Iterator[None]:
+    """No file can be written, though one can be moved: what a full disk leaves."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_result_that_cannot_be_kept_takes_no_room(tmp_path: pathlib.Path, outbox: Outbox) -> None:
+    """Where there is no room for the record its delta goes, too; that of a result that was kept before stays."""
+    delta = made(tmp_path, b"delta")
+    with no_room(), pytest.raises(OSError, match="too large"):
+        outbox.keep("a task", delta, REPORT)
+    assert [path for path in outbox.folder.rglob("*") if path.is_file()] == []
+    result = outbox.keep("a task", made(tmp_path, b"delta"), REPORT)
+    again = made(tmp_path, b"delta")
+    with no_room(), pytest.raises(OSError, match="too large"):
+        outbox.keep("a task", again, REPORT)
+    assert outbox.load().results == (result,)
 
 
 def test_a_result_comes_back_as_it_was_kept(tmp_path: pathlib.Path, outbox: Outbox) -> None:
