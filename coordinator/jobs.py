@@ -4,7 +4,7 @@ Rules:
 
 - a lane is one thread: jobs in a lane run one after the other, lanes run side by side;
 - the owner polls; no job calls back into the owner's thread;
-- `close` ends the processes that are still running, so nothing outlives the daemon that stops in order.
+- `close` ends the processes that are still running, and those of ours end with a daemon that is killed.
 
 A process of ours speaks JSON on standard output, one object a line; the last line is its result, those before are
 progress. On failure it says one line on standard error.
@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from coordinator.errors import JobError
+from edge_sdk.wire.lifeline import parent_environment
 
 END_S: Final = 5.0
 
@@ -121,7 +122,7 @@ class Jobs:
                 stderr=errors,
                 text=True,
                 encoding="utf-8",
-                env=os.environ | {"PYTHONUNBUFFERED": "1"},
+                env={**os.environ, **parent_environment(), "PYTHONUNBUFFERED": "1"},
                 start_new_session=True,  # Ctrl-C in the terminal is ours to pass on
             )
             self._processes.add(process)

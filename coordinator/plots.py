@@ -14,6 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from edge_sdk.wire.lifeline import end_with_parent
+
 
 def draw(report: dict[str, Any], path: pathlib.Path) -> None:
     """Held-out losses by adapter version on the left, each device's own losses by round on the right."""
@@ -51,6 +53,7 @@ def _devices(axes: Axes, rounds: list[dict[str, Any]]) -> None:
 
 def main() -> None:
     """Run the command line."""
+    end_with_parent()
     report = json.loads(pathlib.Path(sys.argv[1]).read_text("utf-8"))
     draw(report, pathlib.Path(sys.argv[2]))
 

@@ -1,6 +1,7 @@
 """`fedpeat-edge`: run, doctor, probe, plan, evaluate, prepare, train.
 
-Exit status: 0 done, 1 a check or the task failed, 2 wrong input (one line on standard error), 130 interrupted. Modules
+Exit status: 0 done, 1 a check or the task failed, 2 wrong input (one line on standard error), 130 interrupted,
+143 terminated. Modules
 are imported by the command that needs them: `--help` answers at once, and `run` never loads onnxruntime.
 """
 
@@ -16,12 +17,15 @@ from collections.abc import Sequence
 
 from edge_sdk.errors import EdgeError, TrainingError
 from edge_sdk.wire.errors import TransportError, WireError
+from edge_sdk.wire.lifeline import end_with_parent, exit_on_terminate
 
 FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line."""
+    end_with_parent()
+    exit_on_terminate()
     arguments = _parser().parse_args(argv)
     try:
         status: int = arguments.run(arguments)

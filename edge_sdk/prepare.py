@@ -33,6 +33,7 @@ from edge_sdk.memory import read_memory
 from edge_sdk.rows import Tokenizer, rows
 from edge_sdk.sources import DataSource, Row, open_source
 from edge_sdk.wire.blobs import blob_of_file
+from edge_sdk.wire.lifeline import end_with_parent, exit_on_terminate
 from edge_sdk.wire.messages import FailureReason
 from edge_sdk.wire.tensors import Array
 
@@ -109,6 +110,8 @@ def command(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Be the process."""
+    end_with_parent()
+    exit_on_terminate()
     asked = _parser().parse_args(argv)
     config = DataConfig(
         kind=DataKind(asked.kind), path=asked.path, text_column=asked.text_column, label_column=asked.label_column

@@ -98,12 +98,15 @@ class Supervisor:
     def _do(self, order: WorkerOrder) -> None:
         task_id = order.task.task_id
         try:
-            with tempfile.TemporaryDirectory(prefix="fedpeat-") as folder:
+            with tempfile.TemporaryDirectory(dir=pathlib.Path(order.delta).parent) as folder:
                 path = pathlib.Path(folder, "order")
                 path.write_bytes(codec.encode(order))
                 outcome = self._processes(order, path)
         except OSError as error:
             outcome = WorkerFailed(task_id, FailureReason.WORKER_DIED, 0, f"the worker could not be started: {error}")
+        except Exception as error:  # noqa: BLE001 - no memory for a thread, an odd word: without an end, no other task
+            detail = f"the worker could not be watched: {type(error).__name__}: {error}"
+            outcome = WorkerFailed(task_id, FailureReason.WORKER_DIED, 0, detail)
         if isinstance(outcome, WorkerFailed):
             pathlib.Path(order.delta).unlink(missing_ok=True)
         self._running = False
@@ -162,13 +165,18 @@ class _Child:
             )
             ended = threading.Event()
             watch = threading.Thread(target=self._watch, args=(ended,), daemon=True)
-            watch.start()
             try:
+                watch.start()
                 self._listen(heard)
                 self.status = self._process.wait()
+            except BaseException:  # nobody listens any more
+                self._process.kill()
+                self._process.wait()
+                raise
             finally:
                 ended.set()
-                watch.join()
+                if watch.ident is not None:
+                    watch.join()
             errors.seek(max(errors.seek(0, os.SEEK_END) - 2000, 0))
             self.words = errors.read().decode(errors="replace").strip()
 

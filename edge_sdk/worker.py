@@ -11,11 +11,13 @@ the delta.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import dataclasses
 import errno
 import json
 import pathlib
 import platform
+import signal
 import statistics
 import sys
 import time
@@ -37,8 +39,11 @@ from edge_sdk.wire import codec
 from edge_sdk.wire.blobs import BlobStore, written_atomically
 from edge_sdk.wire.delta import encode_delta, pack_array
 from edge_sdk.wire.errors import WireError
+from edge_sdk.wire.lifeline import end_with_parent
 from edge_sdk.wire.messages import DeltaFile, FailureReason, Report
 from edge_sdk.wire.tensors import Array
+
+PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
 
 REASONS: dict[type[Exception], FailureReason] = {
     OverBudget: FailureReason.OVER_BUDGET,
@@ -59,9 +64,12 @@ class Failure:
 
 def main() -> int:
     """Do the order named on the command line; 0 when there is a result."""
+    end_with_parent()
     order = codec.decode(WorkerOrder, pathlib.Path(sys.argv[1]).read_bytes(), MAX_ORDER_BYTES)
     with contextlib.suppress(OSError):  # without the right, the kernel's own choice stands
         pathlib.Path("/proc/self/oom_score_adj").write_text("800")  # if memory runs out, it is this process that goes
+    with contextlib.suppress(OSError, AttributeError):  # a killed agent leaves none behind: its successor's has no room
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))
     outcome = do(order)
     if isinstance(outcome, Failure):
         peak_bytes = read_memory().peak_bytes

@@ -13,13 +13,13 @@ import dataclasses
 import json
 import os
 import pathlib
-import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from edge_sdk.wire.errors import WireError
+from edge_sdk.wire.lifeline import end_with_parent, exit_on_terminate
 from edge_sdk.wire.manifest import TaskType
 from export import manual
 from export.errors import ExportError, ParityError
@@ -47,6 +47,7 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The commands by themselves."""
+    end_with_parent()
     parser = argparse.ArgumentParser(prog="python -m export.cli", description=(__doc__ or "").partition("\n")[0])
     add_commands(parser.add_subparsers(required=True, metavar="COMMAND"))
     arguments = parser.parse_args(argv)
@@ -79,7 +80,7 @@ def _guarded(run: Callable[[argparse.Namespace], int], arguments: argparse.Names
     # Before torch is loaded: its threads spin while they wait, and beside one other busy process a parity check then
     # took 25 s instead of 1 s on two cores (measured).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was half-written is removed
+    exit_on_terminate()
     try:
         return run(arguments)
     except ParityError as error:

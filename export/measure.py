@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 
 from edge_sdk.wire import codec
 from edge_sdk.wire.errors import DecodeError
+from edge_sdk.wire.lifeline import parent_environment
 from edge_sdk.wire.manifest import Cost, Manifest
 from export.errors import ExportError
 from export.foundation import first_line
@@ -28,7 +30,8 @@ def measure(manifest_path: pathlib.Path, manifest: Manifest) -> Manifest:
     """The manifest with measured costs; `manifest_path` lies beside its blobs. Raises ExportError."""
     command = [sys.executable, "-m", "edge_sdk.cli", "probe", str(manifest_path)]
     shape = ["--tokens", str(manifest.reference_tokens), "--costs-only"]
-    done = subprocess.run([*command, *shape], capture_output=True, text=True, check=False)
+    environment = {**os.environ, **parent_environment()}
+    done = subprocess.run([*command, *shape], capture_output=True, text=True, check=False, env=environment)
     if done.returncode != 0:
         why = first_line(ValueError(done.stderr.strip().rpartition("\n")[2]))
         msg = f"measuring level {manifest.level.name} failed ({done.returncode}): {why}"

@@ -6,6 +6,7 @@ import json
 import pathlib
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -141,3 +142,21 @@ def test_wrong_input_is_one_line(
     assert complaint in done.stderr
     assert done.stderr.count("\n") == 1
     assert not list((tmp_path / "work").iterdir())
+
+
+def test_terminated_leaves_nothing(tiny_artifact: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """SIGTERM in the middle of `prepare` ends it with status 143, and what was half-written is gone."""
+    pytest.importorskip("tokenizers")
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("The state of the union is strong.\n" * 300_000)
+    words = ("--kind", "text-folder", "--path", tmp_path / "texts", "--out", tmp_path / "out")
+    command = [sys.executable, "-m", "edge_sdk.cli", "prepare", tiny_artifact, *words]
+    process = subprocess.Popen([str(word) for word in command])
+    making = tmp_path / ".out.making"
+    deadline_s = time.monotonic() + 60
+    while not making.exists() and time.monotonic() < deadline_s:
+        time.sleep(0.01)
+    assert making.exists()
+    process.terminate()
+    assert process.wait(30) == 143
+    assert [path.name for path in tmp_path.iterdir()] == ["texts"]
