@@ -18,12 +18,12 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.parse
 from collections.abc import Callable
 from typing import Final
 
 from coordinator.errors import BrokerError, ConfigError
 from edge_sdk.wire.blobs import written_atomically
+from edge_sdk.wire.mqtt import address
 
 START_S: Final = 20.0
 RESTART_S: Final = 1.0  # between two attempts to bring a dead broker back
@@ -42,13 +42,14 @@ log_type warning
 
 def check_url(url: str, *, insecure: bool) -> str:
     """The URL itself. Raises ConfigError for one that is malformed, or that leaves this machine without `insecure`."""
-    parts = urllib.parse.urlsplit(url)
-    if parts.scheme != "mqtt" or not parts.hostname:
+    try:
+        host, _port = address(url)
+    except ValueError as error:
         msg = f"broker.url is {url!r}; write mqtt://host:port, or auto"
-        raise ConfigError(msg)
-    if not insecure and parts.hostname not in {"localhost", LOOPBACK, "::1"}:
+        raise ConfigError(msg) from error
+    if not insecure and host not in {"localhost", LOOPBACK, "::1"}:
         msg = (
-            f"broker {parts.hostname} is another machine, and messages are neither encrypted nor authenticated: "
+            f"broker {host} is another machine, and messages are neither encrypted nor authenticated: "
             "pass --insecure if that network is yours alone"
         )
         raise ConfigError(msg)

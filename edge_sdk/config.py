@@ -37,7 +37,8 @@ else:
 
 KEYS: Final = ("device", "fleet", "broker", "budget", "store", "data", "threads", "quota")
 DATA_KEYS: Final = ("kind", "path", "text_column", "label_column")
-BROKER: Final = re.compile(r"mqtt://[^\s/:@]+(:\d{1,5})?")
+_PORT: Final = r"[1-9]\d{0,3}|[1-5]\d{4}|6[0-4]\d{3}|65[0-4]\d\d|655[0-2]\d|6553[0-5]"  # 1 to 65535
+BROKER: Final = re.compile(rf"mqtt://[^\s/:@]+(:({_PORT}))?")
 MB: Final = 10**6
 MIN_BYTES, MAX_BYTES = MB, 10**12  # of a budget and of a quota
 DEFAULT_QUOTA: Final = "8GB"
@@ -99,7 +100,7 @@ def _device(table: _Table) -> DeviceConfig:
     return DeviceConfig(
         device=table.matching("device", DEVICE, "letters, digits, dot, dash, underscore, at most 64"),
         fleet=table.matching("fleet", DEVICE, "letters, digits, dot, dash, underscore, at most 64"),
-        broker=table.matching("broker", BROKER, "mqtt://host or mqtt://host:port"),
+        broker=table.matching("broker", BROKER, "mqtt://host or mqtt://host:port, a port from 1 to 65535"),
         budget_bytes=table.size_bytes("budget"),
         store=table.path("store"),
         data=_data(table.table("data", DATA_KEYS)),

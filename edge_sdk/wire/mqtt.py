@@ -45,7 +45,7 @@ class MqttTransport:
 
     def __init__(self, url: str, client_id: str, will: Will | None = None, *, keepalive_s: int = KEEPALIVE_S) -> None:
         """Begin to connect; that no broker is there is an event. Raises ValueError for a URL that is none of ours."""
-        self._host, self._port = _address(url)
+        self._host, self._port = address(url)
         self._client_id, self._will, self._keepalive_s = client_id, will, keepalive_s
         self._inbox = Inbox()
         self._lock = threading.Lock()  # over the next two: no pattern is missed between them
@@ -185,10 +185,12 @@ class MqttTransport:
             self._inbox.put(Received(message.topic, bytes(message.payload)))
 
 
-def _address(url: str) -> tuple[str, int]:
-    """Host and port of mqtt://host[:port], and nothing besides: what we would ignore is refused."""
+def address(url: str) -> tuple[str, int]:
+    """Host and port of mqtt://host[:port], and nothing besides: what we would ignore is refused. Raises ValueError."""
     parts = urllib.parse.urlsplit(url)
-    extra = parts.username or parts.password or parts.path.strip("/") or parts.query or parts.fragment
+    extra = (
+        parts.username or parts.password or parts.path.strip("/") or parts.query or parts.fragment or parts.port == 0
+    )
     if parts.scheme != "mqtt" or not parts.hostname or extra:
         msg = f"{url!r} is no broker; write mqtt://host:port"
         raise ValueError(msg)
