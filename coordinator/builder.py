@@ -100,11 +100,16 @@ def is_built(config: Config) -> bool:
     return all(artifact.store.has(blob) for level in artifact.levels.values() for blob in level.manifest.files.values())
 
 
-def build(config: Config, jobs: Jobs, say: Callable[[Line], None]) -> Artifact:
-    """Build what is not built yet; for use within a job. Raises JobError, ConfigError, OSError."""
+def require_model(config: Config) -> None:
+    """Raise ConfigError where there is no model folder."""
     if not config.model.dir.is_dir():
         msg = f"model.dir is {config.model.dir}, which is no folder"
         raise ConfigError(msg)
+
+
+def build(config: Config, jobs: Jobs, say: Callable[[Line], None]) -> Artifact:
+    """Build what is not built yet; for use within a job. Raises JobError, ConfigError, OSError."""
+    require_model(config)
     if not is_built(config):
         folder = artifact_folder(config)
         request = folder / "request.json"

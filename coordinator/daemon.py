@@ -111,7 +111,8 @@ class Daemon:
             raise CoordinatorError(msg)
         self._rounds = Rounds(self._plan(), LargestThatFits(), past, time.monotonic())
         if past.version or past.open:
-            self._screen.line(f"continuing at round {past.version + 1}")
+            done = past.version >= config.rounds.count
+            self._screen.line("all rounds are done already" if done else f"continuing at round {past.version + 1}")
         self._progress: dict[str, TaskProgress] = {}  # by device: its latest
         self._events: deque[Event] = deque()
         self._connected, self._next_tick_s, self.messages_dropped = False, 0.0, 0
@@ -178,8 +179,8 @@ class Daemon:
         self._tell(Reconnected())
 
     def _on_disconnected(self, event: Disconnected) -> None:
-        if self._connected:
-            self._screen.line(f"lost the broker: {event.reason}; trying again", "yellow")
+        what = "lost the broker" if self._connected else "no broker"
+        self._screen.line(f"{what}: {event.reason}; trying again in {event.retry_s:.1f} s", "yellow")
         self._connected = False
 
     def _announce(self) -> None:

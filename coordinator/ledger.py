@@ -109,7 +109,10 @@ class Ledger:
             msg = f"{path} has format {found}, this version reads {FORMAT}; choose another out folder"
             raise LedgerError(msg)
         run, known = self._db.execute("SELECT id, digest FROM run").fetchone()
-        if known != digest:
+        if known != digest and self._db.execute("SELECT 1 FROM adapters").fetchone() is None:
+            # Nothing was ever built: whoever corrects a wrong configuration need not choose another folder.
+            self._write("UPDATE run SET name = ?, digest = ?", name, digest)
+        elif known != digest:
             msg = f"{path} is of a run with another configuration; choose another out folder, or go back to it"
             raise LedgerError(msg)
         return str(run)

@@ -19,7 +19,7 @@ from types import FrameType
 from typing import Final, TypeVar
 
 from coordinator.broker import Broker, check_url
-from coordinator.builder import Artifact, build, check_initial
+from coordinator.builder import Artifact, build, check_initial, require_model
 from coordinator.config import Config
 from coordinator.daemon import Daemon
 from coordinator.history import History, read_history
@@ -38,6 +38,7 @@ OK, FAILED, STOPPED = 0, 1, 130
 WAIT_S: Final = 0.1
 LEDGER: Final = "ledger.sqlite"
 CHECKPOINT: Final = "checkpoint"
+AUTO: Final = "auto"
 
 
 class Stopped(Exception):  # noqa: N818 - no error: somebody asked for it
@@ -57,13 +58,16 @@ class Stop:
 
 def serve(config: Config, screen: Screen, *, insecure: bool) -> int:
     """Run to the end; the exit status. Raises CoordinatorError, OSError, sqlite3.Error."""
+    if config.broker.url != AUTO:
+        check_url(config.broker.url, insecure=insecure)
+    require_model(config)  # before anything is made
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(_signals())
         config.out.mkdir(parents=True, exist_ok=True)
         ledger = stack.enter_context(Ledger(config.out / LEDGER, config.name, config.digest()))
         jobs = Jobs()
         stack.callback(jobs.close)
-        url, revive = _broker(config, screen, stack, insecure=insecure)
+        url, revive = _broker(config, screen, stack)
         try:
             house = House(screen, jobs, stop, revive)
             artifact = house.wait_for("build", lambda say: build(config, jobs, say))
@@ -132,18 +136,16 @@ def _signals() -> Iterator[Stop]:
             signal.signal(number, handler)
 
 
-def _broker(
-    config: Config, screen: Screen, stack: contextlib.ExitStack, *, insecure: bool
-) -> tuple[str, Callable[[], bool]]:
+def _broker(config: Config, screen: Screen, stack: contextlib.ExitStack) -> tuple[str, Callable[[], bool]]:
     """The broker's URL, also written to `broker.url` for whoever starts devices, and how to bring it back."""
     revive: Callable[[], bool] = bool  # a broker that is not ours is not ours to start
-    if config.broker.url == "auto":
+    if config.broker.url == AUTO:
         broker = Broker(config.out / "broker")
         stack.callback(broker.close)
         url, revive = broker.url, broker.revive
         screen.line(f"broker: {broker.what} at {url}, on this machine alone")
     else:
-        url = check_url(config.broker.url, insecure=insecure)
+        url = config.broker.url
         screen.line(f"broker: {url}")
     with written_atomically(config.out / "broker.url") as file:
         file.write(f"{url}\n".encode())

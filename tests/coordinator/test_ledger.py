@@ -139,9 +139,17 @@ def test_one_writer(tmp_path: pathlib.Path) -> None:
 
 def test_another_run_is_refused(tmp_path: pathlib.Path) -> None:
     """A ledger continues its own run alone."""
-    opened(tmp_path).close()
+    begun(tmp_path).close()
     with pytest.raises(LedgerError, match="another configuration"):
         opened(tmp_path, "other")
+
+
+def test_a_run_that_never_began_may_be_corrected(tmp_path: pathlib.Path) -> None:
+    """Before anything was built, another configuration takes the ledger over, and then it is its own."""
+    opened(tmp_path, "mistaken").close()
+    begun(tmp_path).close()
+    with pytest.raises(LedgerError, match="another configuration"):
+        opened(tmp_path, "mistaken")
 
 
 def test_history_has_it_all(tmp_path: pathlib.Path) -> None:
