@@ -11,13 +11,11 @@ the delta.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import dataclasses
 import errno
 import json
 import pathlib
 import platform
-import signal
 import statistics
 import sys
 import time
@@ -43,7 +41,6 @@ from edge_sdk.wire.lifeline import end_with_parent
 from edge_sdk.wire.messages import DeltaFile, FailureReason, Report
 from edge_sdk.wire.tensors import Array
 
-PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
 
 REASONS: dict[type[Exception], FailureReason] = {
     OverBudget: FailureReason.OVER_BUDGET,
@@ -68,8 +65,6 @@ def main() -> int:
     order = codec.decode(WorkerOrder, pathlib.Path(sys.argv[1]).read_bytes(), MAX_ORDER_BYTES)
     with contextlib.suppress(OSError):  # without the right, the kernel's own choice stands
         pathlib.Path("/proc/self/oom_score_adj").write_text("800")  # if memory runs out, it is this process that goes
-    with contextlib.suppress(OSError, AttributeError):  # a killed agent leaves none behind: its successor's has no room
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))
     outcome = do(order)
     if isinstance(outcome, Failure):
         peak_bytes = read_memory().peak_bytes
