@@ -1,8 +1,8 @@
 """`fedpeat-edge`: run, doctor, probe, plan, evaluate, prepare, train.
 
 Exit status: 0 done, 1 a check or the task failed, 2 wrong input (one line on standard error), 130 interrupted, 143
-terminated. Modules
-are imported by the command that needs them: `--help` answers at once, and `run` never loads onnxruntime.
+terminated. Modules are imported by the command that needs them: `--help` answers at once, and `run` never loads
+onnxruntime.
 """
 
 from __future__ import annotations

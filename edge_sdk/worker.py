@@ -41,7 +41,6 @@ from edge_sdk.wire.lifeline import end_with_parent
 from edge_sdk.wire.messages import DeltaFile, FailureReason, Report
 from edge_sdk.wire.tensors import Array
 
-
 REASONS: dict[type[Exception], FailureReason] = {
     OverBudget: FailureReason.OVER_BUDGET,
     NonFinite: FailureReason.NON_FINITE,
