@@ -7,7 +7,6 @@ import os
 import pathlib
 import queue
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -18,22 +17,11 @@ import pytest
 
 from edge_sdk.order import WorkerOrder
 from edge_sdk.supervisor import Supervisor, WorkerEvent, WorkerFailed, WorkerFinished, WorkerProgress
-from edge_sdk.wire import codec
 from edge_sdk.wire.delta import decode_delta
 from edge_sdk.wire.messages import MAX_STEPS, FailureReason
 from tests.edge_sdk.orders import MB, PLENTY_BYTES, make_order
 
 PATIENCE_S = 60.0
-ROOT = pathlib.Path(__file__).parents[2]
-AGENT = """
-import pathlib, sys, time
-from edge_sdk.order import MAX_ORDER_BYTES, WorkerOrder
-from edge_sdk.supervisor import Supervisor
-from edge_sdk.wire import codec
-order = codec.decode(WorkerOrder, pathlib.Path(sys.argv[1]).read_bytes(), MAX_ORDER_BYTES)
-Supervisor(lambda event: print("begun", flush=True)).start(order)
-time.sleep(600)
-"""
 
 
 class Device:
@@ -258,24 +246,6 @@ def test_a_word_that_makes_no_sense_is_an_end_too(device: Device, order: WorkerO
     assert end.reason is FailureReason.WORKER_DIED
     device.supervisor.start(order)
     assert isinstance(device.end()[1], WorkerFinished)
-
-
-def test_a_killed_agent_leaves_no_worker(tmp_path: pathlib.Path, endless: WorkerOrder) -> None:
-    """The worker goes at once with whoever started it, even one that does nothing just now."""
-    path = tmp_path / "order"
-    path.write_bytes(codec.encode(endless))
-    agent = subprocess.Popen([sys.executable, "-c", AGENT, str(path)], stdout=subprocess.PIPE, cwd=ROOT)
-    assert agent.stdout is not None
-    with agent.stdout as words:
-        assert words.readline() == b"begun\n"
-        (worker,) = psutil.Process(agent.pid).children()
-        worker.suspend()
-        agent.kill()
-        agent.wait()
-    gone, _ = psutil.wait_procs([worker], timeout=5)
-    if not gone:
-        worker.kill()
-    assert gone == [worker]
 
 
 def test_a_damaged_blob_is_the_artifacts_fault(device: Device, order: WorkerOrder) -> None:
