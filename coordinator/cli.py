@@ -15,9 +15,10 @@ from collections.abc import Sequence
 from typing import Final
 
 from coordinator.errors import CoordinatorError
+from edge_sdk.wire.errors import os_error_line
 
 NEEDED: Final = ("torch", "transformers", "peft", "optimum", "onnx", "onnxscript", "safetensors", "rich", "matplotlib")
-WRONG_INPUT: Final = 2
+WRONG_INPUT, STOPPED = 2, 130
 CONFIG: Final = "coordinator.toml"
 
 
@@ -36,9 +37,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parsed = _parser().parse_args(arguments)
     try:
         status: int = parsed.run(parsed)
-    except (CoordinatorError, OSError, sqlite3.Error) as error:
+    except (CoordinatorError, sqlite3.Error) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1 if isinstance(error, (OSError, sqlite3.Error)) else WRONG_INPUT
+        return 1 if isinstance(error, sqlite3.Error) else WRONG_INPUT
+    except OSError as error:
+        print(f"error: {os_error_line(error)}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:  # a second one, or before `serve` listens for it
+        return STOPPED
     return status
 
 

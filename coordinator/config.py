@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from coordinator.errors import ConfigError
+from edge_sdk.wire.errors import why_unreadable
 from edge_sdk.wire.manifest import NAME, TaskType
 from edge_sdk.wire.messages import MAX_BATCH, MAX_STEPS, MAX_TOKENS, OptimizerKind, Schedule
 from edge_sdk.wire.topics import FLEET
@@ -200,7 +201,7 @@ def load_config(path: pathlib.Path) -> Config:
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        msg = f"{path}: cannot be read: {error}"
+        msg = f"{path}: cannot be read: {why_unreadable(error)}"
         raise ConfigError(msg) from error
     try:
         config = _read_table(Config, table, "", path.parent)

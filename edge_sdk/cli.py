@@ -11,12 +11,13 @@ import argparse
 import dataclasses
 import importlib.metadata
 import json
+import os
 import pathlib
 import sys
 from collections.abc import Sequence
 
-from edge_sdk.errors import EdgeError, TrainingError
-from edge_sdk.wire.errors import TransportError, WireError
+from edge_sdk.errors import ConfigError, EdgeError, TrainingError
+from edge_sdk.wire.errors import TransportError, WireError, os_error_line
 from edge_sdk.wire.lifeline import end_with_parent, exit_on_terminate
 
 FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
@@ -32,8 +33,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except TrainingError as error:
         print(f"fedpeat-edge: {error}", file=sys.stderr)
         return FAILED
-    except (EdgeError, WireError, TransportError, OSError) as error:
+    except (EdgeError, WireError, TransportError) as error:
         print(f"fedpeat-edge: {error}", file=sys.stderr)
+        return WRONG_INPUT
+    except OSError as error:
+        print(f"fedpeat-edge: {os_error_line(error)}", file=sys.stderr)
         return WRONG_INPUT
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -110,10 +114,10 @@ def _add_shape(command: argparse.ArgumentParser) -> None:
 
 
 def _positive(text: str) -> int:
-    if (value := int(text)) < 1:
-        msg = f"{text} is not at least 1"
+    if not text.isascii() or not text.isdecimal() or int(text) < 1:
+        msg = f"{text!r} is no whole number from 1"
         raise argparse.ArgumentTypeError(msg)
-    return value
+    return int(text)
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -131,11 +135,12 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 
 def _probe(arguments: argparse.Namespace) -> int:
-    from edge_sdk.engine.artifact import choose_manifest
+    from edge_sdk.engine.artifact import choose_manifest, open_artifact
     from edge_sdk.memory import parse_size
     from edge_sdk.probing import probe, probe_costs
 
     manifest_path, threads = choose_manifest(arguments.artifact, arguments.level), arguments.threads or _cores()
+    open_artifact(manifest_path).require_tokens(arguments.tokens)
     if arguments.costs_only:
         print(json.dumps(probe_costs(manifest_path, arguments.tokens, threads)))
         return 0
@@ -156,7 +161,9 @@ def _plan(arguments: argparse.Namespace) -> int:
     from edge_sdk.engine.plan import Declined, choose_plan, plans
     from edge_sdk.memory import parse_size
 
-    manifest = open_artifact(arguments.artifact, arguments.level).manifest
+    artifact = open_artifact(arguments.artifact, arguments.level)
+    artifact.require_tokens(arguments.tokens)
+    manifest = artifact.manifest
     budget_bytes = parse_size(arguments.budget)
     chosen = choose_plan(manifest, arguments.batch, arguments.tokens, budget_bytes)
     print("   micro-batch  head rows   peak MB   step ms")
@@ -192,6 +199,7 @@ def _prepare(arguments: argparse.Namespace) -> int:
     from edge_sdk.sources import open_source
 
     artifact = open_artifact(arguments.artifact, arguments.level)
+    artifact.require_tokens(arguments.tokens)
     model, tokenizer = artifact.manifest.model, artifact.manifest.tokenizer
     config = DataConfig(
         kind=DataKind(arguments.kind),
@@ -215,6 +223,7 @@ def _train(arguments: argparse.Namespace) -> int:
     from edge_sdk.local import open_artifact, train
     from edge_sdk.memory import parse_size
 
+    _require_writable(arguments.out)
     training = train(
         open_artifact(arguments.artifact, arguments.level),
         arguments.data,
@@ -229,6 +238,14 @@ def _train(arguments: argparse.Namespace) -> int:
         print(f"step {report.step} of {report.steps}: loss {report.loss:.4f}, {report.time_ms:.0f} ms", flush=True)
     training.save_adapter(arguments.out)
     return 0
+
+
+def _require_writable(out: pathlib.Path) -> None:
+    """Say before the training, not after it, that its result could not be kept. Raises ConfigError."""
+    folder = next(parent for parent in out.absolute().parents if parent.exists())
+    if out.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        msg = f"{out} is a folder; name a file" if out.is_dir() else f"{folder} is no folder that can be written to"
+        raise ConfigError(msg)
 
 
 def _cores() -> int:

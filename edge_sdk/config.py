@@ -28,6 +28,7 @@ from typing import Final
 
 from edge_sdk.errors import ConfigError
 from edge_sdk.memory import parse_size
+from edge_sdk.wire.errors import why_unreadable
 from edge_sdk.wire.topics import DEVICE
 
 if sys.version_info >= (3, 11):
@@ -82,7 +83,7 @@ def load_config(path: pathlib.Path) -> DeviceConfig:
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        msg = f"{path}: cannot be read: {error}"
+        msg = f"{path}: cannot be read: {why_unreadable(error)}"
         raise ConfigError(msg) from error
     try:
         return _device(_Table(table, "", path.parent, KEYS))

@@ -41,6 +41,8 @@ __all__ = ["Evaluation", "StepReport", "Training", "evaluate", "open_artifact", 
 
 Path = pathlib.Path | str
 EVALUATED_ROWS: Final = 4  # at a time
+MAX_LEARNING_RATE: Final = 100
+TOKENS: Final = 128  # the longest row, unless somebody says otherwise
 # glibc's environment variables and what mallopt calls them, see <malloc.h>.
 MALLOC_OPTIONS: Final = {"MALLOC_ARENA_MAX": -8, "MALLOC_TRIM_THRESHOLD_": -1, "MALLOC_MMAP_THRESHOLD_": -3}
 
@@ -77,7 +79,7 @@ def train(  # noqa: PLR0913 - each has a name where it is called
     budget_bytes: int,
     steps: int,
     batch: int = 1,
-    tokens: int = 128,
+    tokens: int = TOKENS,
     learning_rate: float = 1e-3,
     threads: int | None = None,
     adapter: Path | None = None,
@@ -106,6 +108,9 @@ def train(  # noqa: PLR0913 - each has a name where it is called
         ArtifactError: the artifact, or the adapter, cannot be used here.
     """
     _check(artifact, steps=steps, batch=batch, tokens=tokens)
+    if not 0 <= learning_rate <= MAX_LEARNING_RATE:  # also refuses nan
+        msg = f"learning_rate is {learning_rate}; it must be from 0 to {MAX_LEARNING_RATE}"
+        raise ConfigError(msg)
     promised = _plan(artifact.manifest, batch, tokens, budget_bytes)  # before anything takes long
     folder = open_data(artifact, data, tokens)
     rows = batches(folder, folder.usable(), batch, tokens, seed)
@@ -130,19 +135,24 @@ def evaluate(
     level: str | None = None,
     adapter: Path | None = None,
     rows: int | None = None,
-    tokens: int = 128,
+    tokens: int | None = None,
     threads: int | None = None,
 ) -> Evaluation:
     """Loss (and accuracy, for a classifier) of an adapter over the first `rows` usable rows of `data`.
 
-    `tokens` matters to text; a token folder's rows are taken whole. Raises like `train`, and NonFinite.
+    `tokens` matters to text, 128 by default where the model reads so many; a token folder's rows are taken whole.
+    Raises like `train`, and NonFinite.
     """
     opened = artifact if isinstance(artifact, Artifact) else open_artifact(artifact, level)
+    tokens = min(TOKENS, opened.manifest.model.max_tokens) if tokens is None else tokens
     _check(opened, tokens=tokens)
     folder = open_data(opened, data, tokens)
     chosen = folder.usable()[:rows]
     if not len(chosen):
         msg = f"{folder.path} has no usable row"
+        raise DataError(msg)
+    if (longest := folder.lengths[chosen].max()) > (limit := opened.manifest.model.max_tokens):
+        msg = f"{folder.path} has a row of {longest} tokens; this model reads at most {limit}"
         raise DataError(msg)
     walk = Walk(opened, threads or all_cores(), HEAD_ROWS[0], lambda: None)
     return evaluate_batches(walk, _adapter(opened, adapter), _in_order(folder, chosen), EVALUATED_ROWS)
@@ -221,9 +231,7 @@ def _check(artifact: Artifact, **numbers: int) -> None:
         if number < 1:
             msg = f"{name} is {number}; it must be at least 1"
             raise ConfigError(msg)
-    if numbers["tokens"] > artifact.manifest.model.max_tokens:
-        msg = f"tokens is {numbers['tokens']}; this model reads at most {artifact.manifest.model.max_tokens}"
-        raise ConfigError(msg)
+    artifact.require_tokens(numbers["tokens"])
 
 
 def _return_freed_memory() -> None:

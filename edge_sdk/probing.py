@@ -19,8 +19,9 @@ from typing import Any
 from edge_sdk.engine.artifact import open_artifact
 from edge_sdk.engine.plan import Declined, choose_plan, plans
 from edge_sdk.environment import training_environment
-from edge_sdk.errors import ArtifactError, OverBudget
+from edge_sdk.errors import ArtifactError, EdgeError, OverBudget
 from edge_sdk.memory import read_memory
+from edge_sdk.wire.errors import WireError
 from edge_sdk.wire.lifeline import end_with_parent
 from edge_sdk.wire.manifest import Cost, Direction, Manifest
 
@@ -79,6 +80,13 @@ def _fresh(what: str, manifest_path: pathlib.Path, shape: list[str], threads: in
 def main(arguments: list[str]) -> None:
     """Be the fresh process."""
     end_with_parent()
+    try:
+        _measure(arguments)
+    except (EdgeError, WireError) as error:
+        sys.exit(str(error))
+
+
+def _measure(arguments: list[str]) -> None:
     what, path = arguments[0], pathlib.Path(arguments[1])
     tokens, batch, steps, threads, micro_batch, head_rows = map(int, arguments[2:])
     if what == "costs":

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from types import FrameType
 
 from edge_sdk.agent import Agent
-from edge_sdk.config import load_config
-from edge_sdk.errors import ConfigError
+from edge_sdk.config import DataConfig, load_config
+from edge_sdk.errors import ConfigError, DataError
 from edge_sdk.sources import open_source
 from edge_sdk.wire.mqtt import MqttTransport
 
@@ -23,7 +23,7 @@ STOPPED, INTERRUPTED = 0, 130
 def run(config_path: pathlib.Path) -> int:
     """Be the device of this configuration until a signal; the exit status. Raises EdgeError, OSError."""
     config = load_config(config_path)
-    open_source(config.data, ()).fingerprint()  # say now, not in the first round, that the data is not there
+    _require_data(config.data)
     with contextlib.ExitStack() as stack:
         stack.enter_context(_alone(config.store))
         signals = stack.enter_context(_signals())
@@ -34,6 +34,15 @@ def run(config_path: pathlib.Path) -> int:
         while not signals:
             agent.turn()
     return INTERRUPTED if signals[0] == signal.SIGINT else STOPPED
+
+
+def _require_data(config: DataConfig) -> None:
+    """Say now, not in the first round, that the data is not there, or begins unlike its kind. Raises DataError."""
+    source = open_source(config, ())
+    source.fingerprint()
+    if next(iter(source.read()), None) is None:
+        msg = f"{config.path} holds no text: nothing to learn from"
+        raise DataError(msg)
 
 
 def _say(line: str) -> None:

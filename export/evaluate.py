@@ -5,6 +5,7 @@ Token folder: `ids.npy` (rows, tokens) int32, `lengths.npy` (rows,) int32, for a
 
 from __future__ import annotations
 
+import math
 import pathlib
 from dataclasses import dataclass
 
@@ -64,6 +65,10 @@ def read_tokens(folder: pathlib.Path, model: ModelSpec) -> Tokens:
         if array.dtype.kind not in "iu" or (array.size and not 0 <= array.min() <= array.max() < bound):
             msg = f"token folder {folder}: {name} must be whole numbers from 0 to {bound - 1}"
             raise ExportError(msg)
+    if lengths.size and not 0 <= lengths.min() <= lengths.max() <= min(ids.shape[1], model.max_tokens):
+        limit = min(ids.shape[1], model.max_tokens)
+        msg = f"token folder {folder}: lengths from {lengths.min()} to {lengths.max()}; at most {limit} can be read"
+        raise ExportError(msg)
     return Tokens(ids, lengths, labels)
 
 
@@ -79,6 +84,9 @@ def evaluate(model: nn.Module, task: TaskType, tokens: Tokens, report: Report = 
         losses, hits, predicted = losses + loss, hits + right, predicted + count
     if predicted == 0:
         msg = "the token folder has nothing to predict: its rows are shorter than two tokens, or there are none"
+        raise ExportError(msg)
+    if not math.isfinite(losses):
+        msg = f"the loss over {len(tokens.ids)} rows is {losses}"
         raise ExportError(msg)
     accuracy = None if task is TaskType.CAUSAL_LM else hits / predicted
     return Score(losses / predicted, accuracy, len(tokens.ids), predicted)

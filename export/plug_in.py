@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 
+import numpy as np
 import torch
 from peft import PeftModel
 from safetensors import SafetensorError
@@ -93,10 +94,15 @@ def _save(adapted: Adapted, folder: pathlib.Path) -> None:
 
 def _read(path: pathlib.Path) -> dict[str, Array]:
     try:
-        return read_tensors(path)
+        found = read_tensors(path)
     except (OSError, WireError) as error:
-        msg = f"cannot read the adapter {path}: {first_line(error)}"
+        why = error.strerror if isinstance(error, OSError) else first_line(error)
+        msg = f"cannot read the adapter {path}: {why}"
         raise ExportError(msg) from error
+    if wrong := [name for name, array in found.items() if not np.isfinite(array).all()]:
+        msg = f"the adapter {path} has values that are not finite, in {wrong[0]}"
+        raise ExportError(msg)
+    return found
 
 
 def _read_initial(store: BlobStore, initial: Blob) -> dict[str, Array]:

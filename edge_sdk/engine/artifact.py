@@ -5,7 +5,9 @@ from __future__ import annotations
 import pathlib
 from dataclasses import dataclass
 
-from edge_sdk.errors import ArtifactError
+import numpy as np
+
+from edge_sdk.errors import ArtifactError, ConfigError
 from edge_sdk.wire.blobs import Blob, BlobStore
 from edge_sdk.wire.manifest import MAX_MANIFEST_BYTES, Manifest, decode_manifest
 from edge_sdk.wire.tensors import Array, TensorFile, read_tensors
@@ -23,6 +25,12 @@ class Artifact:
     def path(self, name: str) -> pathlib.Path:
         """Where the file that the manifest calls `name` lies."""
         return self.store.path(self.manifest.files[name].sha256)
+
+    def require_tokens(self, tokens: int) -> None:
+        """Raise ConfigError for longer rows than the model reads."""
+        if tokens > self.manifest.model.max_tokens:
+            msg = f"tokens is {tokens}; this model reads at most {self.manifest.model.max_tokens}"
+            raise ConfigError(msg)
 
     def tensors(self, name: str) -> TensorFile:
         """A tensor file, mapped. Raises DecodeError."""
@@ -80,7 +88,7 @@ def verify(artifact: Artifact) -> None:
 def select_adapter(values: dict[str, Array], manifest: Manifest) -> dict[str, Array]:
     """Of an adapter of the full model, the tensors that this level has, checked against its shapes.
 
-    Raises ArtifactError for one that is missing or has another shape or type.
+    Raises ArtifactError for one that is missing, has another shape or type, or is not finite.
     """
     chosen = {}
     for name, shape in manifest.adapter_shapes().items():
@@ -88,6 +96,9 @@ def select_adapter(values: dict[str, Array], manifest: Manifest) -> dict[str, Ar
         if array is None or array.shape != shape or array.dtype.name != "float32":
             found = "nothing" if array is None else f"{array.dtype.name} {array.shape}"
             msg = f"adapter tensor {name} must be float32 {shape}, the adapter has {found}"
+            raise ArtifactError(msg)
+        if not np.isfinite(array).all():
+            msg = f"adapter tensor {name} has values that are not finite"
             raise ArtifactError(msg)
         chosen[name] = array
     return chosen

@@ -8,6 +8,19 @@ TransportError        the network is at fault: no broker, or the connection went
 """
 
 
+def os_error_line(error: OSError) -> str:
+    """What could not be used, and why, without Python's way to write it; the file that was meant, not a draft of it."""
+    name = error.filename2 or error.filename
+    return f"{name}: {error.strerror}" if name and error.strerror else str(error)
+
+
+def why_unreadable(error: OSError | ValueError) -> str:
+    """Why a text file, whose name was said already, cannot be read or parsed."""
+    if isinstance(error, UnicodeDecodeError):
+        return f"it is not UTF-8 text (byte {error.object[error.start]:#04x})"
+    return (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
+
+
 class WireError(Exception):
     """Bytes that must not be used; the message says which bound or promise they broke."""
 

@@ -12,7 +12,10 @@ import numpy as np
 import pytest
 
 from edge_sdk.data import map_token_folder, write_token_folder
-from edge_sdk.wire.tensors import read_tensors
+from edge_sdk.engine.artifact import open_artifact
+from edge_sdk.wire.tensors import read_tensors, write_tensors
+
+TRAIN = ("--data", "TOKENS", "--budget", "1GB", "--steps", "1")
 
 
 @pytest.fixture
@@ -128,6 +131,18 @@ def test_a_budget_that_nothing_fits_is_a_failure(
         (("run", "--config", "absent.toml"), "absent.toml: cannot be read"),
         (("prepare", "ARTIFACT", "--kind", "csv", "--path", "absent.csv", "--out", "out"), "cannot read absent.csv"),
         (("prepare", "ARTIFACT", "--kind", "csv", "--path", "TOKENS", "--out", ".."), "and is no token folder"),
+        (
+            ("evaluate", "ARTIFACT", "--data", "TOKENS", "--adapter", "absent.st"),
+            "absent.st: No such file or directory",
+        ),
+        (("plan", "ARTIFACT", "--budget", "1GB", "--tokens", "9999"), "tokens is 9999; this model reads at most"),
+        (("probe", "ARTIFACT", "--tokens", "9999"), "tokens is 9999; this model reads at most"),
+        (("train", "ARTIFACT", *TRAIN, "--out", "."), ". is a folder; name a file"),
+        (("train", "ARTIFACT", *TRAIN, "--out", "/proc/version/x"), "/proc/version is no folder"),
+        (
+            ("train", "ARTIFACT", *TRAIN, "--out", "a", "--learning-rate", "nan"),
+            "learning_rate is nan; it must be from",
+        ),
     ],
 )
 def test_wrong_input_is_one_line(
@@ -160,3 +175,54 @@ def test_terminated_leaves_nothing(tiny_artifact: pathlib.Path, tmp_path: pathli
     process.terminate()
     assert process.wait(30) == 143
     assert [path.name for path in tmp_path.iterdir()] == ["texts"]
+
+
+def test_an_adapter_that_is_not_finite_is_refused(
+    tiny_artifact: pathlib.Path, tokens: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    """With the tensor's name, instead of a loss that is no number."""
+    adapter = open_artifact(tiny_artifact).initial_adapter()
+    name = next(iter(adapter))
+    path = tmp_path / "adapter.safetensors"
+    write_tensors(path, {**adapter, name: np.full_like(adapter[name], np.nan)})
+    done = edge("evaluate", tiny_artifact, "--data", tokens, "--adapter", path)
+    assert done.returncode == 2
+    assert done.stderr == f"fedpeat-edge: adapter tensor {name} has values that are not finite\n"
+
+
+def test_rows_that_the_model_cannot_read_are_refused(tiny_classifier: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """A row beyond the model's positions is said; nothing else would stop it but the runtime, in thirty lines."""
+    write_token_folder(tmp_path / "wide", np.full((2, 600), 7), np.array([5, 600]), np.array([0, 1]))
+    done = edge("evaluate", tiny_classifier, "--data", tmp_path / "wide")
+    assert done.returncode == 2
+    assert "wide has a row of 600 tokens; this model reads at most" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "content", "complaint"),
+    [
+        ("csv", "a.csv", b"a,b\n1,2\n", "has no column text; its first line has a, b"),
+        ("csv", "a.csv", b"text\n", "holds no text"),
+        ("text-folder", ".", b"", "holds no text"),
+        ("text-folder", ".", b"caf\xe9", "is not UTF-8 text (byte 0xe9)"),
+        ("csv", ".", b"", "Is a directory"),
+    ],
+)
+def test_run_looks_at_the_data_first(
+    tmp_path: pathlib.Path, kind: str, name: str, content: bytes, complaint: str
+) -> None:
+    """What is wrong with the beginning of the private data is said at once, not in the first round."""
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / ("a.txt" if name == "." else name)).write_bytes(content)
+    config = tmp_path / "device.toml"
+    config.write_text(
+        'device = "d"\nfleet = "f"\nbroker = "mqtt://127.0.0.1:9"\nbudget = "256MB"\nstore = "store"\n'
+        f'[data]\nkind = "{kind}"\npath = "data/{name}"\n'
+    )
+    done = edge("run", "--config", config)
+    assert done.returncode == 2
+    assert complaint in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "store").exists()

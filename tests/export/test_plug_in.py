@@ -78,6 +78,15 @@ def test_foreign_adapters_are_refused(
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
 
 
+def test_an_adapter_that_is_not_finite_is_refused(llama: Exported, tmp_path: pathlib.Path) -> None:
+    """By the tensor's name, before a checkpoint is written."""
+    name = "block.0/self_attn.q_proj.lora_A"
+    write_tensors(tmp_path / "adapter", {name: np.full((2, 32), np.nan, np.float32)})
+    with pytest.raises(ExportError, match=f"not finite, in {name}"):
+        plug_in(llama.model, manifest_path(llama, "fp32"), tmp_path / "adapter", tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+
+
 def test_foreign_models_are_refused(llama: Exported, tiny_bert_folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
     """The artifact of one model is not plugged into another."""
     with pytest.raises(ExportError, match="bert is supported for sequence-classification, not for causal-lm"):
@@ -133,6 +142,9 @@ def test_token_folders_are_checked(tmp_path: pathlib.Path, llama: Exported, bert
         with pytest.raises(ExportError, match=f"{name} must be whole numbers from 0 to {299 if name == 'ids' else 2}"):
             read_tokens(tmp_path, spec)
         np.save(tmp_path / f"{name}.npy", np.zeros(array.shape, np.int64))
+    np.save(tmp_path / "lengths.npy", np.array([1, 2, 3, 9]))
+    with pytest.raises(ExportError, match="lengths from 1 to 9; at most 8 can be read"):
+        read_tokens(tmp_path, spec)
     empty = Tokens(np.zeros((2, 4), np.int32), np.ones(2, np.int32), np.zeros(0, np.int64))
     with pytest.raises(ExportError, match="nothing to predict"):
         evaluate(llama.program.adapted.peft_model, TaskType.CAUSAL_LM, empty)
