@@ -9,6 +9,7 @@ import numpy as np
 
 from edge_sdk.errors import ArtifactError, ConfigError
 from edge_sdk.wire.blobs import Blob, BlobStore
+from edge_sdk.wire.errors import WireError
 from edge_sdk.wire.manifest import MAX_MANIFEST_BYTES, Manifest, decode_manifest
 from edge_sdk.wire.tensors import Array, TensorFile, read_tensors
 
@@ -45,12 +46,18 @@ def open_artifact(path: pathlib.Path | str, level: str | None = None) -> Artifac
     """Open an artifact folder or one `.manifest` in it, and verify every byte that its manifest names.
 
     Raises:
-        ArtifactError: there is none, the folder has several levels and none was chosen, or a file is missing.
+        ArtifactError: there is none, its manifest is damaged, the folder has several levels and none was chosen, or a
+            file is missing.
         WireError: a file differs from what its manifest promises.
     """
     chosen = choose_manifest(pathlib.Path(path), level)
     with chosen.open("rb") as file:
-        artifact = Artifact(decode_manifest(file.read(MAX_MANIFEST_BYTES + 1)), BlobStore(chosen.parent))
+        data = file.read(MAX_MANIFEST_BYTES + 1)
+    try:
+        artifact = Artifact(decode_manifest(data), BlobStore(chosen.parent))
+    except WireError as error:
+        msg = f"{chosen} is no manifest, or damaged; export it again: {error}"
+        raise ArtifactError(msg) from error
     verify(artifact)
     return artifact
 

@@ -125,6 +125,7 @@ def test_a_budget_that_nothing_fits_is_a_failure(
     [
         (("evaluate", "ARTIFACT", "--data", "absent"), "absent is not there"),
         (("evaluate", "absent", "--data", "TOKENS"), "absent is no artifact"),
+        (("evaluate", "DAMAGED", "--data", "TOKENS"), "a.manifest is no manifest, or damaged; export it again"),
         (("evaluate", "ARTIFACT", "--level", "int3", "--data", "TOKENS"), "has no level 'int3'; it has fp32"),
         (("plan", "ARTIFACT", "--budget", "much"), "'much' is no size; write it like 256MB"),
         (("doctor", "--config", "absent.toml"), "absent.toml: cannot be read"),
@@ -150,7 +151,8 @@ def test_wrong_input_is_one_line(
 ) -> None:
     """Status 2, one line that says what is wrong, and nothing made."""
     (tmp_path / "work").mkdir()
-    names = {"ARTIFACT": str(tiny_artifact), "TOKENS": str(tokens)}
+    (tmp_path / "a.manifest").write_bytes(b"damaged")
+    names = {"ARTIFACT": str(tiny_artifact), "TOKENS": str(tokens), "DAMAGED": str(tmp_path / "a.manifest")}
     done = edge(*(names.get(word, word) for word in words), cwd=tmp_path / "work")
     assert done.returncode == 2
     assert done.stderr.startswith("fedpeat-edge: ")
