@@ -169,6 +169,7 @@ def _finish(config: Config, artifact: Artifact, house: House, state: State) -> i
     """Checkpoint, report, curves, tables; the exit status."""
     history = read_history(config.out / LEDGER)
     if state is State.DONE:
+        house.screen.line("checkpoint: the adapter goes into the full model")
         house.wait_for("checkpoint", lambda say: _plug_in(config, artifact, history, house.jobs, say))
     damaged = house.wait_for("verification", lambda _say: _damaged(config, artifact, history))
     path = config.out / "report.json"
@@ -187,11 +188,13 @@ def _finish(config: Config, artifact: Artifact, house: House, state: State) -> i
 
 
 def _plug_in(config: Config, artifact: Artifact, history: History, jobs: Jobs, say: Callable[[Line], None]) -> None:
-    out = config.out / CHECKPOINT
-    shutil.rmtree(out, ignore_errors=True)
+    out, making = config.out / CHECKPOINT, config.out / f"{CHECKPOINT}.making"
+    shutil.rmtree(making, ignore_errors=True)
     adapter = artifact.store.path(history.adapters[-1].sha256)
-    command = [config.model.dir, artifact.full.path, adapter, "--out", out]
+    command = [config.model.dir, artifact.full.path, adapter, "--out", making]
     jobs.process([sys.executable, "-m", "export.cli", "plug-in", *map(str, command)], say)
+    shutil.rmtree(out, ignore_errors=True)  # not before: whoever stops us keeps the one of last time
+    making.rename(out)
 
 
 def _damaged(config: Config, artifact: Artifact, history: History) -> list[str]:
