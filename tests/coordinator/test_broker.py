@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import pathlib
 import shutil
@@ -80,6 +81,17 @@ def test_listens_on_loopback_alone(tmp_path: pathlib.Path) -> None:
     broker = Broker(tmp_path)
     assert broker.url.startswith("mqtt://127.0.0.1:")
     broker.close()
+
+
+@pytest.mark.broker
+def test_a_port_that_another_program_took_is_said(tmp_path: pathlib.Path) -> None:
+    """Devices look for the run's broker at its port: a program that answers there instead is not taken for it."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        record = tmp_path / "broker.json"
+        record.write_text(json.dumps({"pid": 0, "port": other.getsockname()[1]}))
+        with pytest.raises(BrokerError, match=r"another program's now: end that, or delete .*broker\.json"):
+            Broker(tmp_path)
+    assert record.exists()
 
 
 def test_no_broker_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
