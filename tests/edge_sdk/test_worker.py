@@ -216,7 +216,7 @@ FAILURES: dict[str, tuple[Callable[[WorkerOrder], WorkerOrder | None], str, str]
     ),
     "no data": (lambda order: without(order.data), "bad-data", "ids.npy is missing"),
     "a token that the model lacks": (lambda order: with_tokens(order, 10**6), "bad-data", "token 1000000 is out of"),
-    "no number": (lambda order: with_adapter(order, np.nan), "non-finite", "is nan"),
+    "no number": (lambda order: with_adapter(order, np.nan), "bad-artifact", "finite"),
 }
 
 
