@@ -97,8 +97,8 @@ class Broker:
     def _start(self) -> None:
         self._tried_at_s = time.monotonic()
         if _listens(self._port):
-            record = self._folder / "broker.json"
-            msg = f"port {self._port} is another program's now: end that, or delete {record} to take another port"
+            path = self._folder / "broker.json"
+            msg = f"port {self._port} is another program's now: end that, or delete {path} to take another port"
             raise BrokerError(msg)
         (self._folder / "mosquitto.conf").write_text(MOSQUITTO.format(port=self._port, host=LOOPBACK), "utf-8")
         log = self._folder / "broker.log"
