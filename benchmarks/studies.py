@@ -98,7 +98,7 @@ def reviews_study(folder: pathlib.Path) -> Study:
             {"name": "int8", "bits": 8},
             {"name": "int8-last2", "bits": 8, "train_last": 2},
         ),
-        training={"steps": 16, "batch": 16, "tokens": 64, "learning_rate": 2.5e-3, "warmup_steps": 2},
+        training={"steps": 16, "batch": 16, "tokens": 64, "learning_rate": 3e-3, "warmup_steps": 2},
         evaluation={"kind": "csv", "path": str(held_out), "rows": 256},
         devices=devices,
     )
