@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final, Generic, TypeVar
 
+from coordinator.assignment import Assignment
 from coordinator.config import RoundsConfig
 from coordinator.events import (
     AdapterReady,
@@ -49,8 +50,8 @@ from coordinator.events import (
     TaskState,
     Tick,
 )
-from coordinator.fleet import Device, Fleet
-from coordinator.policy.types import Answer, DeviceView, Level, Observation, Outcome, Policy
+from coordinator.fleet import Fleet
+from coordinator.policy.types import Answer, Level, Outcome, Policy
 from coordinator.round_states import TRANSITIONS, State, Trigger
 from coordinator.task_book import Entry, TaskBook, TaskMaker, with_time_left
 from edge_sdk.wire.blobs import Blob
@@ -97,10 +98,8 @@ class Rounds(Generic[S]):
 
     def __init__(self, plan: Plan, policy: Policy[S], past: Past, now_s: float) -> None:
         """Continue where the ledger ends. An open round gets its whole deadline again: no clock outlives a process."""
-        self._plan, self._policy, self._policy_state = plan, policy, policy.initial()
-        self._answers = list(past.answers)
+        self._plan, self._assignment = plan, Assignment(policy, plan.levels, past.answers)
         self._book = TaskBook(past.entries)
-        self._sits_out: dict[str, str] = {}  # device: the session that said so, or "" for this attempt alone
         self.fleet = past.fleet.with_all_offline()
         self.round, self.attempt, self.adapter = past.version + 1, past.attempt, past.adapter
         self.state = State.OPEN if past.open else State.WAITING
@@ -177,12 +176,12 @@ class Rounds(Generic[S]):
         outcome = TOO_LARGE.get(message.reason)
         if outcome is not None:
             sizes = (message.budget_bytes, message.needed_bytes)
-            self._answers.append(Answer(entry.device, entry.level, outcome, *sizes))
+            self._assignment.observe(Answer(entry.device, entry.level, outcome, *sizes))
             yield from self._give(entry.device, now_s)
         elif message.reason is DeclineReason.INCOMPATIBLE:
-            self._sits_out[entry.device] = self.fleet.devices[entry.device].hello.session
+            self._assignment.sit_out(entry.device, self.fleet.devices[entry.device].hello.session)
         else:
-            self._sits_out[entry.device] = ""
+            self._assignment.sit_out(entry.device)
 
     def _on_failure(self, event: FailureHeard, now_s: float) -> Iterator[Instruction]:
         message = event.message
@@ -194,10 +193,10 @@ class Rounds(Generic[S]):
         yield RecordFailure(entry.device, entry.level, budget_bytes, message)
         if message.reason is FailureReason.OVER_BUDGET:
             sizes = (budget_bytes, message.peak_bytes)
-            self._answers.append(Answer(entry.device, entry.level, Outcome.OVER_BUDGET, *sizes))
+            self._assignment.observe(Answer(entry.device, entry.level, Outcome.OVER_BUDGET, *sizes))
             yield from self._give(entry.device, now_s)
         else:
-            self._sits_out[entry.device] = ""
+            self._assignment.sit_out(entry.device)
 
     def _on_progress(self, event: ProgressHeard, now_s: float) -> Iterator[Instruction]:
         entry = self._book.get(event.message.task_id, event.device)
@@ -223,13 +222,13 @@ class Rounds(Generic[S]):
         entry = self._book[event.task_id]
         entry.state = TaskState.COMMITTED
         answer = Answer(entry.device, entry.level, Outcome.DONE, event.budget_bytes, event.peak_bytes)
-        self._answers.append(answer)
+        self._assignment.observe(answer)
         yield from self._receipt(entry)
 
     def _on_refused(self, event: ResultRefused, _now_s: float) -> Iterator[Instruction]:
         entry = self._book[event.task_id]
         entry.state, entry.refusal, entry.detail = TaskState.REFUSED, event.reason, event.detail
-        self._sits_out[entry.device] = ""
+        self._assignment.sit_out(entry.device)
         yield from self._receipt(entry)
 
     def _last_word(self, device: str, task_id: str) -> Instruction:
@@ -292,8 +291,8 @@ class Rounds(Generic[S]):
             return
         if patient and self.attempt > 1:
             return  # a round that came to nothing is not repeated at once
-        self._sits_out = {name: session for name, session in self._sits_out.items() if session}
-        chosen = self._decide(tuple(d for d in self.fleet.online() if self._takes_part(d)))
+        self._assignment.new_attempt()
+        chosen = self._assignment.decide(self.fleet.online())
         if not chosen:
             least = min(level.needs_bytes for level in self._plan.levels)
             why = f"none of the {online} devices here takes part; the smallest level needs {least / 1e6:.0f} MB"
@@ -355,10 +354,6 @@ class Rounds(Generic[S]):
         """Whether a device whose task was cancelled when we were stopped may still come back for another."""
         return bool(self._expected_back) and now_s < self._wait_until_s
 
-    def _takes_part(self, device: Device) -> bool:
-        said = self._sits_out.get(device.hello.device)
-        return said is None or said not in {"", device.hello.session}
-
     def _give(self, device: str, now_s: float) -> Iterator[Instruction]:
         """A task for a device that has none in this open round, unless it has delivered, sits it out or had too many.
 
@@ -368,17 +363,10 @@ class Rounds(Generic[S]):
         had = [e.state for e in self._current() if e.device == device]
         if self.state is not State.OPEN or now_s >= self.deadline_at_s:
             return
-        if TaskState.COMMITTED in had or len(had) >= TASKS or not self._takes_part(self.fleet.devices[device]):
+        if TaskState.COMMITTED in had or len(had) >= TASKS:
             return
-        for name, level in self._decide((self.fleet.devices[device],)).items():
+        for name, level in self._assignment.decide([self.fleet.devices[device]]).items():
             yield self._new_task(name, level, now_s)
-
-    def _decide(self, devices: tuple[Device, ...]) -> dict[str, str]:
-        views = tuple(DeviceView(d.hello.device, d.hello.budget_bytes) for d in devices)
-        observation = Observation(views, self._plan.levels, tuple(self._answers))
-        self._answers.clear()
-        decision, self._policy_state = self._policy.decide(observation, self._policy_state)
-        return dict(decision.levels)
 
     def _new_task(self, device: str, level: str, now_s: float) -> GiveTask:
         task = self._plan.tasks.make(

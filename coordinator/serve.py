@@ -10,12 +10,10 @@ import contextlib
 import json
 import pathlib
 import shutil
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from types import FrameType
 from typing import Final, TypeVar
 
 from coordinator.broker import Broker, check_url
@@ -30,6 +28,7 @@ from coordinator.round_states import State
 from coordinator.screen import Screen, check_line, evaluation_table, result_table
 from edge_sdk.wire.blobs import Blob, BlobStore, written_atomically
 from edge_sdk.wire.errors import IntegrityError
+from edge_sdk.wire.lifeline import Stop, stop_on_signals
 from edge_sdk.wire.mqtt import MqttTransport
 
 T = TypeVar("T")
@@ -45,24 +44,13 @@ class Stopped(Exception):  # noqa: N818 - no error: somebody asked for it
     """Ctrl-C, or SIGTERM."""
 
 
-@dataclass(slots=True)
-class Stop:
-    """Whether somebody asked to stop; set by the signal handler, looked at between two steps."""
-
-    asked: bool = False
-
-    def __call__(self) -> bool:
-        """Whether it was asked for."""
-        return self.asked
-
-
 def serve(config: Config, screen: Screen, *, insecure: bool) -> int:
     """Run to the end; the exit status. Raises CoordinatorError, OSError, sqlite3.Error."""
     if config.broker.url != AUTO:
         check_url(config.broker.url, insecure=insecure)
     require_model(config)  # before anything is made
     with contextlib.ExitStack() as stack:
-        stop = stack.enter_context(_signals())
+        stop = stack.enter_context(stop_on_signals())
         config.out.mkdir(parents=True, exist_ok=True)
         ledger = stack.enter_context(Ledger(config.out / LEDGER, config.name, config.digest()))
         jobs = Jobs()
@@ -103,7 +91,7 @@ class House:
                     self.screen.line(_progress_line(outcome))
                 elif isinstance(outcome, Failed) and outcome.job == job:
                     raise outcome.error
-            if self.stop():
+            if self.stop.signal:
                 raise Stopped
             self.keep()
             time.sleep(WAIT_S)
@@ -115,25 +103,6 @@ def _progress_line(progress: Progress) -> str:
     level = f" {line['level']}" if line.get("level") else ""
     of = f" {line['done']}/{line['of']}" if "of" in line else ""
     return f"{progress.job}{of}: {line.get('stage', '')}{level}"
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[Stop]:
-    """SIGINT and SIGTERM ask to stop; a second one acts as it always does."""
-    stop = Stop()
-    before = {int(number): signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def on_signal(number: int, _frame: FrameType | None) -> None:
-        stop.asked = True
-        signal.signal(number, before[number])
-
-    for number in before:
-        signal.signal(number, on_signal)
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _broker(config: Config, screen: Screen, stack: contextlib.ExitStack) -> tuple[str, Callable[[], bool]]:
@@ -157,7 +126,7 @@ def _rounds(config: Config, artifact: Artifact, ledger: Ledger, house: House, ur
     try:
         daemon = Daemon(config, artifact, ledger, transport, house.jobs, house.screen)
         with house.screen:
-            state = daemon.run(house.stop, house.keep)
+            state = daemon.run(lambda: house.stop.signal != 0, house.keep)
     finally:
         transport.close()
     if state is State.STOPPED:

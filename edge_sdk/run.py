@@ -9,12 +9,12 @@ import pathlib
 import signal
 import time
 from collections.abc import Iterator
-from types import FrameType
 
 from edge_sdk.agent import Agent
 from edge_sdk.config import DataConfig, load_config
 from edge_sdk.errors import ConfigError, DataError
 from edge_sdk.sources import open_source
+from edge_sdk.wire.lifeline import stop_on_signals
 from edge_sdk.wire.mqtt import MqttTransport
 
 STOPPED, INTERRUPTED = 0, 130
@@ -26,14 +26,14 @@ def run(config_path: pathlib.Path) -> int:
     _require_data(config.data)
     with contextlib.ExitStack() as stack:
         stack.enter_context(_alone(config.store))
-        signals = stack.enter_context(_signals())
+        stop = stack.enter_context(stop_on_signals())
         transport = MqttTransport(config.broker, f"{config.fleet}/device/{config.device}", Agent.will(config))
         stack.callback(transport.close)
         agent = Agent(config, transport, _say)
         stack.callback(agent.close)
-        while not signals:
+        while not stop.signal:
             agent.turn()
-    return INTERRUPTED if signals[0] == signal.SIGINT else STOPPED
+    return INTERRUPTED if stop.signal == signal.SIGINT else STOPPED
 
 
 def _require_data(config: DataConfig) -> None:
@@ -63,23 +63,3 @@ def _alone(store: pathlib.Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[list[int]]:
-    """A list that is empty until SIGINT or SIGTERM; a second one acts as it always does."""
-    seen: list[int] = []
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def on_signal(number: int, _frame: FrameType | None) -> None:
-        seen.append(number)
-        for one, handler in before.items():
-            signal.signal(one, handler)
-
-    for number in before:
-        signal.signal(number, on_signal)
-    try:
-        yield seen
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

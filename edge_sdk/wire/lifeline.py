@@ -1,4 +1,4 @@
-"""A process that one of ours has started ends with it, however that one ends.
+"""How our processes end: those that people start when asked to, those that these start with whoever started them.
 
 Whoever is ended by SIGKILL, or by the kernel out of memory, cannot end its children: a worker that goes on would hold
 its budget beside the next one's. So the child asks Linux for a SIGTERM at its parent's death, see
@@ -8,10 +8,14 @@ wait for the child.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import FrameType
 from typing import Final
 
 PARENT: Final = "FEDPEAT_PARENT"
@@ -37,3 +41,32 @@ def end_with_parent() -> None:
 def exit_on_terminate() -> None:
     """Let SIGTERM end this process by SystemExit, so that its children are ended and what is half-written removed."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+
+
+@dataclass(slots=True)
+class Stop:
+    """The wish to stop: 0, or the number of the signal that asked for it."""
+
+    signal: int = 0
+
+
+@contextlib.contextmanager
+def stop_on_signals() -> Iterator[Stop]:
+    """SIGINT and SIGTERM ask to stop, within; a second one acts as it always does."""
+    stop = Stop()
+    before = {int(number): signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def on_signal(number: int, _frame: FrameType | None) -> None:
+        stop.signal = number
+        restore()
+
+    for number in before:
+        signal.signal(number, on_signal)
+    try:
+        yield stop
+    finally:
+        restore()

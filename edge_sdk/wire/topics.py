@@ -18,6 +18,7 @@ from edge_sdk.wire.errors import DecodeError
 
 DEVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 FLEET = DEVICE
+NAME_RULE = "letters, digits, dot, dash, underscore, at most 64"  # what both are, in words
 KINDS = ("manifest", "presence", "up", "down")
 
 
@@ -30,7 +31,7 @@ class Topics:
     def __post_init__(self) -> None:
         """Refuse wildcards, slashes and empty names."""
         if not FLEET.fullmatch(self.fleet):
-            msg = f"{self.fleet!r} is no fleet name: letters, digits, dot, dash, underscore; at most 64"
+            msg = f"{self.fleet!r} is no fleet name: {NAME_RULE}"
             raise ValueError(msg)
 
     @property

@@ -61,11 +61,11 @@ def test_a_minimal_file_is_enough(tmp_path: pathlib.Path) -> None:
     ("old", "new", "complaint"),
     [
         ("count = 3", "count = 3\nqourum = 1", "unknown key 'rounds.qourum'; allowed here: count, devices"),
-        ("count = 3", "count = 0", "rounds.count is 0, it must be from 1 to 100000"),
-        ("count = 3", 'count = "3"', "rounds.count is '3', it must be a whole number"),
-        ("count = 3", "count = true", "rounds.count is True, it must be a whole number"),
+        ("count = 3", "count = 0", "rounds.count is 0; it must be from 1 to 100000"),
+        ("count = 3", 'count = "3"', "rounds.count is '3'; it must be a whole number"),
+        ("count = 3", "count = true", "rounds.count is True; it must be a whole number"),
         ("count = 3\n", "", "rounds.count is missing"),
-        ("learning_rate = 1", "learning_rate = nan", "training.learning_rate is nan, it must be from 0 to 100"),
+        ("learning_rate = 1", "learning_rate = nan", "training.learning_rate is nan; it must be from 0 to 100"),
         ("learning_rate = 1", 'optimizer = "adam"', "training.optimizer is 'adam'; allowed: adamw, sgd"),
         ('"causal-lm"', '"chat"', "model.task is 'chat'; allowed: causal-lm, sequence-classification"),
         ('"causal-lm"', '"sequence-classification"', "model.labels are needed"),
@@ -74,7 +74,7 @@ def test_a_minimal_file_is_enough(tmp_path: pathlib.Path) -> None:
         ("bits = 8", "bits = 7", "levels.int8.bits is 7; allowed: 32, 8"),
         ("bits = 8", "layers = 4", "levels.int8 trains more layers than it keeps"),
         ('name = "int8"', 'name = "fp32"', "levels share a name"),
-        ('name = "int8"', 'name = "a/b"', "level names are"),
+        ('name = "int8"', 'name = "a/b"', "levels[1].name is 'a/b'; allowed: letters"),
         ('fleet = "demo"', 'fleet = "a/+"', "fleet is 'a/+'"),
         ("[training]", '[adapter]\nkind = "prefix"\n[training]', "adapter.kind is 'prefix'; allowed: lora"),
         (
@@ -82,7 +82,7 @@ def test_a_minimal_file_is_enough(tmp_path: pathlib.Path) -> None:
             "[aggregation]\nrule = 'mean'\n[training]",
             "aggregation.rule is 'mean'; allowed: lora-svd, freeze-a",
         ),
-        ("[rounds]", "[[rounds]]", "rounds must be a table"),
+        ("[rounds]", "[[rounds]]", "it must be a table, [rounds]"),
         ("name = ", "name = = ", "cannot be read"),
     ],
 )

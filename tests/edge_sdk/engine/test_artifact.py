@@ -11,7 +11,7 @@ import pytest
 from edge_sdk.engine.artifact import Artifact, artifact_in, open_artifact, select_adapter
 from edge_sdk.errors import ArtifactError
 from edge_sdk.wire.blobs import BlobStore, blob_of, blob_of_file
-from edge_sdk.wire.errors import DecodeError, IntegrityError
+from edge_sdk.wire.errors import IntegrityError
 from edge_sdk.wire.manifest import encode_manifest
 from tests.edge_sdk.engine.samples import random_adapter
 
@@ -47,9 +47,9 @@ def test_a_folder_without_a_manifest_is_none(tmp_path: pathlib.Path) -> None:
 
 
 def test_a_file_that_is_no_manifest_is_refused(folder: pathlib.Path) -> None:
-    """A damaged manifest is damage, found by reading it."""
+    """A damaged manifest is said to be one, by its path and with what to do."""
     (folder / "fp32.manifest").write_bytes((folder / "fp32.manifest").read_bytes()[:-1])
-    with pytest.raises(DecodeError):
+    with pytest.raises(ArtifactError, match=r"fp32\.manifest is no manifest, or damaged; export it again"):
         open_artifact(folder)
 
 
