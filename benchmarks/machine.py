@@ -13,6 +13,8 @@ from typing import Any
 
 import psutil
 
+from edge_sdk.wire.errors import last_line
+
 PACKAGES = ("fedpeat", "onnxruntime", "numpy", "torch", "transformers", "peft")
 
 
@@ -40,7 +42,7 @@ def measured(module: str, *arguments: str) -> dict[str, Any]:
     command = [sys.executable, "-m", module, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
+        last = last_line(done.stderr, "no output")
         msg = f"{' '.join(command[1:])} ended with {done.returncode}: {last}"
         raise RuntimeError(msg)
     found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])

@@ -17,6 +17,7 @@ from typing import Any
 
 from benchmarks import assets
 from benchmarks.fetch import cache_folder
+from edge_sdk.wire.errors import last_line
 
 TOKENS = 128
 PRESIDENTS = ("ulysses_s_grant", "grover_cleveland", "andrew_jackson", "james_buchanan", "zachary_taylor")
@@ -160,5 +161,5 @@ def _build(request: dict[str, Any], out: pathlib.Path) -> None:
         command = [sys.executable, "-m", "export.cli", "build", str(asked)]
         done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
         if done.returncode != 0:
-            raise RuntimeError((done.stderr.strip().splitlines() or ["the export failed without a word"])[-1])
+            raise RuntimeError(last_line(done.stderr, "the export failed without a word"))
         shutil.move(folder / "artifact", out)

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from coordinator.errors import JobError
+from edge_sdk.wire.errors import last_line
 from edge_sdk.wire.lifeline import parent_environment
 
 END_S: Final = 5.0
@@ -163,9 +164,7 @@ def _parsed(text: str) -> Line | None:
 
 def _complaint(command: Sequence[str], status: int, errors: Any) -> str:  # noqa: ANN401 - an open file
     errors.seek(0)
-    said = [line.strip() for line in errors.read().splitlines() if line.strip()]
-    what = " ".join(command[1:4])
-    return f"{what} ended with status {status}: {said[-1] if said else 'it said nothing'}"
+    return f"{' '.join(command[1:4])} ended with status {status}: {last_line(errors.read(), 'it said nothing')}"
 
 
 def _end(process: subprocess.Popen[str]) -> None:

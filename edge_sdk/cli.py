@@ -135,11 +135,12 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 
 def _probe(arguments: argparse.Namespace) -> int:
+    from edge_sdk.config import all_cores
     from edge_sdk.engine.artifact import choose_manifest, open_artifact
     from edge_sdk.memory import parse_size
     from edge_sdk.probing import probe, probe_costs
 
-    manifest_path, threads = choose_manifest(arguments.artifact, arguments.level), arguments.threads or _cores()
+    manifest_path, threads = choose_manifest(arguments.artifact, arguments.level), arguments.threads or all_cores()
     open_artifact(manifest_path).require_tokens(arguments.tokens)
     if arguments.costs_only:
         print(json.dumps(probe_costs(manifest_path, arguments.tokens, threads)))
@@ -186,7 +187,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         level=arguments.level,
         adapter=arguments.adapter,
         rows=arguments.rows,
-        threads=arguments.threads or _cores(),
+        threads=arguments.threads,
     )
     print(json.dumps(dataclasses.asdict(found)))
     return 0
@@ -232,7 +233,7 @@ def _train(arguments: argparse.Namespace) -> int:
         batch=arguments.batch,
         tokens=arguments.tokens,
         learning_rate=arguments.learning_rate,
-        threads=arguments.threads or _cores(),
+        threads=arguments.threads,
     )
     for report in training:
         print(f"step {report.step} of {report.steps}: loss {report.loss:.4f}, {report.time_ms:.0f} ms", flush=True)
@@ -246,12 +247,6 @@ def _require_writable(out: pathlib.Path) -> None:
     if out.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
         msg = f"{out} is a folder; name a file" if out.is_dir() else f"{folder} is no folder that can be written to"
         raise ConfigError(msg)
-
-
-def _cores() -> int:
-    from edge_sdk.config import all_cores
-
-    return all_cores()
 
 
 if __name__ == "__main__":

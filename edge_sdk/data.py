@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import mmap
-import os
 import pathlib
 import shutil
 from collections.abc import Iterator
@@ -26,7 +25,7 @@ import numpy as np
 
 from edge_sdk.engine.batch import Batch
 from edge_sdk.errors import ConfigError, DataError
-from edge_sdk.wire.blobs import sync_folder
+from edge_sdk.wire.blobs import sync_file, sync_folder
 from edge_sdk.wire.tensors import Array
 
 NOTE = "prepared.json"  # what `edge_sdk.prepare` remembers about the folder
@@ -120,7 +119,7 @@ def folder_replaced(path: pathlib.Path) -> Iterator[pathlib.Path]:
         making.mkdir(parents=True)
         yield making
         for file in making.iterdir():
-            _sync(file)
+            sync_file(file)
         if path.exists():
             path.rename(old)  # a folder cannot be replaced in one step; in between there is none, never half of one
         making.rename(path)
@@ -129,11 +128,6 @@ def folder_replaced(path: pathlib.Path) -> Iterator[pathlib.Path]:
         raise
     shutil.rmtree(old, ignore_errors=True)
     sync_folder(path.parent)
-
-
-def _sync(path: pathlib.Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
 
 
 def map_token_folder(path: pathlib.Path) -> TokenFolder:

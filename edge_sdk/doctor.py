@@ -24,6 +24,7 @@ from typing import Final
 
 from edge_sdk.environment import training_environment
 from edge_sdk.store import RESERVE_BYTES
+from edge_sdk.wire.errors import last_line
 
 OLDEST_PYTHON: Final = (3, 10)
 MACHINES: Final = ("x86_64", "aarch64")
@@ -235,7 +236,7 @@ def _import_error(module: str) -> str | None:
         return f"it takes more than {IMPORT_S:.0f} s"
     if done.returncode < 0:
         return f"it dies of {signal.Signals(-done.returncode).name}"
-    return None if done.returncode == 0 else (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+    return None if done.returncode == 0 else last_line(done.stderr, "it said nothing")
 
 
 def _limit_files(root: pathlib.Path) -> Iterator[pathlib.Path]:

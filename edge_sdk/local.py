@@ -34,6 +34,7 @@ from edge_sdk.environment import training_environment
 from edge_sdk.errors import ConfigError, DataError, OverBudget
 from edge_sdk.memory import check_budget, read_memory, reset_peak
 from edge_sdk.prepare import command
+from edge_sdk.wire.errors import last_line
 from edge_sdk.wire.manifest import Cost, Direction, Manifest
 from edge_sdk.wire.tensors import Array, read_tensors, write_tensors
 
@@ -113,13 +114,14 @@ def train(  # noqa: PLR0913 - each has a name where it is called
         raise ConfigError(msg)
     promised = _plan(artifact.manifest, batch, tokens, budget_bytes)  # before anything takes long
     folder = open_data(artifact, data, tokens)
-    rows = batches(folder, folder.usable(), batch, tokens, seed)
+    usable = folder.usable()
+    rows = batches(folder, usable, batch, tokens, seed)
     values = _adapter(artifact, adapter)
     _return_freed_memory()
     reset_peak()
     watch, threads = _Watch(), threads or all_cores()
     walk = Walk(artifact, threads, promised.head_rows, watch.check)
-    walk.gradient(folder.batch(folder.usable()[:1], 2), values, 1.0)  # code that has run stays in memory
+    walk.gradient(folder.batch(usable[:1], 2), values, 1.0)  # code that has run stays in memory
     plan = _plan(_measured_here(artifact.manifest), batch, tokens, budget_bytes)
     if plan.head_rows != promised.head_rows:
         walk = Walk(artifact, threads, plan.head_rows, watch.check)
@@ -211,7 +213,7 @@ def _config(path: pathlib.Path) -> DataConfig:
 def _run(prepare: list[str]) -> None:
     done = subprocess.run(prepare, capture_output=True, text=True, check=False, env=training_environment(1))
     if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        last = last_line(done.stderr, f"exit status {done.returncode}")
         raise DataError(last.removeprefix("edge_sdk.prepare: "))
 
 

@@ -1,7 +1,7 @@
 """Results that wait for their receipt, on disk.
 
     <folder>/blobs/<sha256>       the delta
-    <folder>/<name>.result        SHA-256 of the rest, then the ResultOffer in msgpack; the name is the task's, hashed
+    <folder>/<name>.result        the ResultOffer, see `edge_sdk.wire.records`; the name is the task's, hashed
     <folder>/<name>.damaged       a record that could not be used, set aside for a person to look at
 
 A result exists from the rename of its record to the record's removal: the delta comes before it and goes after it. So
@@ -16,13 +16,12 @@ import pathlib
 from dataclasses import dataclass
 from typing import Final
 
-from edge_sdk.wire import codec
-from edge_sdk.wire.blobs import Blob, BlobStore, sync_folder, written_atomically
+from edge_sdk.wire.blobs import Blob, BlobStore, sync_folder
 from edge_sdk.wire.errors import WireError
 from edge_sdk.wire.messages import Report, ResultOffer
+from edge_sdk.wire.records import read_record, write_record
 
 SUFFIX, DAMAGED = ".result", ".damaged"
-DIGEST_BYTES: Final = 32
 MAX_RECORD_BYTES: Final = 65_536
 
 
@@ -58,11 +57,9 @@ class Outbox:
         A second result of the same task takes the first one's place. Raises OSError, for one when the disk is full; the
         delta is not kept then, so as not to fill it any further.
         """
-        result = ResultOffer(task_id, self.deltas.adopt(delta_path), report)
-        data, path = codec.encode(result), self._path(task_id)
+        result, path = ResultOffer(task_id, self.deltas.adopt(delta_path), report), self._path(task_id)
         try:
-            with written_atomically(path) as file:
-                file.write(hashlib.sha256(data).digest() + data)
+            write_record(path, result)
         except OSError:
             if not path.exists():  # a first result of the same bytes still needs them
                 self.deltas.remove(result.delta.sha256)
@@ -88,13 +85,7 @@ class Outbox:
             return f"a result was damaged on disk and is set aside as {path.stem}{DAMAGED}: {error}"
 
     def _read(self, path: pathlib.Path) -> ResultOffer:
-        with path.open("rb") as file:
-            record = file.read(DIGEST_BYTES + MAX_RECORD_BYTES + 1)
-        digest, data = record[:DIGEST_BYTES], record[DIGEST_BYTES:]
-        if hashlib.sha256(data).digest() != digest:
-            msg = "its bytes do not have the promised SHA-256"
-            raise WireError(msg)
-        result = codec.decode(ResultOffer, data, MAX_RECORD_BYTES)
+        result = read_record(ResultOffer, path, MAX_RECORD_BYTES)
         self.deltas.verify(result.delta)
         return result
 

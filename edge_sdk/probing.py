@@ -21,7 +21,7 @@ from edge_sdk.engine.plan import Declined, choose_plan, plans
 from edge_sdk.environment import training_environment
 from edge_sdk.errors import ArtifactError, EdgeError, OverBudget
 from edge_sdk.memory import read_memory
-from edge_sdk.wire.errors import WireError
+from edge_sdk.wire.errors import WireError, last_line
 from edge_sdk.wire.lifeline import end_with_parent
 from edge_sdk.wire.manifest import Cost, Direction, Manifest
 
@@ -70,7 +70,7 @@ def _fresh(what: str, manifest_path: pathlib.Path, shape: list[str], threads: in
     command = [sys.executable, "-m", "edge_sdk.probing", what, str(manifest_path), *shape]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=training_environment(threads))
     if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        last = last_line(done.stderr, f"exit status {done.returncode}")
         msg = f"the measurement failed: {last}"
         raise ArtifactError(msg)
     found: dict[str, Any] = json.loads(done.stdout)

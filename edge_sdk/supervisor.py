@@ -25,7 +25,7 @@ from edge_sdk.environment import training_environment
 from edge_sdk.memory import read_memory
 from edge_sdk.order import WorkerOrder
 from edge_sdk.wire import codec
-from edge_sdk.wire.errors import DecodeError
+from edge_sdk.wire.errors import DecodeError, last_line
 from edge_sdk.wire.messages import FailureReason, Report
 
 WATCH_S = 0.05
@@ -178,7 +178,7 @@ class _Child:
                 if watch.ident is not None:
                     watch.join()
             errors.seek(max(errors.seek(0, os.SEEK_END) - 2000, 0))
-            self.words = errors.read().decode(errors="replace").strip()
+            self.words = errors.read().decode(errors="replace")
 
     def failure(self) -> WorkerFailed:
         """Why it ended badly."""
@@ -191,7 +191,7 @@ class _Child:
             return WorkerFailed(task_id, FailureReason.CANCELLED, peak_bytes, "cancelled")
         if self.last.get("event") == "failed":
             return WorkerFailed(task_id, FailureReason(self.last["reason"]), peak_bytes, self.last["detail"])
-        last_words = (self.words.splitlines() or ["it said nothing"])[-1][:300]
+        last_words = last_line(self.words, "it said nothing")[:300]
         died = f"killed by {signal.Signals(-self.status).name}" if self.status < 0 else f"exit status {self.status}"
         return WorkerFailed(task_id, FailureReason.WORKER_DIED, peak_bytes, f"{died}: {last_words}")
 

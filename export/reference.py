@@ -59,8 +59,8 @@ class ReferenceWalk:
             structure = self.manifest.structures[segment.structure]
             flowing = {"x": self._graph(structure.forward, inputs[-1])["y"]}
         loss, dy, gradients = self._loss(flowing["x"], batch, adapter)
-        lowest = next((k for k, segment in enumerate(walk) if segment.trains), len(walk))
-        for segment, given in reversed(list(zip(walk, inputs, strict=True))[lowest:]):
+        for segment in reversed(self.manifest.walked_back()):
+            given = inputs.pop()
             found = self._graph(self.manifest.structures[segment.structure].backward, {**given, "dy": dy})
             dy = found.pop("dx")
             if segment.trains:

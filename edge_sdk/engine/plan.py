@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from edge_sdk.wire.manifest import Cost, Direction, Manifest, Segment
+from edge_sdk.wire.manifest import Cost, Direction, Manifest
 
 PROCESS, LOSS = "process", "loss"
 HEAD_ROWS = (256, 128, 64, 32)
@@ -78,8 +78,7 @@ def predicted_peak_bytes(manifest: Manifest, micro_batch: int, tokens: int, head
     running = [costs.growth_bytes(*key, micro_batch, tokens) for key in costs.runs()]
     if manifest.vocabulary_loss:
         running.append(vocabulary_bytes(manifest, micro_batch * tokens, head_rows))
-    back = sum(1 for _segment in _walked_back(manifest))
-    kept = micro_batch * tokens * manifest.model.width * FLOAT_BYTES * (back + 2)
+    kept = micro_batch * tokens * manifest.model.width * FLOAT_BYTES * (len(manifest.walked_back()) + 2)
     peak = costs.process_bytes() + _adapter_bytes(manifest) + kept + max(running, default=0)
     return round(peak * MARGIN) + VARIES_BYTES
 
@@ -90,7 +89,7 @@ def predicted_step_ms(manifest: Manifest, batch: int, micro_batch: int, tokens: 
     """
     costs = _Costs(manifest)
     forward = sum(costs.time_ms(s.structure, Direction.FORWARD, micro_batch, tokens) for s in manifest.walk)
-    backward = sum(costs.time_ms(s.structure, Direction.BACKWARD, micro_batch, tokens) for s in _walked_back(manifest))
+    backward = sum(costs.time_ms(s.structure, Direction.BACKWARD, micro_batch, tokens) for s in manifest.walked_back())
     loss = costs.time_ms(LOSS, Direction.BACKWARD, micro_batch, tokens)
     chunks = -(-micro_batch * tokens // head_rows) if manifest.vocabulary_loss else 1
     # Each chunk past the first maps and dequantises the vocabulary again: taken as a twentieth of one row's loss.
@@ -104,11 +103,6 @@ def vocabulary_bytes(manifest: Manifest, predictions: int, head_rows: int) -> in
     logits = rows * manifest.model.vocabulary * FLOAT_BYTES
     slices = SLICE_ROWS * (2 * width + rows) * FLOAT_BYTES
     return logits + slices + 5 * predictions * width * FLOAT_BYTES
-
-
-def _walked_back(manifest: Manifest) -> Iterator[Segment]:
-    lowest = next((k for k, segment in enumerate(manifest.walk) if segment.trains), len(manifest.walk))
-    yield from manifest.walk[lowest:]
 
 
 def _adapter_bytes(manifest: Manifest) -> int:

@@ -47,9 +47,7 @@ class Walk:
         self.artifact = artifact
         self.watch = watch
         manifest = artifact.manifest
-        self._segments = manifest.walk
-        trains = [k for k, segment in enumerate(manifest.walk) if segment.trains]
-        self._lowest = trains[0] if trains else len(manifest.walk)
+        self._segments, self._walked_back = manifest.walk, manifest.walked_back()
         self._graphs: dict[str, Graph] = {}
         for name in self._needed_graphs():
             self._graphs[name] = Graph(artifact.path(name), threads)
@@ -80,12 +78,12 @@ class Walk:
         context = self.context(batch)
         kept: list[Arrays] = []
         flowing = {"ids": batch.ids}
-        for k, segment in enumerate(self._segments):
-            if k >= self._lowest:
+        for segment in self._segments:
+            if self.walks_back(segment):
                 kept.append(flowing)
             flowing = {"x": self.forward(segment, flowing, context, adapter)}
         outcome, dy = self.turn(flowing.pop("x"), batch, adapter, weight)
-        for segment in reversed(self._segments[self._lowest :]):
+        for segment in reversed(self._walked_back):
             found = self.backward(segment, kept.pop(), dy, context, adapter)
             dy = found.pop("dx")
             if segment.trains:
@@ -134,7 +132,7 @@ class Walk:
 
     def walks_back(self, segment: Segment) -> bool:
         """Whether gradients flow through this segment at this level."""
-        return segment in self._segments[self._lowest :]
+        return segment in self._walked_back
 
     def context(self, batch: Batch) -> Arrays:
         """Masks, rotary tables: what all blocks share, computed once a batch."""
@@ -177,7 +175,7 @@ class Walk:
         manifest = self.artifact.manifest
         names = [manifest.context] if manifest.context else []
         names += [manifest.structures[segment.structure].forward for segment in self._segments]
-        names += [manifest.structures[segment.structure].backward for segment in self._segments[self._lowest :]]
+        names += [manifest.structures[segment.structure].backward for segment in self._walked_back]
         if manifest.vocabulary_loss:
             names += [manifest.vocabulary_loss.project, manifest.vocabulary_loss.unproject]
         if manifest.classes_loss:

@@ -80,6 +80,20 @@ def written_atomically(path: pathlib.Path) -> Iterator[BinaryIO]:
     sync_folder(path.parent)
 
 
+def moved_durably(source: pathlib.Path, target: pathlib.Path) -> None:
+    """Give a file on the same file system another name; its bytes are on the disk before that."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    sync_file(source)
+    source.replace(target)
+    sync_folder(target.parent)
+
+
+def sync_file(path: pathlib.Path) -> None:
+    """Bring what was written to a file to the disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
 def sync_folder(folder: pathlib.Path) -> None:
     """Make renames in `folder` survive a power cut."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -118,28 +132,25 @@ class BlobStore:
         if self.has(blob):
             path.unlink()
             return blob
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-        target = self.path(blob.sha256)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        path.replace(target)
-        sync_folder(target.parent)
+        moved_durably(path, self.path(blob.sha256))
         return blob
 
     def read(self, blob: Blob) -> bytes:
         """The blob's bytes, verified again. Raises IntegrityError, FileNotFoundError."""
         data = self.path(blob.sha256).read_bytes()
-        if blob_of(data) != blob:
-            msg = f"blob {blob.sha256[:12]} on disk does not match its name; delete it and fetch it again"
-            raise IntegrityError(msg)
+        _check(blob, blob_of(data))
         return data
 
     def verify(self, blob: Blob) -> None:
         """Read the blob through in pieces. Raises IntegrityError if a byte differs, FileNotFoundError."""
-        if blob_of_file(self.path(blob.sha256)) != blob:
-            msg = f"blob {blob.sha256[:12]} on disk does not match its name; delete it and fetch it again"
-            raise IntegrityError(msg)
+        _check(blob, blob_of_file(self.path(blob.sha256)))
 
     def remove(self, sha256: str) -> None:
         """Forget a blob; one that is not here is no error."""
         self.path(sha256).unlink(missing_ok=True)
+
+
+def _check(promised: Blob, found: Blob) -> None:
+    if found != promised:
+        msg = f"blob {promised.sha256[:12]} on disk does not match its name; delete it and fetch it again"
+        raise IntegrityError(msg)

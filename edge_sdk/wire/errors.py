@@ -21,6 +21,11 @@ def why_unreadable(error: OSError | ValueError) -> str:
     return (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
 
 
+def last_line(said: str, otherwise: str) -> str:
+    """The last of a process's words, which says why it ended; `otherwise` where it said nothing."""
+    return (said.strip().splitlines() or [otherwise])[-1].strip()
+
+
 class WireError(Exception):
     """Bytes that must not be used; the message says which bound or promise they broke."""
 

@@ -213,6 +213,11 @@ class Manifest:
         """Shape of every adapter tensor that gets a gradient at this level, by global name, in walking order."""
         return {name: shape for trains, name, shape in self._adapter() if trains}
 
+    def walked_back(self) -> tuple[Segment, ...]:
+        """The segments that gradients flow through at this level: the lowest that trains, and all above it."""
+        lowest = next((k for k, segment in enumerate(self.walk) if segment.trains), len(self.walk))
+        return self.walk[lowest:]
+
     def _adapter(self) -> Iterator[tuple[bool, str, tuple[int, ...]]]:
         for segment in self.walk:
             for name, shape in self.structures[segment.structure].trained.items():
@@ -227,14 +232,13 @@ def _check_walk(manifest: Manifest) -> None:
     if len(set(names)) != len(names) or any("/" in name for name in names):
         msg = "segment names must be unique and without a slash"
         raise ValueError(msg)
-    back = False
+    walked_back = set(manifest.walked_back())
     for segment in manifest.walk:
         structure = manifest.structures.get(segment.structure)
         if structure is None:
             msg = f"segment {segment.name} has the unknown structure {segment.structure!r}"
             raise ValueError(msg)
-        back = back or segment.trains
-        if not (structure.forward and segment.tensors and (structure.backward or not back)):
+        if not (structure.forward and segment.tensors and (structure.backward or segment not in walked_back)):
             msg = f"segment {segment.name} lacks a graph or a tensor file that the walk needs"
             raise ValueError(msg)
 

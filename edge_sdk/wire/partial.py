@@ -4,7 +4,7 @@ A blob of `size_bytes` in chunks of `chunk_bytes` is chunks 0, 1, ...; the last 
 empty chunk, so that it too is asked for and arrives. On its way in it is two files:
 
     partial/<sha256>.data       the chunks at their places; holes where none came yet
-    partial/<sha256>.journal    SHA-256 of the rest, then which chunks are in the data file, in msgpack
+    partial/<sha256>.journal    which chunks are in the data file, see `records`
 
 The journal is written after the data reached the disk, so a process killed anywhere finds all that the journal claims;
 what came after that is asked for again. A journal that cannot be used is no error: the download begins anew.
@@ -12,18 +12,14 @@ what came after that is asked for again. A journal that cannot be used is no err
 
 from __future__ import annotations
 
-import hashlib
 import os
 import pathlib
 from dataclasses import dataclass
-from typing import Final
 
-from edge_sdk.wire import codec
-from edge_sdk.wire.blobs import Blob, blob_of_file, sync_folder, written_atomically
+from edge_sdk.wire.blobs import Blob, blob_of_file, moved_durably
 from edge_sdk.wire.errors import WireError
 from edge_sdk.wire.messages import Chunk
-
-DIGEST_BYTES: Final = 32
+from edge_sdk.wire.records import read_record, write_record
 
 
 def chunk_count(size_bytes: int, chunk_bytes: int) -> int:
@@ -71,14 +67,7 @@ class Partial:
 
     def _read(self) -> int:
         count = chunk_count(self.size_bytes, self.chunk_bytes)
-        limit_bytes = DIGEST_BYTES + 256 + count // 8
-        with self._journal.open("rb") as file:
-            record = file.read(limit_bytes + 1)
-        digest, data = record[:DIGEST_BYTES], record[DIGEST_BYTES:]
-        if hashlib.sha256(data).digest() != digest:
-            msg = "its bytes do not have the promised SHA-256"
-            raise WireError(msg)
-        journal = codec.decode(_Journal, data, limit_bytes)
+        journal = read_record(_Journal, self._journal, 256 + count // 8)
         held = int.from_bytes(journal.held, "little")
         ours = (journal.size_bytes, journal.chunk_bytes) == (self.size_bytes, self.chunk_bytes)
         reach_bytes = min(held.bit_length() * self.chunk_bytes, self.size_bytes)
@@ -99,10 +88,8 @@ class Partial:
         """Bring the data to the disk, then claim it."""
         with self._data.open("rb") as file:
             os.fdatasync(file.fileno())
-        journal = _Journal(self.size_bytes, self.chunk_bytes, held.to_bytes((held.bit_length() + 7) // 8, "little"))
-        data = codec.encode(journal)
-        with written_atomically(self._journal) as file:
-            file.write(hashlib.sha256(data).digest() + data)
+        bits = held.to_bytes((held.bit_length() + 7) // 8, "little")
+        write_record(self._journal, _Journal(self.size_bytes, self.chunk_bytes, bits))
 
     def is_whole(self, blob: Blob) -> bool:
         """Read the data through."""
@@ -110,11 +97,7 @@ class Partial:
 
     def move_to(self, target: pathlib.Path) -> None:
         """Give the data its name; from then on the blob is there, whatever happens."""
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with self._data.open("rb") as file:
-            os.fsync(file.fileno())
-        self._data.replace(target)
-        sync_folder(target.parent)
+        moved_durably(self._data, target)
         self._journal.unlink(missing_ok=True)
 
     def remove(self) -> None:
