@@ -23,6 +23,8 @@ from typing import Final
 
 from coordinator.errors import BrokerError, ConfigError
 from edge_sdk.wire.blobs import written_atomically
+from edge_sdk.wire.errors import last_line
+from edge_sdk.wire.lifeline import end_process
 from edge_sdk.wire.mqtt import address
 
 START_S: Final = 20.0
@@ -84,12 +86,7 @@ class Broker:
     def close(self) -> None:
         """End it."""
         if self._process is not None:
-            self._process.terminate()
-            try:
-                self._process.wait(5)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+            end_process(self._process)
         elif _is_alive(self.pid):
             os.kill(self.pid, signal.SIGTERM)
         (self._folder / "broker.json").unlink(missing_ok=True)
@@ -113,8 +110,8 @@ class Broker:
         while not _listens(self._port):
             if process.poll() is not None or time.monotonic() > deadline_s:
                 process.kill()
-                said = log.read_text("utf-8", errors="replace").strip().splitlines()
-                msg = f"{self.what} does not start: {said[-1] if said else 'it said nothing'}; see {log}"
+                said = last_line(log.read_text("utf-8", errors="replace"), "it said nothing")
+                msg = f"{self.what} does not start: {said}; see {log}"
                 raise BrokerError(msg)
             time.sleep(0.05)
 

@@ -17,6 +17,7 @@ from typing import Any
 from coordinator.config import Config
 from coordinator.errors import ConfigError, JobError
 from coordinator.jobs import Jobs, Line
+from coordinator.places import artifact_folder
 from coordinator.policy.types import Level
 from edge_sdk.wire.blobs import Blob, BlobStore, written_atomically
 from edge_sdk.wire.errors import WireError
@@ -52,11 +53,6 @@ class Artifact:
         """The adapter's starting values, for all layers."""
         manifest = self.full.manifest
         return manifest.files[manifest.adapter.initial]
-
-
-def artifact_folder(config: Config) -> pathlib.Path:
-    """Where the artifact of a run lies."""
-    return config.out / "artifact"
 
 
 def request_of(config: Config) -> dict[str, Any]:
@@ -112,10 +108,11 @@ def build(config: Config, jobs: Jobs, say: Callable[[Line], None]) -> Artifact:
     require_model(config)
     if not is_built(config):
         folder = artifact_folder(config)
+        record = record_of(config)  # of the model as it is before the build, not after
         request = folder / "request.json"
-        _write_json(request, request_of(config))
+        write_json(request, request_of(config))
         jobs.process([sys.executable, "-m", "export.cli", "build", str(request)], say)
-        _write_json(folder / RECORD, record_of(config))
+        write_json(folder / RECORD, record)
     return load_artifact(config)
 
 
@@ -165,6 +162,7 @@ def record_of(config: Config) -> dict[str, Any]:
     return {"digest": hashlib.sha256(text.encode()).hexdigest()}
 
 
-def _write_json(path: pathlib.Path, value: object) -> None:
+def write_json(path: pathlib.Path, value: object) -> None:
+    """Write `value` as JSON, whole or not at all. Raises OSError."""
     with written_atomically(path) as file:
         file.write(json.dumps(value, indent=1).encode())

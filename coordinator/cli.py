@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from coordinator.errors import CoordinatorError
-from edge_sdk.wire.errors import os_error_line
+from edge_sdk.wire.errors import WireError, os_error_line
 
 NEEDED: Final = ("torch", "transformers", "peft", "optimum", "onnx", "onnxscript", "safetensors", "rich", "matplotlib")
 WRONG_INPUT, STOPPED = 2, 130
@@ -37,11 +37,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parsed = _parser().parse_args(arguments)
     try:
         status: int = parsed.run(parsed)
-    except (CoordinatorError, sqlite3.Error) as error:
+    except CoordinatorError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1 if isinstance(error, sqlite3.Error) else WRONG_INPUT
-    except OSError as error:
-        print(f"error: {os_error_line(error)}", file=sys.stderr)
+        return WRONG_INPUT
+    except (OSError, WireError, sqlite3.Error) as error:  # the disk is full, or what lies on it is damaged
+        print(f"error: {os_error_line(error) if isinstance(error, OSError) else error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:  # a second one, or before `serve` listens for it
         return STOPPED
@@ -78,17 +78,15 @@ def _serve(arguments: argparse.Namespace) -> int:
 def _status(arguments: argparse.Namespace) -> int:
     from coordinator.config import load_config
     from coordinator.history import read_history
+    from coordinator.places import ledger_path
     from coordinator.screen import Screen, evaluation_table, result_table
-    from coordinator.serve import ledger_path
 
     config = load_config(arguments.config)
     history = read_history(ledger_path(config))
     screen = Screen()
-    done = max((adapter.version for adapter in history.adapters), default=0)
     now = history.rounds[-1] if history.rounds else None
-    screen.line(
-        f"run {history.name} ({history.run}): {done} of {config.rounds.count} rounds, {len(history.devices)} devices"
-    )
+    done = f"{history.done} of {config.rounds.count} rounds"
+    screen.line(f"run {history.name} ({history.run}): {done}, {len(history.devices)} devices")
     if now is not None and now.state == "open":
         screen.line(
             f"round {now.round} is open, attempt {now.attempt}; {history.open_tasks} tasks are not answered yet"

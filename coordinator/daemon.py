@@ -5,7 +5,7 @@ Rules:
 - what a message or a finished job means is an event for `rounds`; its instructions are executed in order, each written
   to the ledger before it is sent;
 - nothing here waits: transfers are a few chunks a turn, and what takes longer is a job;
-- a message that is malformed, or that claims another sender than its topic, is counted, said and dropped;
+- a message that is malformed, or that claims another sender than its topic, is said and dropped;
 - a broker that forgot everything is told everything again at each connect.
 """
 
@@ -22,7 +22,7 @@ from coordinator.builder import Artifact
 from coordinator.collector import Collector, Fetched, Unfetched
 from coordinator.config import Config
 from coordinator.errors import CoordinatorError, JobError
-from coordinator.evaluation import Evaluation, Evaluator
+from coordinator.evaluation import Evaluator
 from coordinator.events import (
     AdapterReady,
     AggregateRound,
@@ -46,10 +46,11 @@ from coordinator.events import (
     StopAsked,
     Tick,
 )
-from coordinator.history import read_history
+from coordinator.history import EvaluationRow, read_history
 from coordinator.jobs import Done, Failed, Jobs, Line, Outcome
 from coordinator.ledger import Ledger
 from coordinator.narrate import narrate
+from coordinator.places import received_folder
 from coordinator.policy.largest_that_fits import LargestThatFits
 from coordinator.publisher import Publisher
 from coordinator.report import FULL
@@ -89,7 +90,7 @@ AGGREGATE: Final = "aggregate"
 
 
 class Daemon:
-    """Serves one run over `transport` until its rounds are done. `messages_dropped` counts what could not be used."""
+    """Serves one run over `transport` until its rounds are done."""
 
     def __init__(
         self, config: Config, artifact: Artifact, ledger: Ledger, transport: Transport, jobs: Jobs, screen: Screen
@@ -98,7 +99,7 @@ class Daemon:
         self._config, self._artifact, self._ledger = config, artifact, ledger
         self._transport, self._jobs, self._screen = transport, jobs, screen
         self._topics, self._session = Topics(config.fleet), secrets.token_hex(8)
-        self._received = BlobStore(config.out / "received")
+        self._received = BlobStore(received_folder(config))
         self._publisher = Publisher(artifact.store)
         self._collector = Collector(self._received)
         self._evaluator = (
@@ -113,9 +114,8 @@ class Daemon:
         if past.version or past.open:
             done = past.version >= config.rounds.count
             self._screen.line("all rounds are done already" if done else f"continuing at round {past.version + 1}")
-        self._progress: dict[str, TaskProgress] = {}  # by device: its latest
         self._events: deque[Event] = deque()
-        self._connected, self._next_tick_s, self.messages_dropped = False, 0.0, 0
+        self._connected, self._next_tick_s = False, 0.0
 
     def run(self, stop_asked: Callable[[], bool], keep: Callable[[], None]) -> State:
         """Serve until all is done and measured, or `stop_asked`; call `keep` now and then.
@@ -124,7 +124,8 @@ class Daemon:
         """
         self._transport.subscribe(self._topics.presence("+"))
         self._transport.subscribe(self._topics.up("+"))
-        self._measure()
+        if self._evaluator is not None:
+            self._evaluator.start_missing(read_history(self._ledger.path))
         while not self._over():
             if stop_asked():
                 self._tell(StopAsked())
@@ -158,7 +159,7 @@ class Daemon:
 
     def _on_tick(self, now_s: float) -> None:
         self._tell(Tick())
-        self._screen.board(board(self._rounds, self._progress, now_s))
+        self._screen.board(lambda: board(self._rounds, now_s))
 
     def _over(self) -> bool:
         state = self._rounds.state
@@ -208,14 +209,12 @@ class Daemon:
             self._on_message(device, message)
 
     def _drop(self, why: str) -> None:
-        self.messages_dropped += 1
         self._screen.line(f"dropped a message on {why}"[:200], "yellow")
 
     def _on_message(self, device: str, message: Message) -> None:
         if isinstance(message, Hello):
             self._on_hello(message)
         elif isinstance(message, TaskProgress):
-            self._progress[device] = message
             self._tell(ProgressHeard(device, message))
         elif isinstance(message, TaskDeclined):
             self._tell(DeclineHeard(device, message))
@@ -323,7 +322,7 @@ class Daemon:
         elif isinstance(outcome, Failed):
             msg = f"{outcome.job} failed: {outcome.error}"
             raise JobError(msg) from outcome.error
-        elif isinstance(outcome.value, Evaluation):
+        elif isinstance(outcome.value, EvaluationRow):
             self._on_evaluation(outcome.value)
         elif isinstance(outcome.value, tuple):
             self._on_aggregate(*outcome.value)
@@ -333,19 +332,16 @@ class Daemon:
         self._flush_traffic()
         lost = f", {made.truncation:.1%} of the product lost to the rank" if made.truncation else ""
         self._screen.line(f"round {asked.round} is aggregated: adapter {made.blob.sha256[:12]}{lost}", "bold")
-        self._measure()
+        if self._evaluator is not None:
+            self._evaluator.start(asked.round, made.blob)
         self._tell(AdapterReady(asked.round, made.blob))
 
-    def _on_evaluation(self, found: Evaluation) -> None:
+    def _on_evaluation(self, found: EvaluationRow) -> None:
         self._ledger.evaluation(found.version, found.kind, found.loss, found.accuracy, found.rows)
         where = "full model" if found.kind == FULL else f"emulator {self._config.levels[-1].name}"
         what = "base model" if found.version == 0 else f"after round {found.version}"
         accuracy = "" if found.accuracy is None else f", accuracy {found.accuracy:.3f}"
         self._screen.line(f"held-out loss, {what}, {where}: {found.loss:.4f}{accuracy}", "cyan")
-
-    def _measure(self) -> None:
-        if self._evaluator is not None:
-            self._evaluator.start_missing(read_history(self._ledger.path))
 
     def _measuring(self) -> bool:
         return self._evaluator is not None and self._evaluator.pending

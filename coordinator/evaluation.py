@@ -13,13 +13,12 @@ import math
 import pathlib
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Final
 
 from coordinator.builder import Artifact
 from coordinator.config import Config, EvaluationConfig
 from coordinator.errors import ConfigError, JobError
-from coordinator.history import History
+from coordinator.history import EvaluationRow, History
 from coordinator.jobs import Jobs, Line
 from coordinator.report import EMULATOR, FULL
 from edge_sdk.wire.blobs import Blob
@@ -28,25 +27,14 @@ LANE: Final = "evaluate"
 KINDS: Final = (FULL, EMULATOR)
 
 
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """What a job measured."""
-
-    version: int
-    kind: str
-    loss: float
-    accuracy: float | None
-    rows: int
-
-
 class Evaluator:
-    """Starts what is to be measured; outcomes come through the jobs, as `Evaluation`."""
+    """Starts what is to be measured; outcomes come through the jobs, as `EvaluationRow`."""
 
     def __init__(self, config: Config, held_out: EvaluationConfig, artifact: Artifact, jobs: Jobs) -> None:
         """Nothing is started yet."""
         self._config, self._held_out, self._artifact, self._jobs = config, held_out, artifact, jobs
-        self._asked: set[tuple[int, str]] = set()
         self._running: set[str] = set()
+        self._prepared = False
 
     @property
     def tokens(self) -> pathlib.Path:
@@ -59,13 +47,17 @@ class Evaluator:
         return bool(self._running)
 
     def start_missing(self, history: History) -> None:
-        """Measure every adapter version that the ledger has no losses of, oldest first."""
-        known = {(row.version, row.kind) for row in history.evaluations} | self._asked
+        """Measure what the ledger has no losses of, oldest first; for the beginning."""
         for adapter in history.adapters:
+            known = history.evaluated(adapter.version)
             for kind in KINDS:
-                if (adapter.version, kind) not in known:
-                    self._asked.add((adapter.version, kind))
-                    self._start(adapter.version, kind, Blob(adapter.sha256, adapter.size_bytes))
+                if kind not in known:
+                    self._start(adapter.version, kind, adapter.sha256)
+
+    def start(self, version: int, adapter: Blob) -> None:
+        """Measure a new version."""
+        for kind in KINDS:
+            self._start(version, kind, adapter.sha256)
 
     def ended(self, job: str) -> bool:
         """A job has ended, well or badly; False for one that is none of ours."""
@@ -73,26 +65,29 @@ class Evaluator:
         self._running.discard(job)
         return ours
 
-    def _start(self, version: int, kind: str, adapter: Blob) -> None:
-        def work(say: Callable[[Line], None]) -> Evaluation:
+    def _start(self, version: int, kind: str, adapter: str) -> None:
+        def work(say: Callable[[Line], None]) -> EvaluationRow:
             self._prepare(say)
             line = self._jobs.process(self._command(kind, adapter), say)
             loss = float(line["loss"])
             if not math.isfinite(loss):
                 msg = f"the loss is {loss}"
                 raise JobError(msg)
-            return Evaluation(version, kind, loss, line.get("accuracy"), int(line["rows"]))
+            return EvaluationRow(version, kind, loss, line.get("accuracy"), int(line["rows"]))
 
         job = f"held-out loss of adapter {version}, {kind}"
         self._running.add(job)
         self._jobs.start(job, LANE, work)
 
     def _prepare(self, say: Callable[[Line], None]) -> None:
-        """Tokenise the held-out data; a second time finds it done. All versions are measured on the same rows."""
+        """Tokenise the held-out data, once: all versions are measured on the same rows. One lane: nobody else does."""
+        if self._prepared:
+            return
         if not self._held_out.path.exists():
             msg = f"evaluation.path is {self._held_out.path}, which is not there"
             raise ConfigError(msg)
         self._jobs.process(self._prepare_command(), say)
+        self._prepared = True
 
     def _prepare_command(self) -> list[str]:
         held_out, manifest = self._held_out, self._artifact.full.manifest
@@ -107,8 +102,8 @@ class Evaluator:
             words.append(f"--labels={labels.getvalue()}")
         return [sys.executable, "-m", "edge_sdk.prepare", *map(str, words)]
 
-    def _command(self, kind: str, adapter: Blob) -> list[str]:
-        file = self._artifact.store.path(adapter.sha256)
+    def _command(self, kind: str, adapter: str) -> list[str]:
+        file = self._artifact.store.path(adapter)
         if kind == FULL:
             command: list[Any] = ["export.cli", "evaluate", self._config.model.dir, self.tokens]
             command += ["--manifest", self._artifact.full.path, "--adapter", file]

@@ -100,13 +100,23 @@ class History:
     traffic: tuple[TrafficRow, ...]
     open_tasks: int
 
+    @property
+    def done(self) -> int:
+        """How many rounds were aggregated."""
+        return max((adapter.version for adapter in self.adapters), default=0)
+
     def used(self, row: ResultRow) -> bool:
         """Whether a result is in an adapter: its attempt was not repeated."""
         return any((r.round, r.attempt, r.state) == (row.round, row.attempt, "aggregated") for r in self.rounds)
 
+    def evaluated(self, version: int) -> dict[str, EvaluationRow]:
+        """What was measured of an adapter version, by kind."""
+        return {e.kind: e for e in self.evaluations if e.version == version}
+
     def loss(self, version: int, kind: str) -> float | None:
         """A held-out loss, if it was measured."""
-        return next((e.loss for e in self.evaluations if (e.version, e.kind) == (version, kind)), None)
+        found = self.evaluated(version).get(kind)
+        return None if found is None else found.loss
 
 
 def read_history(path: pathlib.Path) -> History:

@@ -20,13 +20,11 @@ import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 from coordinator.errors import JobError
 from edge_sdk.wire.errors import last_line
-from edge_sdk.wire.lifeline import parent_environment
-
-END_S: Final = 5.0
+from edge_sdk.wire.lifeline import end_process, parent_environment
 
 Line = Mapping[str, Any]
 Work = Callable[[Callable[[Line], None]], object]
@@ -65,7 +63,7 @@ class Jobs:
     def __init__(self) -> None:
         """No lane, no job."""
         self._outcomes: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
-        self._lanes: dict[str, queue.SimpleQueue[tuple[str, Work] | None]] = {}
+        self._lanes: dict[str, queue.SimpleQueue[tuple[str, Work]]] = {}
         self._processes: set[subprocess.Popen[str]] = set()
         self._lock, self._closed = threading.Lock(), False
 
@@ -75,10 +73,6 @@ class Jobs:
             self._lanes[lane] = queue.SimpleQueue()
             threading.Thread(target=self._run, args=(self._lanes[lane],), name=f"jobs-{lane}", daemon=True).start()
         self._lanes[lane].put((job, work))
-
-    def start_process(self, job: str, lane: str, command: Sequence[str]) -> None:
-        """Run `command` in `lane`; Done carries its last line."""
-        self.start(job, lane, lambda say: self.process(command, say))
 
     def poll(self) -> list[Outcome]:
         """What happened since the last poll."""
@@ -94,7 +88,7 @@ class Jobs:
             finally:
                 with self._lock:
                     self._processes.discard(process)
-                _end(process)
+                end_process(process)
                 if process.stdout:
                     process.stdout.close()
             if status:
@@ -109,7 +103,7 @@ class Jobs:
         for process in running:
             process.terminate()
         for process in running:
-            _end(process)
+            end_process(process)
 
     def _begin(self, command: Sequence[str], errors: Any) -> subprocess.Popen[str]:  # noqa: ANN401 - an open file
         with self._lock:
@@ -129,8 +123,11 @@ class Jobs:
             self._processes.add(process)
         return process
 
-    def _run(self, lane: queue.SimpleQueue[tuple[str, Work] | None]) -> None:
-        while (item := lane.get()) is not None and not self._closed:
+    def _run(self, lane: queue.SimpleQueue[tuple[str, Work]]) -> None:
+        while True:
+            item = lane.get()
+            if self._closed:
+                return
             self._outcomes.put(self._outcome(*item))
 
     def _outcome(self, job: str, work: Work) -> Outcome:
@@ -165,13 +162,3 @@ def _parsed(text: str) -> Line | None:
 def _complaint(command: Sequence[str], status: int, errors: Any) -> str:  # noqa: ANN401 - an open file
     errors.seek(0)
     return f"{' '.join(command[1:4])} ended with status {status}: {last_line(errors.read(), 'it said nothing')}"
-
-
-def _end(process: subprocess.Popen[str]) -> None:
-    if process.poll() is None:
-        process.terminate()
-        try:
-            process.wait(END_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()

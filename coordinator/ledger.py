@@ -26,12 +26,11 @@ from coordinator.errors import LedgerError
 from coordinator.events import TaskState
 from coordinator.fleet import Device, Fleet
 from coordinator.policy.types import Answer, Outcome
-from coordinator.rounds import Past
+from coordinator.rounds import TOO_LARGE, Past
 from coordinator.task_book import Entry
 from edge_sdk.wire import codec
 from edge_sdk.wire.blobs import Blob
 from edge_sdk.wire.messages import (
-    DeclineReason,
     FailureReason,
     Hello,
     RefusalReason,
@@ -242,13 +241,10 @@ class Ledger:
     def _answers(self) -> Iterator[Answer]:
         declined = "SELECT device, level, budget_bytes, needed_bytes FROM declines JOIN tasks USING (task_id)"
         failed = "SELECT device, level, budget_bytes, peak_bytes FROM failures JOIN tasks USING (task_id)"
-        said = (
-            (declined, DeclineReason.OVER_BUDGET, Outcome.OVER_BUDGET),
-            (declined, DeclineReason.NO_SPACE, Outcome.NO_SPACE),
-            (failed, FailureReason.OVER_BUDGET, Outcome.OVER_BUDGET),
-        )
+        said = [(declined, reason.value, outcome) for reason, outcome in TOO_LARGE.items()]
+        said.append((failed, FailureReason.OVER_BUDGET.value, Outcome.OVER_BUDGET))
         for query, reason, outcome in said:
-            for row in self._db.execute(f"{query} WHERE reason = ?", (reason.value,)):
+            for row in self._db.execute(f"{query} WHERE reason = ?", (reason,)):
                 device, level, budget_bytes, size_bytes = row
                 yield Answer(device, level, outcome, budget_bytes, size_bytes)
         for device, level, body in self._db.execute(

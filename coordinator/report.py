@@ -1,6 +1,6 @@
 """What a run has to show, as plain data for `report.json`: made from the ledger alone.
 
-    {"run", "name", "status", "config", "rounds": [{"round", "attempt", "state", "truncation", "tasks": [...]}],
+    {"run", "name", "status", "model", "rule", "rounds": [{"round", "attempt", "state", "truncation", "tasks": [...]}],
      "evaluations": [{"version", "full_loss", "emulator_loss", ...}], "traffic": [...],
      "checks": [{"name", "passed", "detail"}], "versions": {...}}
 
@@ -9,6 +9,7 @@ Bytes are bytes, losses are nats per token or per example, `truncation` is relat
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import platform
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,8 +33,8 @@ class Check:
     detail: str
 
 
-def make_report(history: History, config: Config, status: str, damaged: Sequence[str]) -> dict[str, Any]:
-    """All of it. `damaged` names blobs whose bytes are not what they were when they were committed."""
+def make_report(history: History, config: Config, status: str, found: Sequence[Check]) -> dict[str, Any]:
+    """All of it; `found` is what `checks` found."""
     return {
         "run": history.run,
         "name": history.name,
@@ -42,17 +43,17 @@ def make_report(history: History, config: Config, status: str, damaged: Sequence
         "rule": config.aggregation.rule.value,
         "rounds": [_round(history, row.round, row.attempt, row.state) for row in history.rounds],
         "evaluations": list(_evaluations(history, config)),
-        "traffic": [
-            {"device": t.device, "sent_bytes": t.sent_bytes, "received_bytes": t.received_bytes}
-            for t in history.traffic
-        ],
-        "checks": [{"name": c.name, "passed": c.passed, "detail": c.detail} for c in checks(history, config, damaged)],
+        "traffic": [dataclasses.asdict(row) for row in history.traffic],
+        "checks": [dataclasses.asdict(check) for check in found],
         "versions": versions(),
     }
 
 
 def checks(history: History, config: Config, damaged: Sequence[str]) -> tuple[Check, ...]:
-    """What has to hold for the run to count as a success."""
+    """What has to hold for the run to count as a success.
+
+    `damaged` names blobs whose bytes are not what they were when they were committed.
+    """
     found = [_rounds_done(history, config), _budgets_kept(history), _bytes_kept(history, damaged)]
     if config.evaluation is not None:
         found.append(_improved(history, config))
@@ -73,8 +74,8 @@ def _version(name: str) -> str:
 
 
 def _rounds_done(history: History, config: Config) -> Check:
-    done = max((adapter.version for adapter in history.adapters), default=0)
-    return Check("rounds", done >= config.rounds.count, f"{done} of {config.rounds.count} rounds were aggregated")
+    done, count = history.done, config.rounds.count
+    return Check("rounds", done >= count, f"{done} of {count} rounds were aggregated")
 
 
 def _budgets_kept(history: History) -> Check:
@@ -107,25 +108,9 @@ def _round(history: History, round_: int, attempt: int, state: str) -> dict[str,
 
 
 def _result(row: ResultRow) -> dict[str, Any]:
-    report = row.report
-    return {
-        "device": row.device,
-        "level": row.level,
-        "outcome": "done",
-        "examples": row.examples,
-        "budget_bytes": report.budget_bytes,
-        "predicted_bytes": report.predicted_bytes,
-        "peak_bytes": report.peak_bytes,
-        "down_bytes": report.down_bytes,
-        "up_bytes": report.up_bytes,
-        "steps": report.steps,
-        "step_ms": report.step_ms,
-        "wall_s": report.wall_s,
-        "loss_before": report.loss_before,
-        "loss_after": report.loss_after,
-        "threads": report.threads,
-        "runtime": report.runtime,
-    }
+    """`examples` is what the delta says, which is what was counted."""
+    task = {"device": row.device, "level": row.level, "outcome": "done"}
+    return {**task, **dataclasses.asdict(row.report), "examples": row.examples}
 
 
 def _answer(row: AnswerRow) -> dict[str, Any]:
@@ -143,7 +128,7 @@ def _answer(row: AnswerRow) -> dict[str, Any]:
 
 def _evaluations(history: History, config: Config) -> Iterator[Mapping[str, Any]]:
     for adapter in history.adapters:
-        rows = {e.kind: e for e in history.evaluations if e.version == adapter.version}
+        rows = history.evaluated(adapter.version)
         if rows:
             entry: dict[str, Any] = {"version": adapter.version, "emulator_level": config.levels[-1].name}
             for kind in (FULL, EMULATOR):

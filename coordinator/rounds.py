@@ -203,7 +203,7 @@ class Rounds(Generic[S]):
         if entry is None or entry.state.final:
             yield self._last_word(event.device, event.message.task_id)
         else:
-            entry.heard_s = now_s
+            entry.heard_s, entry.progress = now_s, event.message
 
     def _on_result(self, event: ResultHeard, now_s: float) -> Iterator[Instruction]:
         message = event.message

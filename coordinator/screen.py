@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
@@ -17,7 +17,7 @@ from coordinator.events import TaskState
 from coordinator.history import History
 from coordinator.report import EMULATOR, FULL, Check
 from coordinator.rounds import Rounds
-from edge_sdk.wire.messages import DeclineReason, TaskProgress
+from edge_sdk.wire.messages import DeclineReason
 
 NONE = "-"
 LOG_WIDTH = 140  # of tables where there is no terminal
@@ -52,17 +52,17 @@ class Screen:
         shown = "".join(c if c.isprintable() else " " for c in text)
         self.console.print(Text.assemble((time.strftime("%H:%M:%S "), "dim"), (shown, style or "")))
 
-    def board(self, table: Table) -> None:
-        """Where things stand; nothing on what is no terminal."""
+    def board(self, make: Callable[[], Table]) -> None:
+        """Where things stand; on what is no terminal the table is not even made."""
         if self._live:
-            self._live.update(table, refresh=True)
+            self._live.update(make(), refresh=True)
 
     def table(self, table: Table) -> None:
         """Something to keep."""
         self.console.print(table)
 
 
-def board(rounds: Rounds[Any], progress: Mapping[str, TaskProgress], now_s: float) -> Table:
+def board(rounds: Rounds[Any], now_s: float) -> Table:
     """The round as it stands, with what each device said last: one line per device."""
     title = f"round {rounds.round}, {rounds.state.value}"
     if rounds.attempt > 1:
@@ -75,9 +75,7 @@ def board(rounds: Rounds[Any], progress: Mapping[str, TaskProgress], now_s: floa
     for device in rounds.fleet:
         name = device.hello.device
         entry = latest.get(name)
-        said = progress.get(name)
-        if said is not None and (entry is None or said.task_id != entry.task.task_id):
-            said = None  # it is of an earlier task, or of one that was never given
+        said = entry.progress if entry else None
         working = said is not None and entry is not None and entry.state is TaskState.OFFERED
         state = NONE if entry is None else "training" if working else entry.state.value
         table.add_row(
@@ -127,7 +125,7 @@ def evaluation_table(history: History, level: str) -> Table:
     for heading in ("adapter", "full model", f"emulator ({level})", "accuracy, full", "truncation"):
         table.add_column(heading, justify="right")
     for adapter in history.adapters:
-        rows = {e.kind: e for e in history.evaluations if e.version == adapter.version}
+        rows = history.evaluated(adapter.version)
         full, emulator = rows.get(FULL), rows.get(EMULATOR)
         table.add_row(
             "base" if adapter.version == 0 else f"round {adapter.version}",

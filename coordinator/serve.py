@@ -7,27 +7,25 @@ killed, goes on where it was. Everything that was started here is ended here, wh
 from __future__ import annotations
 
 import contextlib
-import json
-import pathlib
 import shutil
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Final, TypeVar, cast
 
 from coordinator.broker import Broker, check_url
-from coordinator.builder import Artifact, build, check_initial, require_model
+from coordinator.builder import Artifact, build, check_initial, require_model, write_json
 from coordinator.config import Config
 from coordinator.daemon import Daemon
 from coordinator.history import History, read_history
-from coordinator.jobs import Failed, Jobs, Line, Progress
+from coordinator.jobs import Done, Failed, Jobs, Line, Progress
 from coordinator.ledger import Ledger
+from coordinator.places import ledger_path, received_folder
 from coordinator.report import checks, make_report
 from coordinator.round_states import State
 from coordinator.screen import Screen, check_line, evaluation_table, result_table
 from edge_sdk.wire.blobs import Blob, BlobStore, written_atomically
-from edge_sdk.wire.errors import IntegrityError
 from edge_sdk.wire.lifeline import Stop, stop_on_signals
 from edge_sdk.wire.mqtt import MqttTransport
 
@@ -35,7 +33,6 @@ T = TypeVar("T")
 
 OK, FAILED, STOPPED = 0, 1, 130
 WAIT_S: Final = 0.1
-LEDGER: Final = "ledger.sqlite"
 CHECKPOINT: Final = "checkpoint"
 AUTO: Final = "auto"
 
@@ -52,7 +49,7 @@ def serve(config: Config, screen: Screen, *, insecure: bool) -> int:
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(stop_on_signals())
         config.out.mkdir(parents=True, exist_ok=True)
-        ledger = stack.enter_context(Ledger(config.out / LEDGER, config.name, config.digest()))
+        ledger = stack.enter_context(Ledger(ledger_path(config), config.name, config.digest()))
         jobs = Jobs()
         stack.callback(jobs.close)
         url, revive = _broker(config, screen, stack)
@@ -83,19 +80,18 @@ class House:
 
     def wait_for(self, job: str, work: Callable[[Callable[[Line], None]], T]) -> T:
         """Do `work` as a job and wait for it. Raises what it raises, and Stopped."""
-        found: list[T] = []
-        self.jobs.start(job, job, lambda say: found.append(work(say)))
-        while not found:
+        self.jobs.start(job, job, work)
+        while not self.stop.signal:
             for outcome in self.jobs.poll():
                 if isinstance(outcome, Progress):
                     self.screen.line(_progress_line(outcome))
                 elif isinstance(outcome, Failed) and outcome.job == job:
                     raise outcome.error
-            if self.stop.signal:
-                raise Stopped
+                elif isinstance(outcome, Done) and outcome.job == job:
+                    return cast("T", outcome.value)
             self.keep()
             time.sleep(WAIT_S)
-        return found[0]
+        raise Stopped
 
 
 def _progress_line(progress: Progress) -> str:
@@ -136,20 +132,19 @@ def _rounds(config: Config, artifact: Artifact, ledger: Ledger, house: House, ur
 
 def _finish(config: Config, artifact: Artifact, house: House, state: State) -> int:
     """Checkpoint, report, curves, tables; the exit status."""
-    history = read_history(config.out / LEDGER)
+    history = read_history(ledger_path(config))
     if state is State.DONE:
         house.screen.line("checkpoint: the adapter goes into the full model")
         house.wait_for("checkpoint", lambda say: _plug_in(config, artifact, history, house.jobs, say))
     damaged = house.wait_for("verification", lambda _say: _damaged(config, artifact, history))
+    found = checks(history, config, damaged)
     path = config.out / "report.json"
-    with written_atomically(path) as file:
-        file.write(json.dumps(make_report(history, config, state.value, damaged), indent=1).encode())
+    write_json(path, make_report(history, config, state.value, found))
     curves = [sys.executable, "-m", "coordinator.plots", str(path), str(config.out / "curves.png")]
     house.wait_for("curves", lambda say: house.jobs.process(curves, say))
     house.screen.table(result_table(history))
     if config.evaluation is not None:
         house.screen.table(evaluation_table(history, config.levels[-1].name))
-    found = checks(history, config, damaged)
     for check in found:
         house.screen.line(*check_line(check))
     house.screen.line(f"report, curves and checkpoint are in {config.out}")
@@ -168,20 +163,7 @@ def _plug_in(config: Config, artifact: Artifact, history: History, jobs: Jobs, s
 
 def _damaged(config: Config, artifact: Artifact, history: History) -> list[str]:
     """Blobs of adapters and committed deltas that are gone or not what they were."""
-    received = BlobStore(config.out / "received")
+    received = BlobStore(received_folder(config))
     wanted = [(artifact.store, Blob(a.sha256, a.size_bytes)) for a in history.adapters]
     wanted += [(received, Blob(r.sha256, r.size_bytes)) for r in history.results]
-    return [blob.sha256 for store, blob in wanted if not _is_whole(store, blob)]
-
-
-def _is_whole(store: BlobStore, blob: Blob) -> bool:
-    try:
-        store.verify(blob)
-    except (IntegrityError, OSError):
-        return False
-    return True
-
-
-def ledger_path(config: Config) -> pathlib.Path:
-    """Where the ledger of a run lies."""
-    return config.out / LEDGER
+    return [blob.sha256 for store, blob in wanted if not store.is_whole(blob)]

@@ -11,14 +11,17 @@ from dataclasses import dataclass
 from coordinator.config import Rule, TrainingConfig
 from coordinator.events import TaskState
 from edge_sdk.wire.blobs import Blob
-from edge_sdk.wire.messages import Receipt, RefusalReason, Task
+from edge_sdk.wire.messages import Receipt, RefusalReason, Task, TaskProgress
 
 FROZEN = {Rule.LORA_SVD: (), Rule.FREEZE_A: ("lora_A",)}
 
 
 @dataclass(slots=True)
 class Entry:
-    """One task. `heard_s` is when the device last spoke of it; `refusal` and `detail` say why a delta was refused."""
+    """One task. `heard_s` is when the device last spoke of it, `progress` what it said while it trained.
+
+    `refusal` and `detail` say why a delta was refused.
+    """
 
     device: str
     level: str
@@ -28,6 +31,7 @@ class Entry:
     refusal: RefusalReason | None = None
     detail: str = ""
     heard_s: float = 0.0
+    progress: TaskProgress | None = None
 
     def receipt(self) -> Receipt | None:
         """The final word on this task's result, or None while there is none."""

@@ -57,8 +57,7 @@ class Refused:
 
 def expected(task: Task, device: str, manifest: Manifest) -> Expected:
     """What `device` must deliver for `task` at the level of `manifest`: all that trains there, less what is frozen."""
-    shapes = {name: shape for name, shape in manifest.trained_shapes().items() if not name.endswith(task.freeze)}
-    return Expected(task, device, shapes)
+    return Expected(task, device, manifest.trained_shapes(task.freeze))
 
 
 def check_delta(data: bytes, wanted: Expected) -> Accepted | Refused:

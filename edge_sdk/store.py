@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import Final
 
 from edge_sdk.wire.blobs import SHA256, Blob, BlobStore
-from edge_sdk.wire.errors import IntegrityError
 
 RESERVE_BYTES: Final = 64 * 10**6  # of the disk, never ours: a board whose card is full does not start again
 
@@ -90,7 +89,7 @@ class DeviceStore:
 
     def remove_damaged(self, blobs: Iterable[Blob]) -> list[Blob]:
         """Read `blobs` through and remove those that are not what they promise, so that they are fetched again."""
-        damaged = [blob for blob in dict.fromkeys(blobs) if self.blobs.has(blob) and not self._is_whole(blob)]
+        damaged = [blob for blob in dict.fromkeys(blobs) if self.blobs.has(blob) and not self.blobs.is_whole(blob)]
         for blob in damaged:
             self.blobs.remove(blob.sha256)
         return damaged
@@ -101,13 +100,6 @@ class DeviceStore:
         quota_bytes = self._quota_bytes - sum(s.size_bytes for s in stored) + arrived_bytes
         disk_bytes = self._free(self.blobs.folder) - RESERVE_BYTES + arrived_bytes
         return min(quota_bytes, disk_bytes)
-
-    def _is_whole(self, blob: Blob) -> bool:
-        try:
-            self.blobs.verify(blob)
-        except (IntegrityError, OSError):
-            return False
-        return True
 
     def _stored(self) -> Iterator[_Stored]:
         """Every blob and every part of one, by what it takes on the disk."""

@@ -29,13 +29,11 @@ from edge_sdk.wire.manifest import (
 )
 from edge_sdk.wire.tensors import Array, write_tensors
 from export.adapters import adapter_arrays
-from export.compress.quantize import QuantizeInputs, quantize_tensors
+from export.compress.quantize import FULL_BITS, QuantizeInputs, is_quantized, quantize_tensors
 from export.errors import ExportError
 from export.lowering import Canonicalize, serialize
 from export.program import Place, Program, frozen_arrays, uses_vocabulary, vocabulary_matrix
 from export.structures import Captured
-
-FULL_BITS = 32
 
 
 @dataclass(slots=True)
@@ -141,7 +139,7 @@ class ArtifactWriter:
 
 
 def _matrices(captured: Captured) -> tuple[str, ...]:
-    return tuple(name for name, shape in captured.frozen.items() if len(shape) == 2)  # noqa: PLR2004 - a matrix
+    return tuple(name for name, shape in captured.frozen.items() if is_quantized(shape))
 
 
 def _frozen_names(captured: Captured, bits: int) -> tuple[str, ...]:
@@ -196,13 +194,15 @@ def _move_in(staging: pathlib.Path, out: pathlib.Path) -> None:
         sync_folder(out.parent)
         return
     target = BlobStore(out)
-    new = [blob for blob in sorted((staging / "blobs").iterdir()) if not target.path(blob.name).exists()]
+    made = sorted((staging / "blobs").iterdir())
+    new = [path for path in made if not target.is_whole(Blob(path.name, path.stat().st_size))]
     try:
-        for blob in new:
-            target.adopt(blob)
+        for path in new:
+            target.remove(path.name)  # one of that name that is damaged
+            target.adopt(path)
     except BaseException:
-        for blob in new:
-            target.remove(blob.name)
+        for path in new:
+            target.remove(path.name)
         raise
     for path in sorted(staging.glob("*.manifest")):
         path.replace(out / path.name)

@@ -15,16 +15,17 @@ import os
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from edge_sdk.wire.errors import WireError
+from edge_sdk.wire.errors import WireError, os_error_line
 from edge_sdk.wire.lifeline import end_with_parent, exit_on_terminate
 from edge_sdk.wire.manifest import TaskType
 from export import manual
 from export.errors import ExportError, ParityError
 
 if TYPE_CHECKING:
+    from edge_sdk.wire.manifest import Manifest
     from export.build import BuildRequest
     from export.progress import Progress
 
@@ -90,7 +91,7 @@ def _guarded(run: Callable[[argparse.Namespace], int], arguments: argparse.Names
         print(f"error: {error}", file=sys.stderr)
         return WRONG_INPUT
     except OSError as error:
-        print(f"error: {error.filename or 'input or output'}: {error.strerror or error}", file=sys.stderr)
+        print(f"error: {os_error_line(error)}", file=sys.stderr)
         return WRONG_INPUT
     except KeyboardInterrupt:
         print("stopped; nothing was written", file=sys.stderr)
@@ -124,7 +125,7 @@ def _add_export(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    from export.folder import require_usable
+    from export.folder import read_artifact, require_usable
     from export.progress import narrated
 
     require_usable(arguments.out)
@@ -136,7 +137,7 @@ def _export(arguments: argparse.Namespace) -> int:
     if built.parity is not None:
         print(f"largest relative gradient error {built.parity.worst:.1e}")
     print(f"level {built.manifest.level.name} is in {arguments.out} after {time.monotonic() - begin:.0f} s")
-    return _show(arguments.out)
+    return _show(read_artifact(arguments.out))
 
 
 def request_of(arguments: argparse.Namespace) -> BuildRequest:
@@ -192,17 +193,16 @@ def _parity(arguments: argparse.Namespace) -> int:
 def _inspect(arguments: argparse.Namespace) -> int:
     from export.folder import read_artifact, verify_files
 
-    verify_files(arguments.artifact, read_artifact(arguments.artifact).values())
-    return _show(arguments.artifact)
+    manifests = read_artifact(arguments.artifact)
+    verify_files(arguments.artifact, manifests.values())
+    return _show(manifests)
 
 
-def _show(artifact: pathlib.Path) -> int:
+def _show(manifests: Mapping[str, Manifest]) -> int:
     from rich.console import Console
 
-    from export.folder import read_artifact
     from export.report import cost_table, level_table, summary
 
-    manifests = read_artifact(artifact)
     console = Console()
     print(summary(next(iter(manifests.values()))))
     console.print(level_table(manifests))

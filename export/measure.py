@@ -11,7 +11,7 @@ import sys
 from dataclasses import dataclass
 
 from edge_sdk.wire import codec
-from edge_sdk.wire.errors import DecodeError
+from edge_sdk.wire.errors import DecodeError, last_line
 from edge_sdk.wire.lifeline import parent_environment
 from edge_sdk.wire.manifest import Cost, Manifest
 from export.errors import ExportError
@@ -33,7 +33,7 @@ def measure(manifest_path: pathlib.Path, manifest: Manifest) -> Manifest:
     environment = {**os.environ, **parent_environment()}
     done = subprocess.run([*command, *shape], capture_output=True, text=True, check=False, env=environment)
     if done.returncode != 0:
-        why = first_line(ValueError(done.stderr.strip().rpartition("\n")[2]))
+        why = last_line(done.stderr, "it said nothing")
         msg = f"measuring level {manifest.level.name} failed ({done.returncode}): {why}"
         raise ExportError(msg)
     try:

@@ -8,6 +8,7 @@ The error of a tensor is max |ours - torch's| / max |torch's|.
 from __future__ import annotations
 
 import copy
+import math
 import pathlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from edge_sdk.wire.blobs import BlobStore
 from edge_sdk.wire.manifest import LevelSpec, Manifest, ModelSpec, TaskType
 from edge_sdk.wire.tensors import Array
 from export.adapters import AdapterRequest, adapter_parameters, set_adapter
-from export.compress.quantize import dequantize_rows, is_quantized, quantize_rows
+from export.compress.quantize import FULL_BITS, dequantize_rows, is_quantized, quantize_rows
 from export.errors import ParityError
 from export.families import Family
 from export.folder import read_artifact, verify_files
@@ -45,14 +46,24 @@ class Parity:
     gradients: Mapping[str, float]
 
     @property
+    def errors(self) -> dict[str, float]:
+        """All of them, by what they are of."""
+        return {"loss": self.loss, **{f"gradient of {name}": error for name, error in self.gradients.items()}}
+
+    @property
     def worst(self) -> float:
         """The largest of them, NaN if any is."""
-        return float(np.max([self.loss, *self.gradients.values()]))
+        return max(self.errors.values(), key=badness)
 
     @property
     def holds(self) -> bool:
         """Whether all are within the bound. Not so for NaN."""
         return self.worst <= BOUND
+
+
+def badness(error: float) -> tuple[bool, float]:
+    """Errors in the order of how bad they are: nothing is worse than NaN, which compares with nothing."""
+    return math.isnan(error), error
 
 
 class Oracle:
@@ -112,10 +123,8 @@ def check_artifact(folder: pathlib.Path, model: pathlib.Path, report: Report = s
 def require_parity(parity: Parity) -> None:
     """Raise ParityError unless all errors are within the bound."""
     if not parity.holds:
-        group = max(parity.gradients, key=lambda name: parity.gradients[name])
-        msg = (
-            f"level {parity.level}: gradient of {group} is off by {parity.gradients[group]:.1e}, allowed is {BOUND:.0e}"
-        )
+        what = max(parity.errors, key=lambda name: badness(parity.errors[name]))
+        msg = f"level {parity.level}: {what} is off by {parity.worst:.1e}, allowed is {BOUND:.0e}"
         raise ParityError(msg)
 
 
@@ -131,7 +140,7 @@ def emulator(adapted: Adapted, level: LevelSpec) -> tuple[PeftModel, dict[str, n
     family = adapted.foundation.family
     parameters = adapter_parameters(model, family)
     _keep_layers(model, family, level.layers)
-    if level.bits < 32:  # noqa: PLR2004 - bits of a float
+    if level.bits != FULL_BITS:
         _round_matrices(model)
     return model, parameters
 
@@ -149,7 +158,7 @@ def _round_matrices(model: PeftModel) -> None:
     with torch.no_grad():
         for parameter in model.parameters():  # each once, tied or not
             array = parameter.detach().numpy()
-            if not parameter.requires_grad and is_quantized(array):
+            if not parameter.requires_grad and is_quantized(array.shape):
                 parameter.copy_(torch.from_numpy(dequantize_rows(*quantize_rows(array))))
 
 

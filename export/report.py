@@ -74,17 +74,16 @@ def parity_table(results: Sequence[Parity]) -> Table:
     for heading in ("level", "tensor", "error"):
         table.add_column(heading, justify="right" if heading == "error" else "left")
     for result in results:
-        rows = {"loss": result.loss, **{f"gradient of {name}": error for name, error in result.gradients.items()}}
-        for name, error in rows.items():
+        for name, error in result.errors.items():
             table.add_row(result.level, name, f"{error:.1e}", style=None if error <= BOUND else "red")
     return table
 
 
 def verdict(results: Sequence[Parity]) -> str:
     """One line: the worst error, where it is, and whether it is within the bound."""
-    from export.parity import BOUND
+    from export.parity import BOUND, badness
 
-    worst = next((result for result in results if not result.holds), max(results, key=lambda result: result.worst))
+    worst = max(results, key=lambda result: badness(result.worst))
     return (
         f"largest error {worst.worst:.1e}, of level {worst.level}: {'within' if worst.holds else 'ABOVE'} {BOUND:.0e}"
     )

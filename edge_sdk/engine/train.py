@@ -117,5 +117,4 @@ def micro_batches(batch: Batch, micro_batch: int) -> Iterator[Batch]:
 
 def trained_names(walk: Walk, freeze: tuple[str, ...]) -> list[str]:
     """Adapter tensors that train: the level's, without those whose name ends in one of `freeze`."""
-    names = walk.artifact.manifest.trained_shapes()
-    return [name for name in names if not freeze or not name.endswith(freeze)]
+    return list(walk.artifact.manifest.trained_shapes(freeze))

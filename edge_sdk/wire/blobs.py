@@ -145,6 +145,14 @@ class BlobStore:
         """Read the blob through in pieces. Raises IntegrityError if a byte differs, FileNotFoundError."""
         _check(blob, blob_of_file(self.path(blob.sha256)))
 
+    def is_whole(self, blob: Blob) -> bool:
+        """Whether the blob is here, and every byte of it can be read and is what was promised."""
+        try:
+            self.verify(blob)
+        except (IntegrityError, OSError):
+            return False
+        return True
+
     def remove(self, sha256: str) -> None:
         """Forget a blob; one that is not here is no error."""
         self.path(sha256).unlink(missing_ok=True)

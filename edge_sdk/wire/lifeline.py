@@ -12,15 +12,17 @@ import contextlib
 import ctypes
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import FrameType
-from typing import Final
+from typing import Any, Final
 
 PARENT: Final = "FEDPEAT_PARENT"
 PR_SET_PDEATHSIG: Final = 1
 TERMINATED: Final = 143
+END_S: Final = 5.0
 
 
 def parent_environment() -> dict[str, str]:
@@ -36,6 +38,17 @@ def end_with_parent() -> None:
     libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     if str(os.getppid()) != parent:  # it ended before we could ask
         sys.exit(TERMINATED)
+
+
+def end_process(process: subprocess.Popen[Any]) -> None:
+    """End a child and wait for it: with SIGTERM, and with SIGKILL where that does not help in `END_S`."""
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(END_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def exit_on_terminate() -> None:

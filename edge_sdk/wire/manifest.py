@@ -209,9 +209,12 @@ class Manifest:
         """Shape of every adapter tensor that takes part in the forward pass, by global name, in walking order."""
         return {name: shape for _segment, name, shape in self._adapter()}
 
-    def trained_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of every adapter tensor that gets a gradient at this level, by global name, in walking order."""
-        return {name: shape for trains, name, shape in self._adapter() if trains}
+    def trained_shapes(self, freeze: tuple[str, ...] = ()) -> dict[str, tuple[int, ...]]:
+        """Shape of every adapter tensor that gets a gradient at this level, by global name, in walking order.
+
+        Without those whose name ends in one of `freeze`.
+        """
+        return {name: shape for trains, name, shape in self._adapter() if trains and not name.endswith(freeze)}
 
     def walked_back(self) -> tuple[Segment, ...]:
         """The segments that gradients flow through at this level: the lowest that trains, and all above it."""

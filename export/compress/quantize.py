@@ -7,13 +7,14 @@ The same rule twice: on tensors, and as a graph pass that turns an input `w` int
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
 
 from edge_sdk.wire.tensors import Array
 
+FULL_BITS = 32  # of a weight that is left as it is
 LARGEST = 127  # -128 is not used: the range stays symmetric
 
 
@@ -32,16 +33,16 @@ def dequantize_rows(quantized: Array, scale: Array) -> Array:
     return np.asarray(quantized.astype(np.float32) * scale[:, None])
 
 
-def is_quantized(array: Array) -> bool:
+def is_quantized(shape: Sequence[int]) -> bool:
     """Whether a frozen tensor is stored as int8 at a level of 8 bits: matrices are, vectors are not worth it."""
-    return array.ndim == 2  # noqa: PLR2004 - a matrix
+    return len(shape) == 2  # noqa: PLR2004 - a matrix
 
 
 def quantize_tensors(tensors: Mapping[str, Array]) -> dict[str, Array]:
     """Frozen tensors by input name -> the same with each matrix `w` as `w` and `w.scale`."""
     found: dict[str, Array] = {}
     for name, array in tensors.items():
-        if is_quantized(array):
+        if is_quantized(array.shape):
             found[name], found[f"{name}.scale"] = quantize_rows(array)
         else:
             found[name] = array

@@ -11,7 +11,6 @@ import pytest
 
 from coordinator.builder import (
     RECORD,
-    artifact_folder,
     build,
     check_initial,
     is_built,
@@ -22,6 +21,7 @@ from coordinator.builder import (
 from coordinator.config import Config, LevelConfig
 from coordinator.errors import ConfigError, JobError
 from coordinator.jobs import Jobs
+from coordinator.places import artifact_folder
 from edge_sdk.wire.blobs import BlobStore
 from edge_sdk.wire.manifest import encode_manifest
 from edge_sdk.wire.tensors import write_tensors
@@ -45,10 +45,10 @@ def built(tmp_path: pathlib.Path, *, layers: int = 2) -> Config:
     return config
 
 
-def test_what_is_built_is_not_built_again(tmp_path: pathlib.Path) -> None:
+def test_what_is_built_is_not_built_again(tmp_path: pathlib.Path, jobs: Jobs) -> None:
     """With the record and every file in place no process is started, and the levels come in the configured order."""
     config = built(tmp_path)
-    artifact = build(config, Jobs(), print)
+    artifact = build(config, jobs, print)
     assert list(artifact.levels) == ["large", "small"]
     assert artifact.store.read(artifact.levels["small"].blob)
     check_initial(artifact)
@@ -78,19 +78,19 @@ def test_a_missing_file_is_noticed(tmp_path: pathlib.Path) -> None:
     assert not is_built(config)
 
 
-def test_a_model_that_is_not_there_is_said(tmp_path: pathlib.Path) -> None:
+def test_a_model_that_is_not_there_is_said(tmp_path: pathlib.Path, jobs: Jobs) -> None:
     """The missing folder is named before anything is written."""
     with pytest.raises(ConfigError, match=r"model\.dir"):
-        build(make_config(tmp_path), Jobs(), print)
+        build(make_config(tmp_path), jobs, print)
     assert not artifact_folder(make_config(tmp_path)).exists()
 
 
-def test_the_exporters_complaint_comes_through(tmp_path: pathlib.Path) -> None:
+def test_the_exporters_complaint_comes_through(tmp_path: pathlib.Path, jobs: Jobs) -> None:
     """A model that cannot be exported ends the build with the exporter's own line, and no record is left."""
     config = make_config(tmp_path)
     config.model.dir.mkdir()
     with pytest.raises(JobError, match=r"export\.cli build ended with status 2: .+"):
-        build(config, Jobs(), print)
+        build(config, jobs, print)
     assert not (artifact_folder(config) / RECORD).exists()
 
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
-
-import pytest
+from collections.abc import Callable
 
 from coordinator.errors import JobError
 from coordinator.jobs import Done, Failed, Jobs, Line, Outcome, Progress
@@ -14,14 +12,6 @@ from coordinator.jobs import Done, Failed, Jobs, Line, Outcome, Progress
 WAIT_S = 20.0
 TALKS = "import json; [print(json.dumps({'n': n})) for n in range(3)]; print('chatter'); print('{no json')"
 FAILS = "import sys; print('first', file=sys.stderr); print('the last word', file=sys.stderr); sys.exit(2)"
-
-
-@pytest.fixture
-def jobs() -> Iterator[Jobs]:
-    """Jobs that are ended with the test."""
-    started = Jobs()
-    yield started
-    started.close()
 
 
 def until(jobs: Jobs, done: Callable[[list[Outcome]], bool]) -> list[Outcome]:
@@ -39,20 +29,20 @@ def ended(count: int) -> Callable[[list[Outcome]], bool]:
     return lambda found: sum(not isinstance(o, Progress) for o in found) >= count
 
 
-def python(program: str) -> list[str]:
-    """A process that runs `program`."""
-    return [sys.executable, "-c", program]
+def start(jobs: Jobs, job: str, lane: str, program: str) -> None:
+    """Begin a job: a process that runs `program`."""
+    jobs.start(job, lane, lambda say: jobs.process([sys.executable, "-c", program], say))
 
 
 def test_the_last_line_is_the_result(jobs: Jobs) -> None:
     """JSON lines before the last are progress, other output is passed over."""
-    jobs.start_process("job", "lane", python(TALKS))
+    start(jobs, "job", "lane", TALKS)
     assert until(jobs, ended(1)) == [Progress("job", {"n": 0}), Progress("job", {"n": 1}), Done("job", {"n": 2})]
 
 
 def test_a_failure_carries_its_last_words(jobs: Jobs) -> None:
     """A process that fails gives an error of one line with what it said last."""
-    jobs.start_process("job", "lane", python(FAILS))
+    start(jobs, "job", "lane", FAILS)
     (failed,) = until(jobs, ended(1))
     assert isinstance(failed, Failed)
     assert isinstance(failed.error, JobError)
@@ -83,11 +73,11 @@ def test_lanes_run_side_by_side(jobs: Jobs) -> None:
 
 def test_closing_ends_what_runs(jobs: Jobs) -> None:
     """A process that would run for a minute is ended at once, and nothing begins afterwards."""
-    jobs.start_process("sleeps", "lane", python("import time; print('{}', flush=True); time.sleep(60)"))
+    start(jobs, "sleeps", "lane", "import time; print('{}', flush=True); time.sleep(60)")
     time.sleep(0.3)
     begin_s = time.monotonic()
     jobs.close()
-    jobs.start_process("late", "other", python("pass"))
+    start(jobs, "late", "other", "pass")
     outcomes = until(jobs, ended(1))
     assert time.monotonic() - begin_s < 10
     assert [type(outcome) for outcome in outcomes] == [Failed]

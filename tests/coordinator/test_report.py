@@ -50,7 +50,7 @@ def played(tmp_path: pathlib.Path, *, peak_bytes: int = 90 * MB, full_loss: floa
 def test_the_report_has_every_task(tmp_path: pathlib.Path) -> None:
     """Results with their measures, declines with what they would need, truncation, both losses, versions; all JSON."""
     config, history = played(tmp_path)
-    report = json.loads(json.dumps(make_report(history, config, "done", [])))
+    report = json.loads(json.dumps(make_report(history, config, "done", checks(history, config, []))))
     (one,) = report["rounds"]
     assert one["truncation"] == 0.25
     assert [(t["device"], t["outcome"]) for t in one["tasks"]] == [("a", "done"), ("b", "declined")]
@@ -106,7 +106,7 @@ def test_curves_are_drawn(tmp_path: pathlib.Path) -> None:
     empty = dataclasses.replace(history, results=(), evaluations=())
     for name, which in (("full", history), ("empty", empty)):
         path = tmp_path / f"{name}.json"
-        path.write_text(json.dumps(make_report(which, config, "done", [])))
+        path.write_text(json.dumps(make_report(which, config, "done", checks(which, config, []))))
         command = [sys.executable, "-m", "coordinator.plots", str(path), str(tmp_path / f"{name}.png")]
         subprocess.run(command, check=True, cwd=ROOT)
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")

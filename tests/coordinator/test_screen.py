@@ -7,7 +7,7 @@ import io
 from rich.console import Console
 
 from coordinator.config import RoundsConfig, Rule, TrainingConfig
-from coordinator.events import HelloHeard
+from coordinator.events import HelloHeard, ProgressHeard
 from coordinator.policy.largest_that_fits import LargestThatFits
 from coordinator.policy.types import Level
 from coordinator.rounds import Past, Plan, Rounds
@@ -40,6 +40,7 @@ def test_the_board_shows_the_progress_of_the_task_at_hand_alone() -> None:
     rounds = Rounds(plan, LargestThatFits(), Past(0, blob_of(b"adapter")), 0.0)
     rounds.handle(HelloHeard(make_hello("pi", budget_bytes=200 * MB)), 0.0)
     (entry,) = rounds.entries()
-    for task_id, seen in ((entry.task.task_id, True), ("another", False)):
-        text = shown(board(rounds, {"pi": TaskProgress(task_id, 2, 3, 1.2345)}, 1.0))
+    for task_id, seen in (("another", False), (entry.task.task_id, True)):
+        rounds.handle(ProgressHeard("pi", TaskProgress(task_id, 2, 3, 1.2345)), 0.0)
+        text = shown(board(rounds, 1.0))
         assert ("2/3" in text, "1.234" in text, "training" in text) == (seen, seen, seen)

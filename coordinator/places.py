@@ -1,0 +1,22 @@
+"""Where a run keeps what, in its folder `out`."""
+
+from __future__ import annotations
+
+import pathlib
+
+from coordinator.config import Config
+
+
+def artifact_folder(config: Config) -> pathlib.Path:
+    """The artifact, with the global adapters among its blobs."""
+    return config.out / "artifact"
+
+
+def received_folder(config: Config) -> pathlib.Path:
+    """The deltas that devices sent."""
+    return config.out / "received"
+
+
+def ledger_path(config: Config) -> pathlib.Path:
+    """The ledger."""
+    return config.out / "ledger.sqlite"
