@@ -7,14 +7,25 @@ from __future__ import annotations
 
 from typing import Final
 
+from edge_sdk.wire.messages import (
+    MAX_BATCH,
+    MAX_BITMAP_BYTES,
+    MAX_CHUNK_BYTES,
+    MAX_STEPS,
+    MAX_TEXT,
+    MAX_TOKENS,
+    MAX_WINDOW,
+)
+from edge_sdk.wire.tensors import MAX_DIMENSIONS
+
 FIELDS: Final = {
     # ---- many messages
     "device": "the device's name, the same as in its topics",
-    "task_id": "the task; at most 500 characters, made by the coordinator, opaque to the device",
+    "task_id": f"the task; at most {MAX_TEXT} characters, made by the coordinator, opaque to the device",
     "round": "the round, from 1",
     "detail": "a line for people",
     "blob": "SHA-256 of the blob",
-    "chunk_bytes": "length of a chunk, 1024 to 1,048,576; the last chunk of a blob may be shorter",
+    "chunk_bytes": f"length of a chunk, 1,024 to {MAX_CHUNK_BYTES:,}; the last chunk of a blob may be shorter",
     # ---- messages
     "Presence.session": "made up anew by each device process",
     "Presence.online": "`false` in the last will and on a clean goodbye",
@@ -43,8 +54,8 @@ FIELDS: Final = {
     "Receipt.accepted": "whether the delta is in the ledger and counts",
     "Receipt.reason": "nil when accepted, else why it was refused",
     "ChunkRequest.first": "index of the chunk that bit 0 of `missing` stands for; from 0",
-    "ChunkRequest.missing": "bitmap of wanted chunks, 1 to 8192 bytes; unused high bits are 0",
-    "ChunkRequest.window": "the most chunks to send for this request, 1 to 8",
+    "ChunkRequest.missing": f"bitmap of wanted chunks, 1 to {MAX_BITMAP_BYTES:,} bytes; unused high bits are 0",
+    "ChunkRequest.window": f"the most chunks to send for this request, 1 to {MAX_WINDOW}",
     "Chunk.index": "which chunk, from 0",
     "Chunk.crc32": "CRC-32 of `data`, as in zlib, PNG and Ethernet",
     "Chunk.data": "the chunk's bytes",
@@ -54,9 +65,9 @@ FIELDS: Final = {
     "Blob.size_bytes": "length of the blob",
     "Task.artifact": "the manifest's blob",
     "Task.adapter": "the adapter to start from: a tensor file, by global name",
-    "Task.steps": "optimizer steps, 1 to 1,000,000",
-    "Task.batch": "rows of one optimizer step, 1 to 4096",
-    "Task.tokens": "tokens of the longest row, 1 to 65,536",
+    "Task.steps": f"optimizer steps, 1 to {MAX_STEPS:,}",
+    "Task.batch": f"rows of one optimizer step, 1 to {MAX_BATCH:,}",
+    "Task.tokens": f"tokens of the longest row, 1 to {MAX_TOKENS:,}",
     "Task.optimizer": "which optimizer",
     "Task.learning_rate": "the highest learning rate, 0 to 100",
     "Task.weight_decay": "decoupled weight decay, 0 to 1",
@@ -81,7 +92,7 @@ FIELDS: Final = {
     "Report.runtime": "what executed the graphs; for people",
     # ---- the delta
     "Tensor.dtype": "element type, as in tensor files; `F32` in a delta",
-    "Tensor.shape": "dimensions, at most 8",
+    "Tensor.shape": f"dimensions, at most {MAX_DIMENSIONS}",
     "Tensor.data": "the elements, row-major, little-endian",
     "DeltaFile.round": "the task's round",
     "DeltaFile.adapter": "SHA-256 of the adapter that training started from",

@@ -178,7 +178,7 @@ def check_cgroup(root: pathlib.Path) -> Finding:
 
 def check_store(folder: pathlib.Path) -> Finding:
     """Room under the store, and the right to write there."""
-    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.exists(path))  # noqa: PTH110 - pathlib's raises below what may not be entered
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         return Finding(State.FAIL, "store", f"{there} is no folder that we may write to", "choose another store")
     free_bytes = shutil.disk_usage(there).free

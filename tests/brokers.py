@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import pathlib
+import shutil
 import socket
 import subprocess
 import time
 from dataclasses import dataclass, field
 
+import pytest
+
+from coordinator.broker import FOLDERS
+
 START_TIMEOUT_S = 10.0
+
+
+def find_mosquitto() -> str:
+    """The program, found where the coordinator finds it; the test is skipped where there is none."""
+    program = shutil.which("mosquitto", path=f"{os.environ.get('PATH', os.defpath)}:{FOLDERS}")
+    if program is None:
+        pytest.skip("no mosquitto here; on Debian: apt-get install mosquitto")
+    return program
 
 
 def free_port() -> int:
@@ -24,6 +38,7 @@ def free_port() -> int:
 class Mosquitto:
     """One broker process on the loopback address, without persistence; `folder` holds its configuration and log."""
 
+    program: str
     folder: pathlib.Path
     host: str = "127.0.0.1"
     port: int = field(default_factory=free_port)
@@ -42,7 +57,7 @@ class Mosquitto:
         )
         log = self.folder / "mosquitto.log"
         with log.open("ab") as out:
-            self.process = subprocess.Popen(["mosquitto", "-c", str(configuration)], stdout=out, stderr=out)
+            self.process = subprocess.Popen([self.program, "-c", str(configuration)], stdout=out, stderr=out)
         deadline_s = time.monotonic() + START_TIMEOUT_S
         while time.monotonic() < deadline_s and self.process.poll() is None:
             with contextlib.suppress(OSError), socket.create_connection((self.host, self.port), timeout=1.0):

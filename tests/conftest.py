@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import pathlib
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,9 +12,10 @@ from collections.abc import Iterator
 import hypothesis
 import pytest
 
-from tests.brokers import Mosquitto
+from tests.brokers import Mosquitto, find_mosquitto
 
 HERE = pathlib.Path(__file__).parent
+BROKERS = {"mosquitto", "first_choice"}  # the fixtures of tests that start a broker
 
 # Set before any library reads them. Nothing is fetched from a model hub, no plot opens a window, and torch's threads
 # do not spin while they wait, which beside another busy process is 20 times slower.
@@ -42,23 +42,23 @@ def _version(name: str) -> str:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark tests by what they need, so that nobody forgets to.
 
-    `edge_only`: all of tests/edge_sdk must pass where nothing but the bare install is. `broker`: needs Mosquitto.
+    `edge_only`: all of tests/edge_sdk must pass where nothing but the bare install is. `broker`: asks for a
+    fixture of BROKERS.
     """
     for item in items:
         if (HERE / "edge_sdk") in item.path.parents:
             item.add_marker(pytest.mark.edge_only)
-        if "mosquitto" in getattr(item, "fixturenames", ()):
+        if BROKERS & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.broker)
 
 
 @pytest.fixture
 def mosquitto(tmp_path: pathlib.Path) -> Iterator[Mosquitto]:
-    """A real broker, running; skipped where no mosquitto is on PATH."""
-    if shutil.which("mosquitto") is None:
-        pytest.skip("no mosquitto on PATH; on Debian: apt-get install mosquitto")
+    """A real broker, running; skipped where there is no mosquitto."""
+    program = find_mosquitto()
     folder = tmp_path / "mosquitto"
     folder.mkdir()
-    broker = Mosquitto(folder)
+    broker = Mosquitto(program, folder)
     broker.start()
     yield broker
     broker.kill()

@@ -122,7 +122,7 @@ def _read(kind: Any, value: object, where: str) -> object:  # noqa: ANN401 - a t
             _expect(str, key, where): _read(arguments[1], item, f"{where}[{key!r}]") for key, item in entries.items()
         }
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
-        return kind(_expect(str, value, where))
+        return _made(kind, where, _expect(str, value, where))
     return _read_scalar(kind, value, where)
 
 
@@ -156,7 +156,16 @@ def _read_dataclass(kind: type, value: object, where: str) -> object:
     if missing := sorted(required - found.keys()):
         msg = f"{where} lacks {', '.join(missing)}"
         raise ValueError(msg)
-    return kind(**found)
+    return _made(kind, where, **found)
+
+
+def _made(kind: type, where: str, /, *values: object, **fields: object) -> object:
+    """`kind` of these, and `where` they stood in front of its own complaint."""
+    try:
+        return kind(*values, **fields)
+    except ValueError as error:
+        msg = f"{where}: {error}"
+        raise ValueError(msg) from error
 
 
 @functools.cache

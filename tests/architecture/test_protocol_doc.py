@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import enum
 import re
+import types
 from collections.abc import Iterable
 
 import pytest
@@ -10,6 +13,7 @@ import pytest
 from coordinator.round_states import State
 from docs import meanings, protocol
 from edge_sdk.phases import Phase
+from edge_sdk.wire import manifest, messages
 from edge_sdk.wire.messages import KINDS, ChunkRequest, Presence, decode_message
 
 PAGE = protocol.PAGE.read_text(encoding="utf-8")
@@ -19,6 +23,11 @@ TEXT = re.sub(r"<!-- generated: .*?<!-- end -->", "", PAGE, flags=re.DOTALL)  # 
 def missing(names: Iterable[str], text: str) -> list[str]:
     """Those of `names` that `text` does not name, as code."""
     return [name for name in names if f"`{name}`" not in text]
+
+
+def defined_in(module: types.ModuleType, kind: object) -> bool:
+    """Whether it is an enumeration of that module, and not one that it imports."""
+    return isinstance(kind, enum.EnumMeta) and kind.__module__ == module.__name__
 
 
 def test_generated_parts_are_up_to_date() -> None:
@@ -53,9 +62,12 @@ def test_names_of_bounds_exist() -> None:
 
 
 def test_meanings_are_of_something() -> None:
-    """Every meaning is used: none is left of a field or value that is gone."""
-    fields = re.findall(r"\| .* \| (.*) \|$", PAGE, flags=re.MULTILINE)
-    assert {*meanings.FIELDS.values(), *meanings.VALUES.values()} <= set(fields)
+    """Every meaning is used: none is left of a field or value that is gone, and none lacks."""
+    kinds = (*KINDS.values(), *protocol.INSIDE, *protocol.MANIFEST, messages.DeltaFile, messages.Tensor)
+    fields = {(f"{kind.__name__}.{field.name}", field.name) for kind in kinds for field in dataclasses.fields(kind)}
+    assert {full if full in meanings.FIELDS else name for full, name in fields} == meanings.FIELDS.keys()
+    enums = [kind for module in (messages, manifest) for kind in vars(module).values() if defined_in(module, kind)]
+    assert {f"{kind.__name__}.{value.value}" for kind in enums for value in kind} == meanings.VALUES.keys()
 
 
 def test_example_bytes_decode() -> None:

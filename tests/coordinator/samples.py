@@ -1,7 +1,8 @@
-"""Small true values for the coordinator's tests: a manifest, an adapter, reports, messages."""
+"""Small true values for the coordinator's tests: those of the device's, and what the coordinator alone has."""
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 
 import numpy as np
@@ -17,53 +18,51 @@ from coordinator.config import (
 )
 from edge_sdk.wire.blobs import Blob, blob_of
 from edge_sdk.wire.delta import Delta, encode_delta, pack_array
-from edge_sdk.wire.manifest import (
-    AdapterSpec,
-    LevelSpec,
-    Manifest,
-    ModelSpec,
-    Segment,
-    Structure,
-    TaskType,
-    VocabularyLoss,
-)
-from edge_sdk.wire.messages import (
-    DeltaFile,
-    Hello,
-    OptimizerKind,
-    Presence,
-    Report,
-    Schedule,
-    Task,
-)
+from edge_sdk.wire.manifest import Manifest, TaskType
+from edge_sdk.wire.messages import DeltaFile, Hello, Presence, Report, Task
 from edge_sdk.wire.tensors import Array
+from tests.edge_sdk import samples
 
-MB = 10**6
-WIDTH, RANK = 6, 2
+MB, WIDTH, RANK = samples.MB, samples.WIDTH, samples.RANK
 BLOB = blob_of(b"")
-ADAPTER = blob_of(b"adapter")
+
+# A configuration in few lines: one key more or less is what a test is about.
+CONFIG = """
+name = "demo"
+fleet = "demo"
+out = "out"
+
+[model]
+dir = "model"
+task = "causal-lm"
+
+[[levels]]
+name = "fp32"
+
+[[levels]]
+name = "int8"
+bits = 8
+train_last = 6
+
+[rounds]
+count = 3
+devices = 5
+
+[training]
+steps = 20
+learning_rate = 1
+"""
 
 
-def make_manifest(
-    name: str, trained: tuple[int, ...], needs_bytes: int, *, layers: int = 2, initial: Blob = BLOB
-) -> Manifest:
-    """A manifest of a model of `layers` blocks with one LoRA module each."""
-    shapes = {"q.lora_A": (RANK, WIDTH), "q.lora_B": (WIDTH, RANK)}
-    return Manifest(
-        format=1,
-        model=ModelSpec("llama", TaskType.CAUSAL_LM, layers, WIDTH, 32, (), 64),
-        level=LevelSpec(name, tuple(range(layers)), trained, 32),
-        adapter=AdapterSpec("lora", RANK, 4.0, ("q",), "initial"),
-        files={"f": BLOB, "b": BLOB, "t": BLOB, "initial": initial},
-        context="f",
-        structures={"block": Structure("f", "b", (), (), shapes)},
-        walk=tuple(Segment(f"block.{k}", "block", "t", k in trained) for k in range(layers)),
-        vocabulary_loss=VocabularyLoss("f", "b", "t"),
-        classes_loss=None,
-        tokenizer="",
-        reference_tokens=8,
-        costs=(),
-        needs_bytes=needs_bytes,
+def make_manifest(name: str, trained: tuple[int, ...], needs_bytes: int, *, initial: Blob = BLOB) -> Manifest:
+    """The device's, at a level that trains these layers; its files are empty, but for the adapter's starting values."""
+    made = samples.make_manifest(needs_bytes)
+    trains = {f"block.{k}" for k in trained}
+    return dataclasses.replace(
+        made,
+        level=dataclasses.replace(made.level, name=name, trained_layers=trained),
+        files=dict.fromkeys(made.files, BLOB) | {made.adapter.initial: initial},
+        walk=tuple(dataclasses.replace(segment, trains=segment.name in trains) for segment in made.walk),
     )
 
 
@@ -77,36 +76,22 @@ def make_adapter(layers: int = 2, seed: int = 0) -> dict[str, Array]:
     return adapter
 
 
-def make_task(task_id: str = "t", *, round_: int = 1, freeze: tuple[str, ...] = ()) -> Task:
-    """A task of few steps."""
-    return Task(
-        task_id=task_id,
-        round=round_,
-        artifact=BLOB,
-        adapter=ADAPTER,
-        steps=3,
-        batch=1,
-        tokens=8,
-        optimizer=OptimizerKind.SGD,
-        learning_rate=0.1,
-        weight_decay=0.0,
-        schedule=Schedule.CONSTANT,
-        warmup_steps=0,
-        clip_norm=0.0,
-        seed=0,
-        freeze=freeze,
-        deadline_s=60.0,
-    )
+def make_task(task_id: str = "t", *, freeze: tuple[str, ...] = ()) -> Task:
+    """The device's, of three rows."""
+    return samples.make_task(task_id, steps=3, batch=1, freeze=freeze)
 
 
-def make_report(*, peak_bytes: int = 90 * MB, budget_bytes: int = 100 * MB) -> Report:
+def make_report(*, peak_bytes: int = 90 * MB) -> Report:
     """A report of a device that did well."""
-    return Report(3, 5, 3.0, 2.5, peak_bytes, 80 * MB, budget_bytes, 1.0, 300.0, 1000, 500, 1, "ort")
+    made = samples.make_report(peak_bytes)
+    return dataclasses.replace(
+        made, steps=3, examples=3, loss_before=3.0, loss_after=2.5, down_bytes=1000, up_bytes=500
+    )
 
 
 def make_hello(device: str, *, budget_bytes: int = 100 * MB, session: str = "s1", task_id: str = "") -> Hello:
     """A device that introduces itself."""
-    return Hello(device, session, budget_bytes, 4, 10**9, "aarch64", "ort", "0.1.0", task_id)
+    return dataclasses.replace(samples.make_hello(budget_bytes), device=device, session=session, task_id=task_id)
 
 
 def make_presence(device: str, *, online: bool, session: str = "s1") -> Presence:

@@ -51,7 +51,6 @@ def after(start: dict[str, Array], delta: Delta) -> dict[str, Array]:
 
 
 @given(seeds, st.integers(1, 10**6))
-@settings(deadline=None)
 def test_one_device_keeps_its_own_product(seed: int, weight: int) -> None:
     """The aggregate of one device is that device's product up to float32, with nothing lost."""
     start = adapter()
@@ -64,7 +63,7 @@ def test_one_device_keeps_its_own_product(seed: int, weight: int) -> None:
 
 
 @given(seeds, weights)
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_svd_is_the_best_of_its_rank(seed: int, shares: list[int]) -> None:
     """The product is the truncated SVD of the dense weighted mean of products; the error reported is its distance."""
     start = adapter(modules=1)
@@ -78,7 +77,7 @@ def test_svd_is_the_best_of_its_rank(seed: int, shares: list[int]) -> None:
 
 
 @given(seeds, st.permutations(range(4)))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_the_order_of_devices_does_not_matter(seed: int, order: list[int]) -> None:
     """Both rules give the same model whoever delivered first."""
     start = adapter()
@@ -92,7 +91,7 @@ def test_the_order_of_devices_does_not_matter(seed: int, order: list[int]) -> No
 
 
 @given(seeds, weights)
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_with_a_frozen_the_mean_is_exact(seed: int, shares: list[int]) -> None:
     """`freeze-a` gives the mean of the products itself, not its approximation, and leaves A alone."""
     start = adapter(modules=1)
@@ -207,7 +206,6 @@ def test_rank_over_the_matrix_is_allowed() -> None:
 
 
 @given(seeds, st.floats(0.01, 10))
-@settings(deadline=None)
 def test_clipping_bounds_the_norm(seed: int, bound: float) -> None:
     """A delta over the bound keeps its direction and gets the bound's length; one below it is left alone."""
     delta = change(adapter(), seed)

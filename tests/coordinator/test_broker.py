@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import pathlib
-import shutil
 import signal
 import socket
 import time
@@ -15,8 +13,7 @@ import pytest
 
 from coordinator.broker import Broker, check_url
 from coordinator.errors import BrokerError, ConfigError
-
-MOSQUITTO = shutil.which("mosquitto", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+from tests.brokers import find_mosquitto
 
 
 def port_of(broker: Broker) -> int:
@@ -34,23 +31,21 @@ def listens(port: int) -> bool:
 
 
 @pytest.fixture(params=["mosquitto", "amqtt"])
-def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
-    """A machine on which the named broker is the first choice."""
-    if request.param == "mosquitto" and not MOSQUITTO:
-        pytest.skip("no mosquitto here")
-    if request.param == "amqtt":
-        if not importlib.util.find_spec("amqtt"):
-            pytest.skip("no amqtt here")
+def first_choice(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> str:
+    """A machine on which this broker is the first choice."""
+    if request.param == "mosquitto":
+        find_mosquitto()
+    else:
         monkeypatch.setattr("coordinator.broker.FOLDERS", str(tmp_path))
         monkeypatch.setenv("PATH", str(tmp_path))
+    return str(request.param)
 
 
-@pytest.mark.broker
-@pytest.mark.usefixtures("path")
-def test_killed_it_comes_back_on_the_same_port(tmp_path: pathlib.Path) -> None:
+def test_killed_it_comes_back_on_the_same_port(first_choice: str, tmp_path: pathlib.Path) -> None:
     """After SIGKILL the broker is there again, where devices look for it; closing ends it and forgets the port."""
     broker = Broker(tmp_path / "broker")
     port, before = port_of(broker), broker.pid
+    assert broker.what == first_choice
     assert not broker.revive()
     os.kill(before, signal.SIGKILL)
     deadline_s = time.monotonic() + 15
@@ -63,8 +58,7 @@ def test_killed_it_comes_back_on_the_same_port(tmp_path: pathlib.Path) -> None:
     assert not (tmp_path / "broker" / "broker.json").exists()
 
 
-@pytest.mark.broker
-@pytest.mark.skipif(not MOSQUITTO, reason="no mosquitto here")
+@pytest.mark.usefixtures("first_choice")
 def test_a_restarted_coordinator_finds_its_broker(tmp_path: pathlib.Path) -> None:
     """A broker left running by a coordinator that was killed is taken over, not doubled, and ended with the new one."""
     left = Broker(tmp_path)
@@ -75,15 +69,16 @@ def test_a_restarted_coordinator_finds_its_broker(tmp_path: pathlib.Path) -> Non
     assert not listens(port_of(left))
 
 
-@pytest.mark.broker
+@pytest.mark.usefixtures("first_choice")
 def test_listens_on_loopback_alone(tmp_path: pathlib.Path) -> None:
-    """The address is this machine's own."""
+    """The address is this machine's own, and at another of its addresses nobody answers."""
     broker = Broker(tmp_path)
     assert broker.url.startswith("mqtt://127.0.0.1:")
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.2", port_of(broker)), timeout=1)
     broker.close()
 
 
-@pytest.mark.broker
 def test_a_port_that_another_program_took_is_said(tmp_path: pathlib.Path) -> None:
     """Devices look for the run's broker at its port: a program that answers there instead is not taken for it."""
     with socket.create_server(("127.0.0.1", 0)) as other:

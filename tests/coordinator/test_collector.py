@@ -15,6 +15,7 @@ from edge_sdk.wire.blobs import Blob, BlobStore, blob_of
 from edge_sdk.wire.chunks import RESTARTS, read_chunk, requested
 from edge_sdk.wire.messages import CHUNK_BYTES, Chunk, ChunkRequest, RefusalReason, TransferRefused
 from tests.coordinator.samples import make_report, make_task
+from tests.edge_sdk.wire.lines import below
 
 LIMIT = 100 * CHUNK_BYTES
 BIG = 19 * CHUNK_BYTES + 5  # bytes: more than two windows
@@ -28,11 +29,6 @@ def wanted(delta: Blob, device: str = "a", task_id: str = "t") -> FetchDelta:
 def answers(outbox: BlobStore, delta: Blob, request: ChunkRequest) -> list[Chunk]:
     """What an honest device says."""
     return [read_chunk(outbox, delta, request.chunk_bytes, k) for k in requested(request, delta.size_bytes)]
-
-
-def below(folder: pathlib.Path) -> list[str]:
-    """The names of all files under `folder`."""
-    return sorted(path.name for path in folder.rglob("*") if path.is_file())
 
 
 @pytest.fixture
@@ -127,7 +123,7 @@ def test_another_delta_takes_the_first_one_s_place(
     collector.take("a", answers(outbox, first, request)[0], 0.0)
     assert collector.begin(wanted(second), LIMIT, 0.0) is None
     assert collect(collector, outbox, {"a": second}) == [Fetched(wanted(second))]
-    assert below(received.folder) == [second.sha256]
+    assert below(received.folder) == [received.path(second.sha256)]
 
 
 def test_nobody_answers_for_another(collector: Collector, outbox: BlobStore, received: BlobStore) -> None:
@@ -198,7 +194,7 @@ def test_what_is_forgotten_is_not_asked_for(collector: Collector, outbox: BlobSt
     for _ in range(2):
         collector.forget("a", "t.a")
     assert collect(collector, outbox, deltas) == [Fetched(wanted(deltas["b"], "b", "t.b"))]
-    assert below(received.folder) == [deltas["b"].sha256]
+    assert below(received.folder) == [received.path(deltas["b"].sha256)]
 
 
 def test_a_device_that_claims_another_s_task_stops_nothing(collector: Collector, outbox: BlobStore) -> None:

@@ -9,32 +9,7 @@ import pytest
 
 from coordinator.config import Rule, load_config
 from coordinator.errors import ConfigError
-
-GOOD = """
-name = "demo"
-fleet = "demo"
-out = "out"
-
-[model]
-dir = "model"
-task = "causal-lm"
-
-[[levels]]
-name = "fp32"
-
-[[levels]]
-name = "int8"
-bits = 8
-train_last = 6
-
-[rounds]
-count = 3
-devices = 5
-
-[training]
-steps = 20
-learning_rate = 1
-"""
+from tests.coordinator.samples import CONFIG
 
 
 def load(tmp_path: pathlib.Path, text: str) -> object:
@@ -47,7 +22,7 @@ def load(tmp_path: pathlib.Path, text: str) -> object:
 def test_a_minimal_file_is_enough(tmp_path: pathlib.Path) -> None:
     """Defaults fill in, whole numbers pass for fractions, and paths are relative to the file."""
     path = tmp_path / "coordinator.toml"
-    path.write_text(GOOD)
+    path.write_text(CONFIG)
     config = load_config(path)
     assert config.model.dir == tmp_path / "model"
     assert config.out == tmp_path / "out"
@@ -89,7 +64,7 @@ def test_a_minimal_file_is_enough(tmp_path: pathlib.Path) -> None:
 def test_what_is_wrong_is_named(tmp_path: pathlib.Path, old: str, new: str, complaint: str) -> None:
     """Each mistake gives one line with the file, the key and what is allowed."""
     with pytest.raises(ConfigError) as caught:
-        load(tmp_path, GOOD.replace(old, new, 1))
+        load(tmp_path, CONFIG.replace(old, new, 1))
     assert complaint in str(caught.value)
     assert "\n" not in str(caught.value)
     assert "coordinator.toml" in str(caught.value)
@@ -104,7 +79,7 @@ def test_a_missing_file_is_said(tmp_path: pathlib.Path) -> None:
 def test_the_digest_is_the_run(tmp_path: pathlib.Path) -> None:
     """More rounds, another broker or another folder continue a run; another learning rate is another run."""
     path = tmp_path / "coordinator.toml"
-    path.write_text(GOOD)
+    path.write_text(CONFIG)
     config = load_config(path)
     longer = dataclasses.replace(config, rounds=dataclasses.replace(config.rounds, count=9), out=pathlib.Path("/x"))
     other = dataclasses.replace(config, training=dataclasses.replace(config.training, learning_rate=2.0))

@@ -14,23 +14,18 @@ from coordinator.publisher import AT_ONCE, MAX_BLOBS, Publisher
 from edge_sdk.wire.blobs import Blob, BlobStore, blob_of
 from edge_sdk.wire.chunks import Download, read_chunk
 from edge_sdk.wire.messages import MAX_WINDOW, Chunk, ChunkRequest, RefusalReason, TransferRefused
+from tests.edge_sdk.wire.lines import SIZE, content
 
-SIZE = 1024  # of a chunk
 COUNT = 30  # chunks of each blob
-BLOBS = 12
-
-
-def content(k: int) -> bytes:
-    """The bytes of the k-th blob: no two chunks are alike."""
-    return b"".join(bytes([k, index]) * (SIZE // 2) for index in range(COUNT))
+BLOBS = [content(SIZE * COUNT, seed) for seed in range(12)]
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> BlobStore:
     """A store of a few blobs."""
     made = BlobStore(tmp_path_factory.mktemp("store"))
-    for k in range(BLOBS):
-        made.put(content(k))
+    for blob in BLOBS:
+        made.put(blob)
     return made
 
 
@@ -38,7 +33,7 @@ def ask(k: int, *indices: int, chunk_bytes: int = SIZE) -> ChunkRequest:
     """A request for these chunks of the k-th blob."""
     first = min(indices)
     missing = sum(1 << (index - first) for index in indices).to_bytes(COUNT, "little")
-    return ChunkRequest(blob_of(content(k)).sha256, chunk_bytes, first, missing, min(len(indices), MAX_WINDOW))
+    return ChunkRequest(blob_of(BLOBS[k]).sha256, chunk_bytes, first, missing, min(len(indices), MAX_WINDOW))
 
 
 def drained(publisher: Publisher) -> list[tuple[str, Chunk | TransferRefused]]:
@@ -62,11 +57,11 @@ def test_what_is_asked_for_is_sent(store: BlobStore) -> None:
     publisher = Publisher(store)
     assert not publisher.has_work()
     assert publisher.asked("d", ask(0, 3, 5, 29)) is None
-    blob = blob_of(content(0))
+    blob = blob_of(BLOBS[0])
     assert drained(publisher) == [("d", read_chunk(store, blob, SIZE, index)) for index in (3, 5, 29)]
 
 
-@given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, BLOBS - 1), st.sets(st.integers(0, COUNT + 5)))))
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, len(BLOBS) - 1), st.sets(st.integers(0, COUNT + 5)))))
 def test_no_device_has_more_than_a_window_of_a_blob_waiting(
     store: BlobStore, requests: list[tuple[str, int, set[int]]]
 ) -> None:
@@ -134,7 +129,7 @@ def test_a_device_waits_for_a_few_blobs_at_a_time(store: BlobStore) -> None:
         for k in range(MAX_BLOBS + 1):
             assert publisher.asked("d", ask(k, 0)) is None
     sent = [chunk.blob for _, chunk in drained(publisher)]
-    assert sent == [blob_of(content(k)).sha256 for k in range(MAX_BLOBS)]
+    assert sent == [blob_of(BLOBS[k]).sha256 for k in range(MAX_BLOBS)]
     publisher.asked("d", ask(MAX_BLOBS, 0))
     assert indices_of(drained(publisher)) == [0]
 
@@ -151,7 +146,7 @@ def test_what_is_not_here_is_refused(store: BlobStore) -> None:
 def test_a_file_that_goes_or_is_cut_is_refused_once(tmp_path: pathlib.Path) -> None:
     """What cannot be read is refused instead of sent, its other chunks are dropped, and the rest goes on."""
     store = BlobStore(tmp_path)
-    blobs = [store.put(content(k)) for k in range(3)]
+    blobs = [store.put(BLOBS[k]) for k in range(3)]
     publisher = Publisher(store)
     for k in range(3):
         publisher.asked("d", ask(k, 20, 21))
@@ -185,7 +180,7 @@ def test_downloads_side_by_side_receive_each_byte_once(
     running: dict[tuple[str, str], Download] = {}
     for device in ("a", "b"):
         for k in order[:3]:
-            blob = blob_of(content(k))
+            blob = blob_of(BLOBS[k])
             into = BlobStore(folder / device)
             running[device, blob.sha256] = Download(into, blob, 0.0, seed, chunk_bytes=SIZE)
     waiting = dict(running)

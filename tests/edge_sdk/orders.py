@@ -10,24 +10,22 @@ from typing import Any
 import numpy as np
 
 from edge_sdk.data import write_token_folder
-from edge_sdk.engine.artifact import Artifact, choose_manifest, open_artifact
+from edge_sdk.engine.artifact import Artifact, artifact_in, choose_manifest
 from edge_sdk.engine.plan import Plan, choose_plan
 from edge_sdk.order import WorkerOrder
 from edge_sdk.wire.blobs import Blob, BlobStore
 from edge_sdk.wire.tensors import Array, write_tensors
-from tests.edge_sdk.samples import make_task
+from tests.edge_sdk.samples import MB, TOKENS, make_task
 
-MB = 10**6
-TOKENS, ROWS = 16, 40
+ROWS = 40
 PLENTY_BYTES = 400 * MB
 
 
-def make_store(folder: pathlib.Path, artifact: pathlib.Path) -> Artifact:
-    """The store of a device that has fetched everything of an artifact."""
+def make_store(folder: pathlib.Path, artifact: pathlib.Path) -> tuple[BlobStore, Blob]:
+    """The store of a device that has fetched everything of an artifact, and the manifest in it."""
     store = BlobStore(folder / "store")
     shutil.copytree(artifact / "blobs", store.folder / "blobs")
-    store.put(choose_manifest(artifact, None).read_bytes())
-    return Artifact(open_artifact(artifact).manifest, store)
+    return store, store.put(choose_manifest(artifact, None).read_bytes())
 
 
 def put_adapter(artifact: Artifact, changes: Mapping[str, Array]) -> Blob:
@@ -50,16 +48,16 @@ def make_order(
     folder: pathlib.Path, artifact: pathlib.Path, budget_bytes: int = PLENTY_BYTES, **changes: Any
 ) -> WorkerOrder:
     """A task on that artifact with the plan that fits the budget; `changes` go to the task."""
-    stored = make_store(folder, artifact)
-    manifest_blob = stored.store.put(choose_manifest(artifact, None).read_bytes())
-    given = {"artifact": manifest_blob, "adapter": stored.manifest.files[stored.manifest.adapter.initial]}
+    store, manifest = make_store(folder, artifact)
+    stored = artifact_in(store, manifest)
+    given = {"artifact": manifest, "adapter": stored.manifest.files[stored.manifest.adapter.initial]}
     task = make_task(**{**given, "steps": 4, "batch": 4, "tokens": TOKENS, "learning_rate": 1e-2, **changes})
     plan = choose_plan(stored.manifest, task.batch, task.tokens, budget_bytes)
     chosen = plan if isinstance(plan, Plan) else Plan(1, 32, plan.needed_bytes, 0.0)
     return WorkerOrder(
         device="pi",
         task=task,
-        store=str(stored.store.folder),
+        store=str(store.folder),
         data=str(make_rows(folder, stored, task.tokens)),
         delta=str(folder / "delta"),
         prepare=(),

@@ -18,13 +18,6 @@ from edge_sdk.wire.tensors import read_tensors, write_tensors
 TRAIN = ("--data", "TOKENS", "--budget", "1GB", "--steps", "1")
 
 
-@pytest.fixture
-def tokens(tmp_path: pathlib.Path) -> pathlib.Path:
-    """A token folder: 8 rows of 16 tokens that count up."""
-    write_token_folder(tmp_path / "tokens", 100 + (np.arange(8)[:, None] + np.arange(16)) % 7, np.full(8, 16))
-    return tmp_path / "tokens"
-
-
 def edge(*words: object, cwd: pathlib.Path | None = None) -> subprocess.CompletedProcess[str]:
     """Run a command to its end."""
     command = [sys.executable, "-m", "edge_sdk.cli", *map(str, words)]

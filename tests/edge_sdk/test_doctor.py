@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import pathlib
 import re
 import socket
+import subprocess
+import sys
+import tempfile
 import threading
 
 import pytest
@@ -14,6 +16,7 @@ from edge_sdk import doctor
 from edge_sdk.doctor import State
 from tests.brokers import Mosquitto, free_port
 
+ROOT = pathlib.Path(__file__).parents[2]
 PI4 = """processor\t: 0
 BogoMIPS\t: 108.00
 Features\t: fp asimd evtstrm crc32 cpuid
@@ -151,13 +154,31 @@ def test_the_store_need_not_be_there_yet(tmp_path: pathlib.Path) -> None:
 
 
 def test_a_store_that_cannot_be(tmp_path: pathlib.Path) -> None:
-    """A file in its place, and a folder that we may not write to."""
+    """A file in its place, or in that of a folder above it."""
     (tmp_path / "file").touch()
     assert doctor.check_store(tmp_path / "file" / "store").state is State.FAIL
     assert doctor.check_store(tmp_path / "file").state is State.FAIL
-    (tmp_path / "theirs").mkdir(mode=0o500)
-    if os.geteuid() != 0:  # root may write anywhere
-        assert doctor.check_store(tmp_path / "theirs").state is State.FAIL
+
+
+# Root may write anywhere, so it becomes another user, once all is imported that this user may not be able to read.
+UNPRIVILEGED = """
+import os, pathlib, sys
+from edge_sdk import doctor
+if os.geteuid() == 0:
+    os.setuid(65534)
+print(doctor.check_store(pathlib.Path(sys.argv[1])))
+"""
+
+
+@pytest.mark.parametrize("mode", [0o555, 0o444])
+def test_a_store_that_may_not_be_written(mode: int) -> None:
+    """A folder that nobody may write to, or even enter, is a failure, whoever runs these tests."""
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own cannot be reached by another user
+        pathlib.Path(folder).chmod(mode)
+        command = [sys.executable, "-c", UNPRIVILEGED, f"{folder}/store"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.startswith("FAIL  store ")
+    assert f"{folder} is no folder that we may write to" in done.stdout
 
 
 def test_a_real_broker_answers(mosquitto: Mosquitto) -> None:

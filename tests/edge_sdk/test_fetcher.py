@@ -8,12 +8,13 @@ import pathlib
 import pytest
 
 from edge_sdk.events import FetchFailed, FetchFiles, FetchManifest, FilesHere, ManifestHere
-from edge_sdk.fetcher import Fetcher, Outcome
+from edge_sdk.fetcher import Fetcher, Outcome, blobs_of
 from edge_sdk.store import DeviceStore
 from edge_sdk.wire.blobs import Blob, BlobStore
 from edge_sdk.wire.chunks import read_chunk, requested
 from edge_sdk.wire.manifest import Manifest, encode_manifest
 from edge_sdk.wire.messages import CHUNK_BYTES, DeclineReason, RefusalReason, Task, TransferRefused
+from edge_sdk.wire.partial import chunk_count
 from tests.edge_sdk.samples import MB, make_manifest, make_task
 
 FILES = {"forward": b"a" * 300_000, "backward": b"b" * 5, "tensors": b"c" * 700_000, "initial": b""}
@@ -28,27 +29,27 @@ class Place:
     store: DeviceStore
     manifest: Manifest
     task: Task
-    asked: int = 0
+    sent: int = 0
 
     def fetcher(self) -> Fetcher:
         """A new process's fetcher."""
         return Fetcher(self.store, seed=0)
 
     def finish(self, fetcher: Fetcher, chunks: int = 10**6) -> Outcome | None:
-        """Answer what is asked for, at most so many chunks; the outcome, or None when that was not enough."""
-        for _ in range(chunks):
-            requests = fetcher.requests(0.0)
+        """Send what is asked for, at most so many chunks; the outcome, or None when that was not enough."""
+        last = self.sent + chunks
+        while requests := fetcher.requests(0.0):
             if isinstance(requests, FetchFailed):
                 return requests
             for request in requests:
                 blob = Blob(request.blob, self.coordinator.path(request.blob).stat().st_size)
                 for index in requested(request, blob.size_bytes):
-                    self.asked += 1
+                    if self.sent == last:
+                        return None
+                    self.sent += 1
                     chunk = read_chunk(self.coordinator, blob, request.chunk_bytes, index)
                     if outcome := fetcher.take(chunk, 0.0):
                         return outcome
-            if not requests:
-                return None
         return None
 
 
@@ -83,20 +84,22 @@ def test_a_retained_manifest_need_not_be_asked_for(place: Place) -> None:
     assert fetcher.begin(FetchManifest(place.task)) is None
     fetcher.hold(name, encode_manifest(place.manifest))
     assert fetcher.begin(FetchManifest(place.task)) == ManifestHere(place.task.task_id, place.manifest)
-    assert place.asked == 0
+    assert place.sent == 0
 
 
 def test_a_stopped_fetch_goes_on(place: Place) -> None:
-    """What came before a stop is not asked for again."""
-    fetcher = place.fetcher()
+    """Stopped in the middle of the largest blob: what came before is not sent again, and the rest is."""
+    blobs, fetcher = blobs_of(place.task, place.manifest), place.fetcher()
+    largest = max(blobs, key=lambda blob: blob.size_bytes)
+    counts = [chunk_count(blob.size_bytes, CHUNK_BYTES) for blob in blobs]
     fetcher.begin(FetchFiles(place.task, place.manifest))
-    place.finish(fetcher, chunks=1)
+    assert place.finish(fetcher, chunks=sum(counts[: blobs.index(largest)]) + 1) is None
     fetcher.stop()
-    before, again = place.asked, place.fetcher()
+    assert (place.store.blobs.folder / "partial" / f"{largest.sha256}.journal").exists()
+    again = place.fetcher()
     again.begin(FetchFiles(place.task, place.manifest))
     assert isinstance(place.finish(again), FilesHere)
-    once = place.asked
-    assert once - before < once
+    assert place.sent == sum(counts)
 
 
 def test_files_without_room_are_declined_with_their_size(place: Place, tmp_path: pathlib.Path) -> None:

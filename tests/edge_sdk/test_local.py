@@ -18,7 +18,7 @@ import pytest
 
 import edge_sdk
 from edge_sdk.config import DataConfig, DataKind
-from edge_sdk.data import write_token_folder
+from edge_sdk.data import map_token_folder, write_token_folder
 from edge_sdk.errors import ArtifactError, ConfigError, DataError, OverBudget
 from edge_sdk.local import evaluate, open_artifact, open_data, train
 from edge_sdk.prepare import prepare
@@ -27,14 +27,6 @@ from edge_sdk.wire.tensors import read_tensors, write_tensors
 
 GIGABYTE = 10**9
 TEXT = "The state of the union is strong, and what the device knows stays on the device.\n"
-
-
-@pytest.fixture
-def tokens(tmp_path: pathlib.Path) -> pathlib.Path:
-    """A token folder with a pattern that can be learned: 8 rows of 16 tokens that count up, from 100 on."""
-    ids = 100 + (np.arange(8)[:, None] + np.arange(16)) % 7
-    write_token_folder(tmp_path / "tokens", ids, np.full(8, 16))
-    return tmp_path / "tokens"
 
 
 def python(program: str, *arguments: object, cwd: pathlib.Path, **environment: str) -> Any:
@@ -66,8 +58,8 @@ TRAIN = """
 """
 
 
-def test_ten_lines_train_an_adapter(tiny_artifact: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    """What README shows: from text to an adapter with a lower loss, which any level and the full model can take."""
+def test_training_on_text_lowers_the_loss(tiny_artifact: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """From text to an adapter with a lower loss, which has the full model's names and shapes."""
     pytest.importorskip("tokenizers")
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "a.txt").write_text(TEXT * 20)
@@ -157,8 +149,8 @@ def test_training_can_stop_and_go_on(tiny_artifact: pathlib.Path, tokens: pathli
     assert sixth < fifth
 
 
-def files_below(folder: pathlib.Path) -> list[str]:
-    """Everything in a folder, by name."""
+def all_below(folder: pathlib.Path) -> list[str]:
+    """Everything in a folder, folders too, by name."""
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
@@ -179,24 +171,27 @@ def test_nothing_is_left_behind(
     homes |= {name: tmp_path / "homes" / name for name in ("XDG_DATA_HOME", "XDG_STATE_HOME", "XDG_RUNTIME_DIR")}
     for home in (*homes.values(), tmp_path / "work"):
         home.mkdir(parents=True)
-    store_before = files_below(tiny_artifact)
+    store_before = all_below(tiny_artifact)
     environment = {name: str(home) for name, home in homes.items()}
     python(TRAIN, tiny_artifact, data, 2, GIGABYTE, cwd=tmp_path / "work", **environment)
-    assert files_below(tmp_path / "homes") == sorted(homes)
-    assert files_below(tmp_path / "work") == ["adapter.safetensors"]
-    assert files_below(tiny_artifact) == store_before
+    assert all_below(tmp_path / "homes") == sorted(homes)
+    assert all_below(tmp_path / "work") == ["adapter.safetensors"]
+    assert all_below(tiny_artifact) == store_before
 
 
-def test_evaluation_takes_as_many_rows_as_asked(tiny_artifact: pathlib.Path, tokens: pathlib.Path) -> None:
-    """Each row of 16 tokens makes 15 predictions; the mean over all is the mean of the halves'."""
+def test_evaluation_takes_as_many_rows_as_asked(
+    tiny_artifact: pathlib.Path, tokens: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    """Each row of 16 tokens makes 15 predictions; the mean over all is the mean of the halves', which differ."""
     artifact = open_artifact(tiny_artifact)
     found = evaluate(artifact, tokens, rows=3)
     assert (found.rows, found.predictions) == (3, 45)
     everything = evaluate(artifact, tokens)
-    assert everything.rows == 8
-    shared = [evaluate(artifact, tokens, rows=rows).loss * rows for rows in (4, 8)]
-    assert shared[1] == pytest.approx(everything.loss * 8)
-    assert shared[0] < shared[1]
+    write_token_folder(tmp_path / "rest", map_token_folder(tokens).ids[4:], np.full(4, 16))
+    halves = [evaluate(artifact, tokens, rows=4), evaluate(artifact, tmp_path / "rest")]
+    assert [half.rows for half in (*halves, everything)] == [4, 4, 8]
+    assert halves[0].loss != pytest.approx(halves[1].loss, rel=1e-4)
+    assert (halves[0].loss + halves[1].loss) / 2 == pytest.approx(everything.loss)
 
 
 def test_text_and_its_token_folder_are_the_same_data(tiny_artifact: pathlib.Path, tmp_path: pathlib.Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pathlib
 import subprocess
 import sys
@@ -11,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edge_sdk.environment import training_environment
 from edge_sdk.errors import ConfigError, OverBudget
 from edge_sdk.memory import check_budget, parse_size, read_memory
 
@@ -19,9 +19,8 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 def run(script: str, *arguments: str) -> list[str]:
-    """The words that a script prints in a process of its own, with memory given back as in a worker."""
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
-    command = [sys.executable, "-c", script, *arguments]
+    """The words that a script prints in a process of its own, which has a worker's environment."""
+    command, environment = [sys.executable, "-c", script, *arguments], training_environment(1)
     done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT, env=environment)
     return done.stdout.split()
 

@@ -16,9 +16,11 @@ import pytest
 
 from edge_sdk.outbox import DAMAGED, SUFFIX, Outbox
 from edge_sdk.wire.blobs import BlobStore, blob_of
-from edge_sdk.wire.messages import Report, ResultOffer
+from edge_sdk.wire.messages import ResultOffer
+from tests.edge_sdk.samples import make_report
+from tests.edge_sdk.wire.lines import below
 
-REPORT = Report(3, 5, 3.0, 2.5, 90_000_000, 80_000_000, 100_000_000, 1.0, 300.0, 1000, 500, 1, "ort")
+REPORT = make_report()
 ROOT = pathlib.Path(__file__).parents[2]
 # Keeps and forgets results as fast as it can, and says what it did.
 WRITER = """
@@ -71,7 +73,7 @@ def test_a_result_that_cannot_be_kept_takes_no_room(tmp_path: pathlib.Path, outb
     delta = made(tmp_path, b"delta")
     with no_room(), pytest.raises(OSError, match="too large"):
         outbox.keep("a task", delta, REPORT)
-    assert [path for path in outbox.folder.rglob("*") if path.is_file()] == []
+    assert below(outbox.folder) == []
     result = outbox.keep("a task", made(tmp_path, b"delta"), REPORT)
     again = made(tmp_path, b"delta")
     with no_room(), pytest.raises(OSError, match="too large"):
@@ -101,7 +103,7 @@ def test_forgetting_leaves_nothing(tmp_path: pathlib.Path, outbox: Outbox) -> No
     result = outbox.keep("a task", made(tmp_path, b"delta"), REPORT)
     for _ in range(2):
         outbox.forget(result.task_id, result.delta)
-    assert not [path for path in outbox.folder.rglob("*") if path.is_file()]
+    assert below(outbox.folder) == []
 
 
 def test_an_outbox_that_never_was_is_empty(outbox: Outbox) -> None:
@@ -143,7 +145,7 @@ def test_leftovers_of_a_power_cut_are_swept_up(outbox: Outbox) -> None:
     BlobStore(outbox.folder).put(b"orphan")
     (outbox.folder / ".half.tmp").write_bytes(b"half")
     assert outbox.load().results == ()
-    assert not [path for path in outbox.folder.rglob("*") if path.is_file()]
+    assert below(outbox.folder) == []
 
 
 def test_kill_9_loses_no_result(tmp_path: pathlib.Path) -> None:

@@ -333,7 +333,7 @@ class World:
         return sent
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(EVENTS, max_size=40))
 def test_whatever_happens_one_thing_runs_at_a_time(events: list[Event | str]) -> None:
     """Under any order of events: never two workers, no fetching beside a worker, and no offer without an answer."""

@@ -95,7 +95,7 @@ def test_a_damaged_blob_is_removed_so_that_it_comes_again(
     assert store.missing(blobs) == [blobs[0]]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(quota=st.integers(0, 6), needed=st.integers(0, 6), kept=st.sets(st.integers(0, 3)))
 def test_room_is_made_or_refused(
     tmp_path_factory: pytest.TempPathFactory, quota: int, needed: int, kept: set[int]

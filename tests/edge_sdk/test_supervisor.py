@@ -19,7 +19,8 @@ from edge_sdk.order import WorkerOrder
 from edge_sdk.supervisor import Supervisor, WorkerEvent, WorkerFailed, WorkerFinished, WorkerProgress
 from edge_sdk.wire.delta import decode_delta
 from edge_sdk.wire.messages import MAX_STEPS, FailureReason
-from tests.edge_sdk.orders import MB, PLENTY_BYTES, make_order
+from tests.edge_sdk.orders import PLENTY_BYTES, make_order
+from tests.edge_sdk.samples import MB
 
 PATIENCE_S = 60.0
 

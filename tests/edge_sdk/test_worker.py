@@ -28,7 +28,8 @@ from edge_sdk.wire.delta import Delta, decode_delta
 from edge_sdk.wire.messages import Report
 from edge_sdk.wire.tensors import Array, TensorFile
 from edge_sdk.worker import _rows
-from tests.edge_sdk.orders import MB, PLENTY_BYTES, make_order, put_adapter
+from tests.edge_sdk.orders import PLENTY_BYTES, make_order, put_adapter
+from tests.edge_sdk.samples import MB
 
 ROOT = pathlib.Path(__file__).parents[2]
 

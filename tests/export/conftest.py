@@ -9,6 +9,7 @@ import pytest
 
 from edge_sdk.wire.blobs import BlobStore
 from edge_sdk.wire.manifest import Manifest, TaskType
+from edge_sdk.wire.tensors import Array, read_tensors
 from export.adapters import AdapterRequest
 from export.artifact import ArtifactWriter, staged, write_manifest
 from export.foundation import open_foundation
@@ -39,6 +40,11 @@ class Exported:
     def store(self) -> BlobStore:
         """The artifact's blobs."""
         return BlobStore(self.folder)
+
+    def initial_adapter(self, level: str = "fp32") -> dict[str, Array]:
+        """The adapter's starting values, as the level's manifest names them."""
+        manifest = self.manifests[level]
+        return read_tensors(self.store.path(manifest.files[manifest.adapter.initial].sha256))
 
 
 def export_tiny(family: str, model: pathlib.Path, folder: pathlib.Path) -> Exported:

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge_sdk.wire.tensors import read_tensors
 from export.compress.quantize import quantize_rows
 from export.errors import ParityError
 from export.parity import (
@@ -23,6 +22,7 @@ from export.parity import (
     torch_loss,
 )
 from export.reference import Batch, ReferenceWalk
+from export.report import verdict
 from tests.export.conftest import Exported
 
 
@@ -45,8 +45,7 @@ def test_any_batch_and_any_length(exported: Exported, rows: int, tokens: int) ->
     ids = generator.integers(0, manifest.model.vocabulary, (rows, tokens))
     labels = generator.integers(0, max(1, len(manifest.model.labels)), rows)
     batch = Batch(ids, np.ones_like(ids), labels)
-    adapter = read_tensors(exported.store.path(manifest.files[manifest.adapter.initial].sha256))
-    found = ReferenceWalk(exported.store, manifest).run(adapter, batch)
+    found = ReferenceWalk(exported.store, manifest).run(exported.initial_adapter(), batch)
     model, _ = emulator(adapted, manifest.level)
     wanted = torch_loss(model, manifest.model.task, batch).item()
     assert found.loss == pytest.approx(wanted, rel=1e-5)
@@ -101,6 +100,18 @@ def test_not_a_number_is_no_parity() -> None:
     assert not Parity("fp32", 0.0, {"a": float("nan"), "b": 0.0}).holds
     assert not Parity("fp32", float("nan"), {"a": 0.0}).holds
     assert Parity("fp32", 0.0, {"a": BOUND}).holds
+
+
+def test_the_culprit_is_named() -> None:
+    """What is off is said, the loss as well as a gradient, and NaN before all; of several levels the worst is named."""
+    close, off, worse = Parity("a", 0.0, {"x": 0.0}), Parity("b", 1.0, {"x": 2e-5}), Parity("c", 1.0, {"x": 3.0})
+    none = Parity("d", float("nan"), {"x": 3.0})
+    for parity, what in ((off, "b: loss is off by 1.0e"), (worse, "c: gradient of x is off"), (none, "d: loss is off")):
+        with pytest.raises(ParityError, match=what):
+            require_parity(parity)
+    assert "3.0e+00, of level c: ABOVE" in verdict([close, off, worse])
+    assert "nan, of level d: ABOVE" in verdict([none, worse])
+    assert "of level a: within" in verdict([close])
 
 
 def test_classifier_trains_with_the_adapter(bert: Exported) -> None:

@@ -10,7 +10,7 @@ import torch
 from peft import PeftModel
 
 from edge_sdk.wire.manifest import Manifest, TaskType
-from edge_sdk.wire.tensors import Array, read_tensors, write_tensors
+from edge_sdk.wire.tensors import Array, write_tensors
 from export.adapters import adapter_parameters
 from export.errors import ExportError
 from export.evaluate import Tokens, evaluate, read_tokens
@@ -24,11 +24,6 @@ from tests.export.conftest import Exported
 def manifest_path(exported: Exported, level: str) -> pathlib.Path:
     """Where a level's manifest lies."""
     return exported.folder / f"{level}.manifest"
-
-
-def initial_adapter(exported: Exported) -> dict[str, Array]:
-    """The adapter's starting values."""
-    return read_tensors(exported.store.path(exported.manifests["fp32"].files["adapter.safetensors"].sha256))
 
 
 def moved_adapter(exported: Exported, level: str) -> dict[str, Array]:
@@ -54,7 +49,7 @@ def test_checkpoint_is_the_model_that_devices_trained(exported: Exported, level:
         model = PeftModel.from_pretrained(foundation.load(seed=9), str(out)).eval()
         loss = torch_loss(model, spec.task, batch).item()
     assert loss == pytest.approx(reported, rel=1e-6)
-    wanted = {**initial_adapter(exported), **adapter}
+    wanted = {**exported.initial_adapter(), **adapter}
     assert ReferenceWalk(exported.store, manifest).run(wanted, batch).loss == pytest.approx(loss, rel=1e-5)
     for name, value in adapter_parameters(model, foundation.family).items():
         np.testing.assert_array_equal(value.detach().numpy(), wanted[name])

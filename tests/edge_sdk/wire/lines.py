@@ -21,7 +21,7 @@ SHM = pathlib.Path("/dev/shm")  # noqa: S108 - hundreds of examples need not wai
 
 
 class Fate(enum.Enum):
-    """What becomes of a chunk on its way."""
+    """What becomes of a chunk on its way. One that is cut has the checksum of what is left."""
 
     ARRIVES = enum.auto()
     LOST = enum.auto()
@@ -42,9 +42,9 @@ class Line:
     asked: list[int] = dataclasses.field(default_factory=list)
     under_way: deque[Chunk] = dataclasses.field(default_factory=deque)
 
-    def begin(self, blob: Blob, seed: int = 0) -> Download:
-        """A download in chunks of SIZE."""
-        return Download(self.target, blob, self.now_s, seed, chunk_bytes=SIZE)
+    def begin(self, blob: Blob, seed: int = 0, chunk_bytes: int = SIZE) -> Download:
+        """A download."""
+        return Download(self.target, blob, self.now_s, seed, chunk_bytes=chunk_bytes)
 
     def turn(self, download: Download, blob: Blob) -> bool:
         """Ask if there is something to ask, and take one chunk; an idle line lets the longest wait pass."""
@@ -61,7 +61,7 @@ class Line:
         if fate is Fate.DAMAGED:
             chunk = dataclasses.replace(chunk, data=chunk.data[:-1] + b"?", crc32=chunk.crc32 ^ 1)
         elif fate is Fate.CUT:
-            chunk = dataclasses.replace(chunk, data=chunk.data[:-1], crc32=zlib.crc32(chunk.data[:-1]) ^ 1)
+            chunk = dataclasses.replace(chunk, data=chunk.data[:-1], crc32=zlib.crc32(chunk.data[:-1]))
         if fate is Fate.OVERTAKEN:
             self.under_way.appendleft(chunk)
         elif fate is not Fate.LOST:
@@ -88,6 +88,6 @@ def content(size_bytes: int, seed: int = 1) -> bytes:
     return random.Random(seed).randbytes(size_bytes)  # noqa: S311 - repeatable on purpose
 
 
-def below(folder: pathlib.Path) -> list[str]:
-    """The names of all files under `folder`."""
-    return sorted(path.name for path in folder.rglob("*") if path.is_file())
+def below(folder: pathlib.Path) -> list[pathlib.Path]:
+    """All files under `folder`."""
+    return sorted(path for path in folder.rglob("*") if path.is_file())

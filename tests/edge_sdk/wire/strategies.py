@@ -13,10 +13,21 @@ from typing import Any
 from hypothesis import strategies as st
 
 from edge_sdk.wire.blobs import Blob
-from edge_sdk.wire.messages import MAX_STEPS, ChunkRequest, OptimizerKind, Schedule, Task
+from edge_sdk.wire.codec import MAX_INTEGER
+from edge_sdk.wire.messages import (
+    MAX_BATCH,
+    MAX_CHUNK_BYTES,
+    MAX_STEPS,
+    MAX_TOKENS,
+    MAX_WINDOW,
+    ChunkRequest,
+    OptimizerKind,
+    Schedule,
+    Task,
+)
 
 TEXT = st.text(max_size=20)
-INTEGERS = st.integers(-(1 << 63), (1 << 63) - 1)
+INTEGERS = st.integers(-MAX_INTEGER - 1, MAX_INTEGER)
 FLOATS = st.floats(allow_nan=False, allow_infinity=False)
 SHA256 = st.binary(max_size=4).map(lambda data: hashlib.sha256(data).hexdigest())
 BLOBS = st.builds(Blob, SHA256, st.integers(0, 1 << 48))
@@ -29,15 +40,15 @@ TASKS = STEPS.flatmap(
         artifact=BLOBS,
         adapter=BLOBS,
         steps=st.just(steps),
-        batch=st.integers(1, 4096),
-        tokens=st.integers(1, 65_536),
+        batch=st.integers(1, MAX_BATCH),
+        tokens=st.integers(1, MAX_TOKENS),
         optimizer=st.sampled_from(OptimizerKind),
         learning_rate=st.floats(0, 100),
         weight_decay=st.floats(0, 1),
         schedule=st.sampled_from(Schedule),
         warmup_steps=st.integers(0, steps),
         clip_norm=st.floats(0, 1e9),
-        seed=st.integers(0, (1 << 63) - 1),
+        seed=st.integers(0, MAX_INTEGER),
         freeze=st.lists(TEXT, max_size=3).map(tuple),
         deadline_s=st.floats(0, 1e9),
     )
@@ -45,10 +56,10 @@ TASKS = STEPS.flatmap(
 CHUNK_REQUESTS = st.builds(
     ChunkRequest,
     SHA256,
-    st.integers(1024, 1 << 20),
+    st.integers(1024, MAX_CHUNK_BYTES),
     st.integers(0, 1 << 40),
     st.binary(min_size=1, max_size=50),
-    st.integers(1, 8),
+    st.integers(1, MAX_WINDOW),
 )
 KNOWN: dict[Any, st.SearchStrategy[Any]] = {
     str: TEXT,
@@ -60,6 +71,16 @@ KNOWN: dict[Any, st.SearchStrategy[Any]] = {
     Task: TASKS,
     ChunkRequest: CHUNK_REQUESTS,
 }
+
+
+@st.composite
+def damaged(draw: st.DrawFn, whole: bytes) -> bytes:
+    """These bytes with a few replaced, lost or added, in up to three places."""
+    data = bytearray(whole)
+    for _ in range(draw(st.integers(1, 3))):
+        at = draw(st.integers(0, len(data) - 1))
+        data[at : at + draw(st.integers(0, 4))] = draw(st.binary(max_size=4))
+    return bytes(data)
 
 
 def values(kind: Any) -> st.SearchStrategy[Any]:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from edge_sdk.wire.blobs import READ_BYTES, Blob, BlobStore, blob_of, blob_of_file, written_atomically
 from edge_sdk.wire.errors import IntegrityError
+from tests.edge_sdk.wire.lines import below
 
 ROOT = pathlib.Path(__file__).parents[3]
 # Keeps blobs of 3 MB as fast as it can, and says how far it came.
@@ -27,11 +28,6 @@ for k in range(100_000):
     store.put(k.to_bytes(4, "little") * 750_000)
     print(k, flush=True)
 """
-
-
-def files(folder: pathlib.Path) -> list[pathlib.Path]:
-    """All files under `folder`."""
-    return [path for path in folder.rglob("*") if path.is_file()]
 
 
 @pytest.fixture
@@ -70,7 +66,7 @@ def test_what_is_put_is_there(store: BlobStore) -> None:
     """Putting twice keeps once; removing twice is no error."""
     blob = store.put(b"data")
     assert store.put(b"data") == blob
-    assert files(store.folder) == [store.path(blob.sha256)]
+    assert below(store.folder) == [store.path(blob.sha256)]
     assert store.has(blob)
     assert store.read(blob) == b"data"
     store.verify(blob)
@@ -106,7 +102,7 @@ def test_adopting_moves(tmp_path: pathlib.Path, store: BlobStore) -> None:
         (tmp_path / "made").write_bytes(b"data")
         blob = store.adopt(tmp_path / "made")
         assert blob == blob_of(b"data")
-        assert files(tmp_path) == [store.path(blob.sha256)]
+        assert below(tmp_path) == [store.path(blob.sha256)]
         store.verify(blob)
 
 
@@ -124,7 +120,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: pathlib.P
     with pytest.raises(KeyboardInterrupt):
         fail()
     assert path.read_bytes() == b"old"
-    assert files(tmp_path) == [path]
+    assert below(tmp_path) == [path]
 
 
 def test_a_file_is_not_there_before_it_is_whole(tmp_path: pathlib.Path) -> None:
@@ -145,7 +141,7 @@ def test_kill_9_leaves_no_false_blob(store: BlobStore) -> None:
             process.stdout.readline()
             time.sleep(0.007 * attempt)
             os.kill(process.pid, signal.SIGKILL)
-    names = [path for path in files(store.folder) if not path.name.startswith(".")]
+    names = [path for path in below(store.folder) if not path.name.startswith(".")]
     assert names
     for path in names:
         assert blob_of_file(path).sha256 == path.name

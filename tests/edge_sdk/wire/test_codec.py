@@ -133,17 +133,37 @@ def test_a_newer_peer_may_say_more_and_an_older_one_less() -> None:
         {"sizes": {"a": 1}},
         {"parts": [1]},
         {"parts": {b"p": {"size": 1}}},
+        {"parts": {"p": {"size": 1.0}}},
         {"parts": {"p": {"size": -1}}},
         {"maybe": {}},
         {"maybe": 4},
+        {"maybe": {"size": -1}},
         {"later": None},
     ],
     ids=str,
 )
 def test_no_value_becomes_another_type(changes: dict[str, object]) -> None:
     """A field of the wrong type, or one that its dataclass refuses, is an error that names it."""
-    with pytest.raises(DecodeError):
+    (name,) = changes
+    with pytest.raises(DecodeError, match=rf"^Everything\.{name}\b"):
         read(packed(**changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"colour": "green"}, "Everything.colour: 'green' is not a valid Colour"),
+        ({"parts": {"p": {"size": -1}}}, "Everything.parts['p']: a negative size"),
+        ({"parts": {"p": {"size": 1.0}}}, "Everything.parts['p'].size is a float, a int is needed"),
+        ({"sizes": [1, True]}, "Everything.sizes[1] is a bool, a int is needed"),
+    ],
+    ids=str,
+)
+def test_a_complaint_leads_to_the_value(changes: dict[str, object], complaint: str) -> None:
+    """However deep it stands, the way to it is said once, and then what is wrong with it."""
+    with pytest.raises(DecodeError) as caught:
+        read(packed(**changes))
+    assert str(caught.value) == complaint
 
 
 @pytest.mark.parametrize(

@@ -72,14 +72,15 @@ def test_a_kill_costs_what_came_since_the_journal_was_written(pauses_s: list[flo
         assert this.asked == list(range(kept, 20))
 
 
-def test_a_kill_on_a_fast_line_costs_at_most_8_mib(tmp_path: pathlib.Path) -> None:
+def test_a_kill_on_a_fast_line_costs_at_most_8_mib() -> None:
     """However fast chunks come, the journal follows: here 33 chunks of 256 KiB come at once."""
-    source, target = BlobStore(tmp_path / "source"), BlobStore(tmp_path / "target")
-    blob = source.put(content(40 * CHUNK_BYTES))
-    killed = Download(target, blob, 0.0, 0)
-    for index in range(33):
-        killed.take(read_chunk(source, blob, CHUNK_BYTES, index), 0.0)
-    assert Download(target, blob, 0.0, 0).missing_bytes == 8 * CHUNK_BYTES == killed.missing_bytes + CHUNK_BYTES
+    with line() as this:
+        blob = this.source.put(content(40 * CHUNK_BYTES))
+        killed = this.begin(blob, chunk_bytes=CHUNK_BYTES)
+        for index in range(33):
+            killed.take(read_chunk(this.source, blob, CHUNK_BYTES, index), 0.0)
+        after = this.begin(blob, chunk_bytes=CHUNK_BYTES)
+        assert after.missing_bytes == 8 * CHUNK_BYTES == killed.missing_bytes + CHUNK_BYTES
 
 
 def test_a_real_kill_loses_nothing_that_is_claimed(tmp_path: pathlib.Path) -> None:
@@ -136,49 +137,48 @@ def test_a_journal_that_cannot_be_used_costs_time_alone(data: st.DataObject) -> 
         assert this.target.read(blob) == content(blob.size_bytes)
 
 
-def test_chunks_of_another_size_begin_anew(tmp_path: pathlib.Path) -> None:
+def test_chunks_of_another_size_begin_anew() -> None:
     """A journal that counts in other chunks says nothing about these."""
-    source, target = BlobStore(tmp_path / "source"), BlobStore(tmp_path / "target")
-    blob = source.put(content(8 * SIZE))
-    first = Download(target, blob, 0.0, 0, chunk_bytes=2 * SIZE)
-    for index in (0, 3):
-        first.take(read_chunk(source, blob, 2 * SIZE, index), 0.0)
-    first.close()
-    assert Download(target, blob, 0.0, 0, chunk_bytes=SIZE).missing_bytes == blob.size_bytes
-    assert below(target.folder) == []
+    with line() as this:
+        blob = this.source.put(content(8 * SIZE))
+        first = this.begin(blob, chunk_bytes=2 * SIZE)
+        for index in (0, 3):
+            first.take(read_chunk(this.source, blob, 2 * SIZE, index), 0.0)
+        first.close()
+        assert this.begin(blob).missing_bytes == blob.size_bytes
+        assert below(this.target.folder) == []
 
 
-def test_a_full_disk_is_said_and_nothing_is_half_there(tmp_path: pathlib.Path) -> None:
+def test_a_full_disk_is_said_and_nothing_is_half_there() -> None:
     """The OSError passes; with room again the same download goes on, and asks for what was not written."""
-    source, target = BlobStore(tmp_path / "source"), BlobStore(tmp_path / "target")
-    blob = source.put(content(2 * SIZE))
-    download = Download(target, blob, 0.0, 0, chunk_bytes=SIZE)
-    download.poll(0.0)
-    data = target.folder / "partial" / f"{blob.sha256}.data"
-    data.parent.mkdir(parents=True)
-    data.symlink_to("/dev/full")
-    for index in (0, 1):
-        with pytest.raises(OSError, match="space") as caught:
-            download.take(read_chunk(source, blob, SIZE, index), 0.0)
-        assert caught.value.errno == errno.ENOSPC
-    assert not target.has(blob)
-    data.unlink()
-    request = download.poll(1000.0)
-    assert request is not None
-    assert [download.take(read_chunk(source, blob, SIZE, k), 1000.0) for k in requested(request, 2 * SIZE)] == [
-        False,
-        True,
-    ]
+    with line() as this:
+        blob = this.source.put(content(2 * SIZE))
+        download = this.begin(blob)
+        download.poll(0.0)
+        data = this.target.folder / "partial" / f"{blob.sha256}.data"
+        data.parent.mkdir(parents=True)
+        data.symlink_to("/dev/full")
+        chunks = [read_chunk(this.source, blob, SIZE, index) for index in (0, 1)]
+        for chunk in chunks:
+            with pytest.raises(OSError, match="space") as caught:
+                download.take(chunk, 0.0)
+            assert caught.value.errno == errno.ENOSPC
+        assert not this.target.has(blob)
+        data.unlink()
+        request = download.poll(1000.0)
+        assert request is not None
+        assert requested(request, 2 * SIZE) == (0, 1)
+        assert [download.take(chunk, 1000.0) for chunk in chunks] == [False, True]
 
 
-def test_discard_leaves_nothing(tmp_path: pathlib.Path) -> None:
+def test_discard_leaves_nothing() -> None:
     """A blob that nobody wants any more takes no room; closing afterwards brings nothing back."""
-    source, target = BlobStore(tmp_path / "source"), BlobStore(tmp_path / "target")
-    blob = source.put(content(3 * SIZE))
-    download = Download(target, blob, 0.0, 0, chunk_bytes=SIZE)
-    for index, now_s in ((0, 0.0), (1, 2 * SAVE_S)):
-        download.take(read_chunk(source, blob, SIZE, index), now_s)
-    assert len(below(target.folder)) == 2
-    download.discard()
-    download.close()
-    assert below(target.folder) == []
+    with line() as this:
+        blob = this.source.put(content(3 * SIZE))
+        download = this.begin(blob)
+        for index, now_s in ((0, 0.0), (1, 2 * SAVE_S)):
+            download.take(read_chunk(this.source, blob, SIZE, index), now_s)
+        assert len(below(this.target.folder)) == 2
+        download.discard()
+        download.close()
+        assert below(this.target.folder) == []
