@@ -255,9 +255,7 @@ class Agent:
             delta=str(self._work / "delta"),
             prepare=tuple(prepare.command(config.data, tokenizer, task.tokens, manifest.model.labels, tokens)),
             budget_bytes=config.budget_bytes,
-            predicted_bytes=start.plan.peak_bytes,
-            micro_batch=start.plan.micro_batch,
-            head_rows=start.plan.head_rows,
+            correction=start.correction,
             threads=config.threads,
             held_aside_rows=min(max(task.steps * task.batch // EVALUATED_SHARE, MIN_HELD_ASIDE), MAX_HELD_ASIDE),
         )

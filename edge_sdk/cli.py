@@ -159,19 +159,19 @@ def _probe(arguments: argparse.Namespace) -> int:
 
 def _plan(arguments: argparse.Namespace) -> int:
     from edge_sdk.engine.artifact import open_artifact
-    from edge_sdk.engine.plan import Declined, choose_plan, plans
+    from edge_sdk.engine.plan import Declined, choose_plan, frontier, plans
     from edge_sdk.memory import parse_size
 
     artifact = open_artifact(arguments.artifact, arguments.level)
     artifact.require_tokens(arguments.tokens)
-    manifest = artifact.manifest
-    budget_bytes = parse_size(arguments.budget)
+    manifest, budget_bytes = artifact.manifest, parse_size(arguments.budget)
     chosen = choose_plan(manifest, arguments.batch, arguments.tokens, budget_bytes)
-    print("   micro-batch  head rows   peak MB   step ms")
-    for plan in sorted(plans(manifest, arguments.batch, arguments.tokens), key=lambda one: one.step_ms):
-        mark = "->" if plan == chosen else "  "
-        line = f"{mark} {plan.micro_batch:11} {plan.head_rows:10} {plan.peak_bytes / 1e6:9.0f} {plan.step_ms:9.0f}"
-        print(line if plan.peak_bytes <= budget_bytes else f"{line}  over budget")
+    print("   micro-batch  head rows  kept blocks  in bits  resident   peak MB   step ms")
+    fitting = plans(manifest, arguments.batch, arguments.tokens, budget_bytes)
+    for plan in frontier([*fitting, *plans(manifest, arguments.batch, arguments.tokens)]):
+        kept = f"{plan.kept_blocks:12}{plan.kept_bits if plan.kept_blocks else '-':>9}{plan.resident:10}"
+        line = f"{plan.micro_batch:11}{plan.head_rows:11} {kept}{plan.peak_bytes / 1e6:10.0f}{plan.step_ms:10.0f}"
+        print("->" if plan == chosen else "  ", line if plan.peak_bytes <= budget_bytes else f"{line}  over budget")
     if isinstance(chosen, Declined):
         print(f"nothing fits {budget_bytes / 1e6:.0f} MB; the leanest plan needs {chosen.needed_bytes / 1e6:.0f} MB")
         return FAILED

@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from edge_sdk.engine.plan import Plan
 from edge_sdk.supervisor import WorkerFailed, WorkerFinished, WorkerProgress
 from edge_sdk.wire.manifest import Manifest
 from edge_sdk.wire.messages import (
@@ -114,11 +113,11 @@ class StopFetching:
 
 @dataclass(frozen=True, slots=True)
 class StartWorker:
-    """Prepare and train."""
+    """Prepare and train; `correction` is how much larger peaks were here than predicted, from 1."""
 
     task: Task
     manifest: Manifest
-    plan: Plan
+    correction: float
 
 
 @dataclass(frozen=True, slots=True)

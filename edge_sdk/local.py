@@ -26,16 +26,16 @@ from edge_sdk.config import DataConfig, DataKind, all_cores
 from edge_sdk.data import TokenFolder, batches, open_token_folder
 from edge_sdk.engine.artifact import Artifact, open_artifact, select_adapter
 from edge_sdk.engine.batch import Batch
-from edge_sdk.engine.plan import HEAD_ROWS, PROCESS, Declined, Plan, choose_plan
+from edge_sdk.engine.plan import HEAD_ROWS, Plan
+from edge_sdk.engine.settle import Limits, planned, settle
 from edge_sdk.engine.train import Evaluation, Recipe, StepReport, train_steps
 from edge_sdk.engine.train import evaluate as evaluate_batches
 from edge_sdk.engine.walk import Walk
 from edge_sdk.environment import training_environment
-from edge_sdk.errors import ConfigError, DataError, OverBudget
-from edge_sdk.memory import check_budget, read_memory, reset_peak
+from edge_sdk.errors import ConfigError, DataError
+from edge_sdk.memory import check_budget, reset_peak
 from edge_sdk.prepare import command
 from edge_sdk.wire.errors import last_line
-from edge_sdk.wire.manifest import Cost, Direction, Manifest
 from edge_sdk.wire.tensors import Array, read_tensors, write_tensors
 
 __all__ = ["Evaluation", "StepReport", "Training", "evaluate", "open_artifact", "train"]
@@ -112,22 +112,18 @@ def train(  # noqa: PLR0913 - each has a name where it is called
     if not 0 <= learning_rate <= MAX_LEARNING_RATE:  # also refuses nan
         msg = f"learning_rate is {learning_rate}; it must be from 0 to {MAX_LEARNING_RATE}"
         raise ConfigError(msg)
-    promised = _plan(artifact.manifest, batch, tokens, budget_bytes)  # before anything takes long
+    limits = Limits(batch, tokens, budget_bytes, threads or all_cores())
+    planned(artifact.manifest, limits)  # before anything takes long
     folder = open_data(artifact, data, tokens)
-    usable = folder.usable()
-    rows = batches(folder, usable, batch, tokens, seed)
+    rows = batches(folder, folder.usable(), batch, tokens, seed)
     values = _adapter(artifact, adapter)
     _return_freed_memory()
     reset_peak()
-    watch, threads = _Watch(), threads or all_cores()
-    walk = Walk(artifact, threads, promised.head_rows, watch.check)
-    walk.gradient(folder.batch(usable[:1], 2), values, 1.0)  # code that has run stays in memory
-    plan = _plan(_measured_here(artifact.manifest), batch, tokens, budget_bytes)
-    if plan.head_rows != promised.head_rows:
-        walk = Walk(artifact, threads, plan.head_rows, watch.check)
+    watch = _Watch()
+    walk = settle(artifact, limits, watch.check)
     watch.budget_bytes = budget_bytes
     recipe = Recipe(steps=steps, batch=batch, tokens=tokens, learning_rate=learning_rate, seed=seed)
-    return Training(artifact, plan, values, train_steps(walk, values, rows, recipe, plan.micro_batch))
+    return Training(artifact, walk.plan, values, train_steps(walk, values, rows, recipe))
 
 
 def evaluate(
@@ -156,8 +152,8 @@ def evaluate(
     if (longest := folder.lengths[chosen].max()) > (limit := opened.manifest.model.max_tokens):
         msg = f"{folder.path} has a row of {longest} tokens; this model reads at most {limit}"
         raise DataError(msg)
-    walk = Walk(opened, threads or all_cores(), HEAD_ROWS[0], lambda: None)
-    return evaluate_batches(walk, _adapter(opened, adapter), _in_order(folder, chosen), EVALUATED_ROWS)
+    walk = Walk(opened, threads or all_cores(), Plan(EVALUATED_ROWS, HEAD_ROWS[0]), lambda: None)
+    return evaluate_batches(walk, _adapter(opened, adapter), _in_order(folder, chosen))
 
 
 def open_data(artifact: Artifact, data: Path | DataConfig, tokens: int) -> TokenFolder:
@@ -184,20 +180,6 @@ class _Watch:
 
     def check(self) -> None:
         check_budget(self.budget_bytes)
-
-
-def _plan(manifest: Manifest, batch: int, tokens: int, budget_bytes: int) -> Plan:
-    plan = choose_plan(manifest, batch, tokens, budget_bytes)
-    if isinstance(plan, Declined):
-        raise OverBudget(plan.needed_bytes, budget_bytes, "needed by the leanest plan")
-    return plan
-
-
-def _measured_here(manifest: Manifest) -> Manifest:
-    """With what this process holds now, everything loaded: a library's caller has more in it than a worker has."""
-    loaded = Cost(PROCESS, Direction.LOAD, 0, 0, read_memory().resident_bytes, 0.0)
-    others = tuple(cost for cost in manifest.costs if cost.structure != PROCESS)
-    return dataclasses.replace(manifest, costs=(loaded, *others))
 
 
 def _config(path: pathlib.Path) -> DataConfig:

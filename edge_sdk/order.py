@@ -14,8 +14,8 @@ class WorkerOrder:
     """One task with everything it needs on this device.
 
     `prepare` is the command that makes the token folder `data` first, empty where it is there already. At most
-    `held_aside_rows` of its rows are kept from training, to measure the loss on. `micro_batch` and `head_rows` are the
-    plan's, `predicted_bytes` what it expects.
+    `held_aside_rows` of its rows are kept from training, to measure the loss on. `correction` is
+    how much larger peaks were on this device than predicted, as a ratio from 1.
     """
 
     device: str
@@ -25,8 +25,6 @@ class WorkerOrder:
     delta: str
     prepare: tuple[str, ...]
     budget_bytes: int
-    predicted_bytes: int
-    micro_batch: int
-    head_rows: int
+    correction: float
     threads: int
     held_aside_rows: int

@@ -1,8 +1,9 @@
 """Measuring an artifact on this machine, each measurement in a fresh process.
 
-    python -m edge_sdk.probing costs|steps MANIFEST TOKENS BATCH STEPS THREADS MICRO_BATCH HEAD_ROWS
+    python -m edge_sdk.probing costs MANIFEST TOKENS THREADS
+    python -m edge_sdk.probing steps MANIFEST TOKENS BATCH STEPS THREADS PLAN
 
-is that process; `probe` starts it. `costs` measures each structure, `steps` whole training steps with a plan.
+is that process; `probe` starts it. `costs` measures each graph, `steps` whole training steps with a plan (JSON).
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ import sys
 from typing import Any
 
 from edge_sdk.engine.artifact import open_artifact
-from edge_sdk.engine.plan import Declined, choose_plan, plans
+from edge_sdk.engine.plan import Declined, Plan, choose_plan, leanest, plans
 from edge_sdk.environment import training_environment
 from edge_sdk.errors import ArtifactError, EdgeError, OverBudget
 from edge_sdk.memory import read_memory
 from edge_sdk.wire.errors import WireError, last_line
 from edge_sdk.wire.lifeline import end_with_parent
-from edge_sdk.wire.manifest import Cost, Direction, Manifest
+from edge_sdk.wire.manifest import Cost, Manifest
 
 
 def probe(
@@ -35,39 +36,46 @@ def probe(
     OverBudget when no plan fits.
     """
     found = probe_costs(manifest_path, tokens, threads)
-    measured = _with_costs(open_artifact(manifest_path).manifest, found["costs"], tokens)
+    measured = with_costs(open_artifact(manifest_path).manifest, found["costs"])
     plan = _plan(measured, tokens, batch, budget_bytes)
-    shape = [str(n) for n in (tokens, batch, steps, threads, plan["micro_batch"], plan["head_rows"])]
-    return {**found, "plan": plan, **_fresh("steps", manifest_path, shape, threads)}
+    steps_found = probe_steps(manifest_path, plan, tokens, batch, steps, threads)
+    return {**found, "plan": dataclasses.asdict(plan), **steps_found}
 
 
 def probe_costs(manifest_path: pathlib.Path, tokens: int, threads: int) -> dict[str, Any]:
-    """What a manifest carries: costs per structure, and what the leanest plan needs for one row. Raises ArtifactError.
+    """What a manifest carries: costs per graph, and what the leanest plan needs for one row. Raises ArtifactError.
 
     Plain values, for JSON.
     """
-    found = _fresh("costs", manifest_path, [str(tokens), "0", "0", str(threads), "0", "0"], threads)
-    measured = _with_costs(open_artifact(manifest_path).manifest, found["costs"], tokens)
-    return {**found, "needs_bytes": min(plan.peak_bytes for plan in plans(measured, 1, tokens))}
+    found = _fresh("costs", manifest_path, (tokens, threads), threads)
+    measured = with_costs(open_artifact(manifest_path).manifest, found["costs"])
+    return {**found, "needs_bytes": leanest(plans(measured, 1, tokens)).peak_bytes}
 
 
-def _with_costs(manifest: Manifest, plain: list[dict[str, Any]], tokens: int) -> Manifest:
-    costs = tuple(Cost(**{**cost, "direction": Direction(cost["direction"])}) for cost in plain)
-    return dataclasses.replace(manifest, costs=costs, reference_tokens=tokens)
+def probe_steps(
+    manifest_path: pathlib.Path, plan: Plan, tokens: int, batch: int, steps: int, threads: int
+) -> dict[str, Any]:
+    """Peak and median time of whole steps with `plan`, after a first one that is not timed. Raises ArtifactError."""
+    shape = (tokens, batch, steps, threads, json.dumps(dataclasses.asdict(plan)))
+    return _fresh("steps", manifest_path, shape, threads)
 
 
-def _plan(manifest: Manifest, tokens: int, batch: int, budget_bytes: int | None) -> dict[str, Any]:
+def with_costs(manifest: Manifest, plain: list[dict[str, Any]]) -> Manifest:
+    """The manifest with costs as `probe_costs` gives them."""
+    return dataclasses.replace(manifest, costs=tuple(Cost(**cost) for cost in plain))
+
+
+def _plan(manifest: Manifest, tokens: int, batch: int, budget_bytes: int | None) -> Plan:
     if budget_bytes is None:
-        leanest = min(plans(manifest, batch, tokens), key=lambda plan: (plan.peak_bytes, plan.step_ms))
-        return dataclasses.asdict(leanest)
+        return leanest(plans(manifest, batch, tokens))
     chosen = choose_plan(manifest, batch, tokens, budget_bytes)
     if isinstance(chosen, Declined):
         raise OverBudget(chosen.needed_bytes, budget_bytes, "needed by the leanest plan")
-    return dataclasses.asdict(chosen)
+    return chosen
 
 
-def _fresh(what: str, manifest_path: pathlib.Path, shape: list[str], threads: int) -> dict[str, Any]:
-    command = [sys.executable, "-m", "edge_sdk.probing", what, str(manifest_path), *shape]
+def _fresh(what: str, manifest_path: pathlib.Path, shape: tuple[int | str, ...], threads: int) -> dict[str, Any]:
+    command = [sys.executable, "-m", "edge_sdk.probing", what, str(manifest_path), *map(str, shape)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=training_environment(threads))
     if done.returncode != 0:
         last = last_line(done.stderr, f"exit status {done.returncode}")
@@ -87,12 +95,13 @@ def main(arguments: list[str]) -> None:
 
 
 def _measure(arguments: list[str]) -> None:
-    what, path = arguments[0], pathlib.Path(arguments[1])
-    tokens, batch, steps, threads, micro_batch, head_rows = map(int, arguments[2:])
+    what, path, *shape = arguments
     if what == "costs":
-        found = _costs(path, tokens, threads)
+        tokens, threads = map(int, shape)
+        found = _costs(pathlib.Path(path), tokens, threads)
     else:
-        found = _steps(path, (tokens, batch, steps), threads, micro_batch, head_rows)
+        tokens, batch, steps, threads = map(int, shape[:-1])
+        found = _steps(pathlib.Path(path), (tokens, batch, steps), threads, Plan(**json.loads(shape[-1])))
     print(json.dumps(found))
 
 
@@ -100,28 +109,26 @@ def _costs(path: pathlib.Path, tokens: int, threads: int) -> dict[str, Any]:
     import edge_sdk.worker  # noqa: F401 - what a worker imports counts in what it needs
     from edge_sdk.engine.probe import measure_costs
 
-    costs = measure_costs(open_artifact(path), tokens, threads)
-    return {"costs": [{**dataclasses.asdict(cost), "direction": cost.direction.value} for cost in costs]}
+    return {"costs": [dataclasses.asdict(cost) for cost in measure_costs(open_artifact(path), tokens, threads)]}
 
 
-def _steps(
-    path: pathlib.Path, shape: tuple[int, int, int], threads: int, micro_batch: int, head_rows: int
-) -> dict[str, Any]:
-    from edge_sdk.engine.probe import random_batch
+def _steps(path: pathlib.Path, shape: tuple[int, int, int], threads: int, plan: Plan) -> dict[str, Any]:
+    import edge_sdk.worker  # noqa: F401 - as above
+    from edge_sdk.engine.probe import random_batch, ready
     from edge_sdk.engine.runtime import VERSION
     from edge_sdk.engine.train import Recipe, train_steps
-    from edge_sdk.engine.walk import Walk
 
     tokens, batch, steps = shape
     artifact = open_artifact(path)
-    walk = Walk(artifact, threads, head_rows, lambda: None)
+    walk, rest_bytes = ready(artifact, threads, plan, lambda: None)
     rows = itertools.repeat(random_batch(artifact.manifest, batch, tokens))
     recipe = Recipe(steps=steps + 1, batch=batch, tokens=tokens, learning_rate=1e-4)
-    reports = list(train_steps(walk, artifact.initial_adapter(), rows, recipe, micro_batch))
+    reports = list(train_steps(walk, artifact.initial_adapter(), rows, recipe))
     # The first step allocates and reads: it counts for memory, not for time.
     step_ms = statistics.median(report.time_ms for report in reports[1:])
     return {
         "peak_bytes": read_memory().peak_bytes,
+        "rest_bytes": rest_bytes,
         "step_ms": step_ms,
         "loss": reports[0].loss,
         "threads": threads,

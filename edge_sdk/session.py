@@ -198,7 +198,7 @@ class Session:
         self._go(Trigger.COMPLETE)
         self._current = dataclasses.replace(current, down_bytes=event.down_bytes)
         yield Say(f"everything is here, {event.down_bytes / 1e6:.1f} MB came over the wire; training")
-        yield StartWorker(current.task, current.manifest, current.plan)
+        yield StartWorker(current.task, current.manifest, self._corrections.get(current.task.artifact.sha256, 1.0))
 
     def _on_fetch_failed(self, event: FetchFailed, _now_s: float) -> Iterator[Instruction]:
         current = self._at(event.task_id, Phase.MANIFEST, Phase.FILES)
@@ -236,7 +236,7 @@ class Session:
         if current is None:
             yield from self._on_worker_gone()
             return
-        self._correct(current, event.report.peak_bytes)
+        self._correct(current, event.report.peak_bytes, event.report.predicted_bytes)
         yield KeepResult(
             event.task_id, event.delta_path, dataclasses.replace(event.report, down_bytes=current.down_bytes)
         )
@@ -262,7 +262,7 @@ class Session:
         if event.reason is FailureReason.BAD_ARTIFACT:
             yield CheckFiles(current.task, current.manifest)
         if event.reason is FailureReason.OVER_BUDGET:
-            self._correct(current, event.peak_bytes)
+            self._correct(current, event.peak_bytes, self._hello.budget_bytes)
         yield from self._answer(TaskFailed(event.task_id, event.reason, event.peak_bytes, event.detail[:DETAIL]))
 
     def _on_worker_gone(self) -> Iterator[Instruction]:
@@ -271,11 +271,11 @@ class Session:
             self._go(Trigger.ENDED)
         yield from ()
 
-    def _correct(self, current: Current, peak_bytes: int) -> None:
+    def _correct(self, current: Current, peak_bytes: int, predicted_bytes: int) -> None:
         """Plan with what was measured from now on, where it was more than expected."""
-        if current.plan is not None and peak_bytes > current.plan.peak_bytes:
+        if peak_bytes > predicted_bytes > 0:
             before = self._corrections.get(current.task.artifact.sha256, 1.0)
-            self._corrections[current.task.artifact.sha256] = before * peak_bytes / current.plan.peak_bytes
+            self._corrections[current.task.artifact.sha256] = before * peak_bytes / predicted_bytes
 
     # ---- time
 

@@ -28,8 +28,8 @@ from edge_sdk.data import batches, open_token_folder, split
 from edge_sdk.engine.artifact import Artifact, adapter_in, artifact_in
 from edge_sdk.engine.batch import Batch
 from edge_sdk.engine.runtime import VERSION
+from edge_sdk.engine.settle import Limits, settle
 from edge_sdk.engine.train import Recipe, evaluate, train_steps, trained_names
-from edge_sdk.engine.walk import Walk
 from edge_sdk.errors import ArtifactError, DataError, NonFinite, OverBudget
 from edge_sdk.memory import bound_allocations, check_budget, read_memory
 from edge_sdk.order import MAX_ORDER_BYTES, WorkerOrder
@@ -98,18 +98,18 @@ def _train(order: WorkerOrder) -> Report:
     store = BlobStore(pathlib.Path(order.store))
     artifact = artifact_in(store, task.artifact)
     adapter = adapter_in(store, task.adapter, artifact.manifest)
-    walk = Walk(artifact, order.threads, order.head_rows, lambda: check_budget(order.budget_bytes))
-    check_budget(order.budget_bytes)
+    limits = Limits(task.batch, task.tokens, order.budget_bytes, order.threads, order.correction)
+    walk = settle(artifact, limits, lambda: check_budget(order.budget_bytes))
     bound_allocations(order.budget_bytes)
     before = {name: adapter[name].copy() for name in trained_names(walk, task.freeze)}
     training, aside = _rows(order, artifact)
-    loss_before = evaluate(walk, adapter, aside, order.micro_batch).loss
+    loss_before = evaluate(walk, adapter, aside).loss
     times_ms, examples = [], 0
-    for report in train_steps(walk, adapter, training, Recipe.of(task), order.micro_batch):
+    for report in train_steps(walk, adapter, training, Recipe.of(task)):
         times_ms.append(report.time_ms)
         examples += task.batch
         say("progress", step=report.step, steps=report.steps, loss=report.loss)
-    loss_after = evaluate(walk, adapter, aside, order.micro_batch).loss
+    loss_after = evaluate(walk, adapter, aside).loss
     _write_delta(order, {name: adapter[name] - before[name] for name in before}, examples)
     check_budget(order.budget_bytes)
     return Report(
@@ -118,7 +118,7 @@ def _train(order: WorkerOrder) -> Report:
         loss_before=loss_before,
         loss_after=loss_after,
         peak_bytes=read_memory().peak_bytes,
-        predicted_bytes=order.predicted_bytes,
+        predicted_bytes=walk.plan.peak_bytes,
         budget_bytes=order.budget_bytes,
         wall_s=time.monotonic() - begin,
         step_ms=statistics.median(times_ms),

@@ -20,6 +20,7 @@ from edge_sdk.wire.manifest import (
     FORMAT,
     AdapterSpec,
     ClassesLoss,
+    Keeping,
     LevelSpec,
     Manifest,
     Segment,
@@ -82,9 +83,21 @@ class ArtifactWriter:
         return Structure(
             forward=self._graph(f"{name}.forward.onnx", captured.forward, matrices, bits, files),
             backward=backward,
+            keepings=tuple(self._keeping(name, captured, kept_bits, bits, files) for kept_bits in captured.kept),
             context=captured.context,
             frozen=_frozen_names(captured, bits),
             trained=captured.trained,
+        )
+
+    def _keeping(self, name: str, captured: Captured, kept_bits: int, bits: int, files: dict[str, Blob]) -> Keeping:
+        kept, matrices = captured.kept[kept_bits], _matrices(captured)
+        forward, backward = (f"{name}.{way}.keep{kept_bits}.onnx" for way in ("forward", "backward"))
+        return Keeping(
+            bits=kept_bits,
+            forward=self._graph(forward, kept.forward, matrices, bits, files),
+            backward=self._graph(backward, kept.backward, matrices, bits, files),
+            kept=kept.names,
+            floats=kept.floats,
         )
 
     def _vocabulary_loss(self, bits: int, files: dict[str, Blob]) -> VocabularyLoss:
@@ -96,7 +109,7 @@ class ArtifactWriter:
             name: self._graph(f"vocabulary.{name}.onnx", graph, ("matrix",), bits, files)
             for name, graph in self.program.vocabulary.items()
         }
-        return VocabularyLoss(project=graphs["project"], unproject=graphs["unproject"], tensors=tensors)
+        return VocabularyLoss(**graphs, tensors=tensors)
 
     def _classes_loss(self, bits: int, files: dict[str, Blob]) -> ClassesLoss | None:
         step, head = self.program.step, self.program.head

@@ -19,6 +19,12 @@ PRODUCTS = frozenset({"MatMul", "Gemm"})
 
 def lower(model: ir.Model) -> ir.Model:
     """All passes in order, in place."""
+    Canonicalize()(simplify(model))
+    return model
+
+
+def simplify(model: ir.Model) -> ir.Model:
+    """All passes but the last, which drops names and shapes: what is left may still be taken apart. In place."""
     ir.passes.Sequential(
         common.IdentityEliminationPass(),
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
@@ -28,7 +34,6 @@ def lower(model: ir.Model) -> ir.Model:
         common.DeduplicateInitializersPass(),
         common.CommonSubexpressionEliminationPass(),
         common.RemoveUnusedNodesPass(),
-        Canonicalize(),
     )(model)
     return model
 

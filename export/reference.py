@@ -48,24 +48,33 @@ class ReferenceWalk:
     manifest: Manifest
     _sessions: dict[str, Any] = field(default_factory=dict)
 
-    def run(self, adapter: Mapping[str, Array], batch: Batch) -> Outcome:
-        """There and back: loss and the gradient of every trained tensor."""
+    def run(self, adapter: Mapping[str, Array], batch: Batch, kept_bits: int = 0) -> Outcome:
+        """There and back: loss and the gradient of every trained tensor.
+
+        `kept_bits` chooses the graphs that keep activations in so many bits; 0 those that recompute.
+        """
         walk = self.manifest.walk
         context = self._graph(self.manifest.context, {"attention_mask": batch.attention_mask})
         inputs: list[Arrays] = []
         flowing = {"ids": batch.ids}
         for segment in walk:
-            inputs.append({**flowing, **self._tensors(segment, context, adapter)})
-            structure = self.manifest.structures[segment.structure]
-            flowing = {"x": self._graph(structure.forward, inputs[-1])["y"]}
+            given = {**flowing, **self._tensors(segment, context, adapter)}
+            found = self._graph(self._pair(segment, kept_bits)[0], given)
+            flowing = {"x": found.pop("y")}
+            inputs.append({**given, **found})
         loss, dy, gradients = self._loss(flowing["x"], batch, adapter)
         for segment in reversed(self.manifest.walked_back()):
-            given = inputs.pop()
-            found = self._graph(self.manifest.structures[segment.structure].backward, {**given, "dy": dy})
+            found = self._graph(self._pair(segment, kept_bits)[1], {**inputs.pop(), "dy": dy})
             dy = found.pop("dx")
             if segment.trains:
                 gradients |= {f"{segment.name}/{name.removeprefix('d.')}": value for name, value in found.items()}
         return Outcome(loss, gradients)
+
+    def _pair(self, segment: Segment, kept_bits: int) -> tuple[str, str]:
+        """The graphs of a segment, there and back."""
+        structure = self.manifest.structures[segment.structure]
+        keeping = next((one for one in structure.keepings if one.bits == kept_bits), structure)
+        return keeping.forward, keeping.backward
 
     def _tensors(self, segment: Segment, context: Arrays, adapter: Mapping[str, Array]) -> Arrays:
         structure = self.manifest.structures[segment.structure]
@@ -87,15 +96,12 @@ class ReferenceWalk:
         matrix = self._file(loss.tensors, ("matrix", "matrix.scale"))
         predicts = np.zeros(batch.ids.shape, dtype=bool)
         predicts[:, :-1] = batch.attention_mask[:, 1:] > 0
-        logits = self._graph(loss.project, {"z": x[predicts], **matrix})["logits"]
-        logits -= logits.max(axis=1, keepdims=True)
-        logarithms = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-        labels, rows = batch.ids[:, 1:][predicts[:, :-1]], np.arange(len(logits))
-        dlogits = np.exp(logarithms)
-        dlogits[rows, labels] -= 1
+        labels, weight = batch.ids[:, 1:][predicts[:, :-1]], np.float32(1 / predicts.sum())
+        found = self._graph(loss.project, {"z": x[predicts], **matrix})
+        wanted = self._graph(loss.lookup, {"ids": labels, **matrix})["z"]
         dx = np.zeros_like(x)
-        dx[predicts] = self._graph(loss.unproject, {"dlogits": dlogits / len(rows), **matrix})["dz"]
-        return float(-logarithms[rows, labels].mean()), dx
+        dx[predicts] = (self._graph(loss.unproject, {**found, **matrix})["dz"] - wanted) * weight
+        return float((found["logsum"][:, 0] - (x[predicts] * wanted).sum(axis=1)).mean()), dx
 
     def _classes_loss(
         self, loss: ClassesLoss, x: Array, batch: Batch, adapter: Mapping[str, Array]

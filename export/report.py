@@ -57,12 +57,11 @@ def level_table(manifests: Mapping[str, Manifest]) -> Table:
 def cost_table(manifest: Manifest) -> Table:
     """One row per measured cost."""
     table = Table(title=f"Costs of {manifest.level.name}, as measured at export", title_justify="left")
-    for heading in ("structure", "direction", "batch x tokens", "peak MB", "ms"):
-        table.add_column(heading, justify="left" if heading in ("structure", "direction") else "right")
+    for heading in ("graph", "rows x tokens", "MB", "ms"):
+        table.add_column(heading, justify="left" if heading == "graph" else "right")
     for cost in manifest.costs:
-        shape = f"{cost.batch} x {cost.tokens}"
-        peak, time = f"{cost.peak_bytes / MB:.1f}", f"{cost.time_ms:.1f}"
-        table.add_row(cost.structure, cost.direction.value, shape, peak, time)
+        sizes = (f"{cost.memory_bytes / MB:.1f}", f"{cost.time_ms:.1f}")
+        table.add_row(cost.graph, f"{cost.batch} x {cost.tokens}", *sizes)
     return table
 
 

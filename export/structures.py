@@ -1,7 +1,7 @@
 """Parts of a model -> the graphs of an artifact, captured once and shared by all levels of 32 bits.
 
-Graph inputs, in order: what flows in (`ids`, `x`, `dy`), context, frozen tensors, trained tensors.
-Outputs: `y` forward; `dx` and `d.<trained>` backward.
+Graph inputs, in order: what flows in (`ids`, `x`, `dy`), what was kept, context, frozen tensors, trained tensors.
+Outputs: `y` forward, and what is kept; `dx` and `d.<trained>` backward.
 """
 
 from __future__ import annotations
@@ -18,15 +18,20 @@ from torch.func import functional_call
 from export.adapters import Named, named
 from export.capture import IR_VERSION, OPSET, Function, Sizes, Tensors, capture
 from export.families import Family, Part
-from export.lowering import FreeRows, lower, restrict
+from export.keeping import PRECISIONS, Kept, keep_products
+from export.lowering import Canonicalize, FreeRows, lower, restrict, simplify
 
 
 @dataclass(frozen=True, slots=True)
 class Captured:
-    """The graphs of one part; the step of a loss counts as its forward. `frozen` and `trained` map inputs to shapes."""
+    """The graphs of one part; the step of a loss counts as its forward. `frozen` and `trained` map inputs to shapes.
+
+    `kept` has, by bits, the pairs of graphs that keep activations; a part that nothing flows back through has none.
+    """
 
     forward: ir.Model
     backward: ir.Model | None
+    kept: Mapping[int, Kept]
     context: tuple[str, ...]
     frozen: Mapping[str, tuple[int, ...]]
     trained: Mapping[str, tuple[int, ...]]
@@ -63,20 +68,24 @@ def capture_embed(part: Part, sizes: Sizes) -> Captured:
     examples = {"ids": torch.zeros(sizes.batch, sizes.tokens, dtype=torch.int64), **_examples(part)}
     graph = lower(capture(lambda t: {"y": _call(part, t["ids"], t)}, examples, sizes))
     FreeRows()(graph)
-    return _captured(part, graph, None)
+    return _captured(part, graph, None, {})
 
 
 def capture_block(part: Part, context: Tensors, width: int, sizes: Sizes) -> Captured:
-    """`x` (batch, tokens, width) -> `y`; `x`, `dy` -> `dx`, `d.<trained>`, recomputing the forward pass.
+    """`x` (batch, tokens, width) -> `y`; `x`, `dy` -> `dx`, `d.<trained>`, recomputing the forward pass; and both again
+    with activations kept between them.
 
-    Traced once, for tracing is what an export's time goes to; each direction keeps what it needs of the graph.
+    Traced once, for tracing is what an export's time goes to; each graph is what it needs of the joint one.
     """
     x = torch.zeros(sizes.batch, sizes.tokens, width)
     tensors = {**{name: context[name] for name in part.context}, **_examples(part)}
-    both = capture(_both_ways(part), {"x": x, "dy": torch.zeros_like(x), **tensors}, sizes)
-    forward = restrict(both, lambda name: name != "dy", lambda name: name == "y")
-    backward = restrict(both, lambda _: True, lambda name: name != "y")
-    return _captured(part, lower(forward), lower(backward))
+    joint = simplify(capture(_both_ways(part), {"x": x, "dy": torch.zeros_like(x), **tensors}, sizes))
+    forward = restrict(joint, lambda name: name != "dy", lambda name: name == "y")
+    backward = restrict(joint, lambda _: True, lambda name: name != "y")
+    kept = {bits: pair for bits in PRECISIONS if (pair := keep_products(joint, _examples(part), bits)).names}
+    for graph in (forward, backward, *(g for pair in kept.values() for g in (pair.forward, pair.backward))):
+        Canonicalize()(graph)
+    return _captured(part, forward, backward, kept)
 
 
 def capture_step(part: Part, width: int, sizes: Sizes) -> Captured:
@@ -88,26 +97,58 @@ def capture_step(part: Part, width: int, sizes: Sizes) -> Captured:
         "weight": torch.ones(()),
         **_examples(part),
     }
-    return _captured(part, lower(capture(_step(part), examples, sizes)), None)
+    return _captured(part, lower(capture(_step(part), examples, sizes)), None, {})
 
 
 def vocabulary_graphs(width: int) -> dict[str, ir.Model]:
-    """`project`: logits = z matrix^T; `unproject`: dz = dlogits matrix. `matrix` is any slice of the rows."""
-    return {
-        "project": lower(_product("z", ["rows", width], "logits", ["rows", "chunk"], width, swap=True)),
-        "unproject": lower(_product("dlogits", ["rows", "chunk"], "dz", ["rows", width], width, swap=False)),
-    }
+    """The loss over the vocabulary in pieces: `matrix` is any slice of its rows, `z` the hidden state of any positions.
+
+    `project`: logits = z matrix^T, and the logarithm of their exponentials' sum.
+    `unproject`: dz = exp(logits - logsum) matrix, with the sum over the whole vocabulary.
+    `lookup`: the rows `ids` of matrix.
+    """
+    return {"project": lower(_project(width)), "unproject": lower(_unproject(width)), "lookup": lower(_lookup(width))}
+
+
+def _project(width: int) -> ir.Model:
+    z, matrix, last = _given("z", ["rows", width]), _given("matrix", ["chunk", width]), _constant([1])
+    swapped = ir.node("Transpose", [matrix], {"perm": [1, 0]})
+    logits = ir.node("MatMul", [z, swapped.outputs[0]])
+    top = ir.node("ReduceMax", [logits.outputs[0], last.outputs[0]])
+    shifted = ir.node("Sub", [logits.outputs[0], top.outputs[0]])
+    exponentials = ir.node("Exp", shifted.outputs)
+    total = ir.node("ReduceSum", [exponentials.outputs[0], last.outputs[0]])
+    logarithm = ir.node("Log", total.outputs)
+    logsum = ir.node("Add", [top.outputs[0], logarithm.outputs[0]])
+    nodes = [last, swapped, logits, top, shifted, exponentials, total, logarithm, logsum]
+    return _model([z, matrix], nodes, {"logits": (logits, ["rows", "chunk"]), "logsum": (logsum, ["rows", 1])})
+
+
+def _unproject(width: int) -> ir.Model:
+    logits, logsum = _given("logits", ["rows", "chunk"]), _given("logsum", ["rows", 1])
+    matrix = _given("matrix", ["chunk", width])
+    shifted = ir.node("Sub", [logits, logsum])
+    softmax = ir.node("Exp", shifted.outputs)
+    product = ir.node("MatMul", [softmax.outputs[0], matrix])
+    return _model([logits, logsum, matrix], [shifted, softmax, product], {"dz": (product, ["rows", width])})
+
+
+def _lookup(width: int) -> ir.Model:
+    ids, matrix = _given("ids", ["rows"], ir.DataType.INT64), _given("matrix", ["chunk", width])
+    looked_up = ir.node("Gather", [matrix, ids], {"axis": 0})
+    return _model([ids, matrix], [looked_up], {"z": (looked_up, ["rows", width])})
 
 
 def _examples(part: Part) -> dict[str, Tensor]:
     return {name: entry.value.detach() for name, entry in named(part).items()}
 
 
-def _captured(part: Part, forward: ir.Model, backward: ir.Model | None) -> Captured:
+def _captured(part: Part, forward: ir.Model, backward: ir.Model | None, kept: Mapping[int, Kept]) -> Captured:
     tensors = named(part)
     return Captured(
         forward,
         backward,
+        kept,
         part.context,
         {name: tuple(t.value.shape) for name, t in tensors.items() if not t.trained},
         {name: tuple(t.value.shape) for name, t in tensors.items() if t.trained},
@@ -161,15 +202,18 @@ def _gradients(parts: Mapping[str, Named], values: tuple[Tensor, ...]) -> dict[s
     return dict(zip(names, values, strict=True))
 
 
-def _product(
-    left: str, left_shape: list[str | int], out: str, out_shape: list[str | int], width: int, *, swap: bool
-) -> ir.Model:
-    kind = ir.TensorType(ir.DataType.FLOAT)
-    a = ir.Value(name=left, type=kind, shape=ir.Shape(left_shape))
-    matrix = ir.Value(name="matrix", type=kind, shape=ir.Shape(["chunk", width]))
-    nodes = [ir.node("Transpose", [matrix], {"perm": [1, 0]})] if swap else []
-    product = ir.node("MatMul", [a, nodes[0].outputs[0] if swap else matrix])
-    result = product.outputs[0]
-    result.name, result.type, result.shape = out, kind, ir.Shape(out_shape)
-    graph = ir.Graph([a, matrix], [result], nodes=[*nodes, product], opset_imports={"": OPSET}, name="graph")
+def _given(name: str, shape: list[str | int], kind: ir.DataType = ir.DataType.FLOAT) -> ir.Value:
+    return ir.Value(name=name, type=ir.TensorType(kind), shape=ir.Shape(shape))
+
+
+def _constant(values: list[int]) -> ir.Node:
+    return ir.node("Constant", [], {"value_ints": values})
+
+
+def _model(given: list[ir.Value], nodes: list[ir.Node], wanted: dict[str, tuple[ir.Node, list[str | int]]]) -> ir.Model:
+    for name, (node, shape) in wanted.items():
+        out = node.outputs[0]
+        out.name, out.type, out.shape = name, ir.TensorType(ir.DataType.FLOAT), ir.Shape(shape)
+    outputs = [node.outputs[0] for node, _ in wanted.values()]
+    graph = ir.Graph(given, outputs, nodes=nodes, opset_imports={"": OPSET}, name="graph")
     return ir.Model(graph, ir_version=IR_VERSION)

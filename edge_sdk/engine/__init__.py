@@ -8,5 +8,6 @@
 - `losses`      where the walk turns round
 - `optimizers`  AdamW and SGD, schedules, clipping
 - `train`       training as an iterator
-- `probe`       what each segment costs, measured
+- `probe`       what each graph costs, measured
+- `settle`      from a budget to a walk that is ready to train within it
 """

@@ -2,12 +2,16 @@
 
 Cross-entropy over the vocabulary, for a language model, goes in chunks of rows and slices of the vocabulary, so that
 neither the logits nor a dequantised matrix is ever whole in memory: per chunk of r rows the logits take r * vocabulary
-* 4 bytes and two products are made, `z W'` and `dlogits W`. With p = softmax(logits), dlogits = (p - onehot(label)) *
-weight.
+* 4 bytes. With W the vocabulary's matrix, l the label and p the softmax of z W':
+
+    loss = logsum(z W') - z W[l]'        dz = p W - W[l]
+
+so two products are made over the vocabulary, and the labels' rows are looked up as an embedding is.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -20,60 +24,63 @@ from edge_sdk.wire.tensors import Array, TensorFile
 
 @dataclass(frozen=True, slots=True)
 class VocabularyHead:
-    """The vocabulary matrix and its two products."""
+    """The vocabulary's matrix, its two products, and its rows."""
 
     project: Graph
     unproject: Graph
+    lookup: Graph
     tensors: TensorFile
     head_rows: int
     watch: Callable[[], None]
 
     def loss(self, z: Array, labels: Array, weight: float) -> float:
         """Weighted sum of the cross-entropy of rows `z` (rows, width) with `labels` (rows,)."""
-        return sum(self._chunk(z[rows], labels[rows], weight)[0] for rows in _chunks(len(z), self.head_rows))
+        loss = 0.0
+        for rows in _chunks(len(z), self.head_rows):
+            logsum = functools.reduce(np.logaddexp, (found["logsum"] for _, found in self._projected(z[rows])))
+            loss += _cross_entropy(z[rows], self._rows(labels[rows]), logsum) * weight
+        return loss
 
     def gradient(self, z: Array, labels: Array, weight: float) -> tuple[float, Array]:
         """The loss as above, and its gradient by `z` (rows, width)."""
-        loss, dz = 0.0, np.zeros_like(z)
+        loss, dz = 0.0, np.empty_like(z)
         for rows in _chunks(len(z), self.head_rows):
-            part, logits = self._chunk(z[rows], labels[rows], weight)
-            loss += part
-            for piece, matrix in zip(logits, self._slices(), strict=True):
-                dz[rows] += self.unproject.run({"dlogits": piece, **matrix})["dz"]
+            projected = dict(self._projected(z[rows]))
+            logsum = functools.reduce(np.logaddexp, (found["logsum"] for found in projected.values()))
+            wanted = self._rows(labels[rows])
+            loss += _cross_entropy(z[rows], wanted, logsum) * weight
+            np.negative(wanted, out=dz[rows])
+            for begin, matrix in self._slices():
+                logits = projected.pop(begin)["logits"]
+                dz[rows] += self.unproject.run({"logits": logits, "logsum": logsum, **matrix})["dz"]
                 self._give_back(matrix)
+            dz[rows] *= np.float32(weight)
         return loss, dz
 
-    def _chunk(self, z: Array, labels: Array, weight: float) -> tuple[float, list[Array]]:
-        """The loss of a chunk, and `dlogits`, a piece (rows, slice) per slice of the vocabulary."""
-        pieces = []
-        for matrix in self._slices():
-            pieces.append(self.project.run({"z": z, **matrix})["logits"])
+    def _projected(self, z: Array) -> Iterator[tuple[int, dict[str, Array]]]:
+        """`logits` and their `logsum` (rows, 1), slice by slice of the vocabulary."""
+        for begin, matrix in self._slices():
+            yield begin, self.project.run({"z": z, **matrix})
             self._give_back(matrix)
-        rows = np.arange(len(z))
-        top = np.max([piece.max(axis=1) for piece in pieces], axis=0)
-        target = np.zeros(len(z), np.float32)
-        total = np.zeros(len(z), np.float32)
-        for k, piece in enumerate(pieces):
-            here = labels // SLICE_ROWS == k
-            target[here] = piece[rows[here], labels[here] % SLICE_ROWS]
-            np.subtract(piece, top[:, None], out=piece)
-            np.exp(piece, out=piece)
-            total += piece.sum(axis=1)
-        for k, piece in enumerate(pieces):
-            here = labels // SLICE_ROWS == k
-            np.multiply(piece, (weight / total)[:, None], out=piece)
-            piece[rows[here], labels[here] % SLICE_ROWS] -= np.float32(weight)
-        loss = float(np.sum(np.log(total) + top - target, dtype=np.float64)) * weight
-        return loss, pieces
 
-    def _slices(self) -> Iterator[dict[str, Array]]:
+    def _rows(self, labels: Array) -> Array:
+        rows, inverse = np.unique(labels, return_inverse=True)
+        names = [name for name in self.tensors if name.startswith("matrix")]
+        return self.lookup.run({"ids": inverse, **{n: self.tensors.read_rows(n, rows) for n in names}})["z"]
+
+    def _slices(self) -> Iterator[tuple[int, dict[str, Array]]]:
         vocabulary = len(self.tensors["matrix"])
         for rows in _chunks(vocabulary, SLICE_ROWS):
-            yield {name: array[rows] for name, array in self.tensors.items() if name.startswith("matrix")}
+            yield rows.start, {n: array[rows] for n, array in self.tensors.items() if n.startswith("matrix")}
 
     def _give_back(self, matrix: dict[str, Array]) -> None:
         self.tensors.evict(matrix["matrix"])
         self.watch()
+
+
+def _cross_entropy(z: Array, wanted: Array, logsum: Array) -> float:
+    """Sum over the rows of `z`, where `wanted` is the vocabulary's row of each label."""
+    return float(np.sum(logsum[:, 0] - np.einsum("rw,rw->r", z, wanted), dtype=np.float64))
 
 
 def predicting_rows(ids: Array, attention_mask: Array) -> tuple[Array, Array]:

@@ -1,38 +1,31 @@
-"""What each part of a step costs, measured in this process: what manifests carry and plans are made from.
+"""What each graph costs, measured in this process: what manifests carry and plans are made from.
 
-Every structure runs forward and backward over one and over two rows of T random tokens. Its cost is the growth of
-resident memory while it ran (VmHWM, reset before; mapped weights count, as they do in training) and the median time.
-`process` is the resident memory with everything loaded and walked through once by one row of two tokens: the runtime's
-code is mapped only where it runs, 5 MB of it in the first step (measured). `loss` is the turn at the end.
+Every graph runs over three shapes of random numbers: one row of T tokens, two rows, and one row of 2T. Its memory is
+the growth of anonymous memory with a session of its own, whose arena begins empty and keeps what it needed; its time
+the median of further runs, with the weights in memory. `process` is the memory at rest with everything loaded, the
+arena still empty. `pages` is what it costs to map weights and to give them back.
 """
 
 from __future__ import annotations
 
-import functools
+import gc
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
 from edge_sdk.engine.artifact import Artifact
 from edge_sdk.engine.batch import Batch
-from edge_sdk.engine.plan import HEAD_ROWS, LOSS, PROCESS
+from edge_sdk.engine.plan import HEAD_ROWS, PAGES, PROCESS, SLICE_ROWS, Plan, Step
+from edge_sdk.engine.runtime import Graph
 from edge_sdk.engine.walk import Arrays, Walk
-from edge_sdk.memory import read_memory, reset_peak
-from edge_sdk.wire.manifest import Cost, Direction, Manifest, Segment
+from edge_sdk.memory import forget_code, read_memory
+from edge_sdk.wire.manifest import Cost, Manifest, Segment
+from edge_sdk.wire.tensors import Array, TensorFile
 
-ROWS = (1, 2)
-REPETITIONS = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """Growth of resident memory, bytes, and median time of one run."""
-
-    peak_bytes: int
-    time_ms: float
+REPETITIONS = 5
+POSITIONS = (16, 64)  # of the vocabulary's loss
 
 
 def random_batch(manifest: Manifest, rows: int, tokens: int, seed: int = 0) -> Batch:
@@ -44,43 +37,145 @@ def random_batch(manifest: Manifest, rows: int, tokens: int, seed: int = 0) -> B
 
 
 def measure_costs(artifact: Artifact, tokens: int, threads: int) -> tuple[Cost, ...]:
-    """The costs of all structures of the artifact. Raises like `Walk`."""
-    walk = Walk(artifact, threads, HEAD_ROWS[-1], lambda: None)
-    adapter = artifact.initial_adapter()
-    walk.gradient(random_batch(artifact.manifest, 1, 2), adapter, 1.0)
-    loaded = Cost(PROCESS, Direction.LOAD, 0, 0, read_memory().resident_bytes, 0.0)
-    return (loaded, *(cost for rows in ROWS for cost in _costs(walk, adapter, rows, tokens)))
+    """The costs of all graphs of the artifact. Raises like `Walk`."""
+    return (loaded(artifact, threads), *_Probe(artifact, tokens, threads).costs())
 
 
-def _costs(walk: Walk, adapter: Arrays, rows: int, tokens: int) -> Iterator[Cost]:
-    manifest = walk.artifact.manifest
-    batch = random_batch(manifest, rows, tokens)
-    context = walk.context(batch)
-    hidden = np.random.default_rng(1).normal(size=(rows, tokens, manifest.model.width)).astype(np.float32)
-    for segment in _one_of_each(manifest):
-        flowing = {"ids": batch.ids} if segment is manifest.walk[0] else {"x": hidden}
-        found = _measure(functools.partial(walk.forward, segment, flowing, context, adapter))
-        yield Cost(segment.structure, Direction.FORWARD, rows, tokens, found.peak_bytes, found.time_ms)
-        if walk.walks_back(segment):
-            found = _measure(functools.partial(walk.backward, segment, flowing, hidden, context, adapter))
-            yield Cost(segment.structure, Direction.BACKWARD, rows, tokens, found.peak_bytes, found.time_ms)
-    found = _measure(lambda: walk.turn(hidden, batch, adapter, 1.0))
-    yield Cost(LOSS, Direction.BACKWARD, rows, tokens, found.peak_bytes, found.time_ms)
+def loaded(artifact: Artifact, threads: int) -> Cost:
+    """What a worker holds at rest, with every graph that a plan could need."""
+    return Cost(PROCESS, 1, 2, ready(artifact, threads, fullest(artifact.manifest), lambda: None)[1], 0.0)
 
 
-def _one_of_each(manifest: Manifest) -> Iterator[Segment]:
-    """One segment of each structure, the last: if any of them is walked back, it is."""
-    yield from {segment.structure: segment for segment in manifest.walk}.values()
+def ready(artifact: Artifact, threads: int, plan: Plan, watch: Callable[[], None]) -> tuple[Walk, int]:
+    """A loaded walk, and what the process holds at rest, bytes.
+
+    That is its anonymous memory before the first walk, for what the arena takes is a cost of the graphs, and the pages
+    of files after one: code is mapped where it runs. The code that only loading needed is forgotten before.
+    """
+    walk = Walk(artifact, threads, plan, watch)
+    gc.collect()
+    anonymous_bytes = read_memory().anonymous_bytes
+    forget_code()
+    walk.gradient(random_batch(artifact.manifest, 1, 2), artifact.initial_adapter(), 1.0)
+    memory = read_memory()
+    return walk, anonymous_bytes + memory.resident_bytes - memory.anonymous_bytes
 
 
-def _measure(run: Callable[[], object]) -> Measured:
-    run()  # what is allocated once, and the page cache, are not part of a step
-    growths, times_ms = [], []
+def fullest(manifest: Manifest) -> Plan:
+    """A plan that needs all graphs which any plan needs, but for a second precision."""
+    step = Step(manifest, 1, 2)
+    return Plan(1, HEAD_ROWS[-1], min(step.most_kept(), 1), step.kept_bits()[0])
+
+
+class _Probe:
+    """The graphs of one artifact at three shapes."""
+
+    def __init__(self, artifact: Artifact, tokens: int, threads: int) -> None:
+        self._artifact, self._manifest, self._threads = artifact, artifact.manifest, threads
+        tokens = max(min(tokens, self._manifest.model.max_tokens // 2), 2)
+        self._shapes = ((1, tokens), (2, tokens), (1, 2 * tokens))
+        self._adapter = artifact.initial_adapter()
+        self._generator = np.random.default_rng(0)
+
+    def costs(self) -> Iterator[Cost]:
+        """All of them but the process's."""
+        for segment in {segment.structure: segment for segment in self._manifest.walk}.values():
+            yield from self._segment(segment)
+        if self._manifest.vocabulary_loss is not None:
+            yield from self._vocabulary()
+        if self._manifest.classes_loss is not None:
+            yield from self._classes()
+        yield self._pages()
+
+    def _segment(self, segment: Segment) -> Iterator[Cost]:
+        """One segment of each structure, the last: if any of them is walked back, it is."""
+        structure, walked_back = self._manifest.structures[segment.structure], self._manifest.walked_back()
+        pairs = [(structure.forward, structure.backward), *((k.forward, k.backward) for k in structure.keepings)]
+        for rows, tokens in self._shapes:
+            given = self._given(segment, rows, tokens)
+            for forward, backward in pairs if segment in walked_back else pairs[:1]:
+                cost, found = self._measured(forward, rows, tokens, given)
+                yield cost
+                if segment in walked_back:
+                    kept = {name: array for name, array in found.items() if name != "y"}
+                    yield self._measured(backward, rows, tokens, {**given, **kept, "dy": found["y"]})[0]
+
+    def _given(self, segment: Segment, rows: int, tokens: int) -> Arrays:
+        structure, batch = self._manifest.structures[segment.structure], random_batch(self._manifest, rows, tokens)
+        file = self._artifact.tensors(segment.tensors)
+        given = {name: np.array(file[name]) for name in structure.frozen if not _is_embedding(segment, name)}
+        given |= {name: self._adapter[f"{segment.name}/{name}"] for name in structure.trained}
+        if self._manifest.context:
+            context = Graph(self._artifact.path(self._manifest.context), self._threads)
+            found = context.run({"attention_mask": batch.attention_mask})
+            given |= {name: found[name] for name in structure.context}
+        if segment is not self._manifest.walk[0]:
+            return given | {"x": self._hidden(rows, tokens)}
+        names = [name for name in structure.frozen if _is_embedding(segment, name)]
+        return given | _few_rows(file, names, batch.ids)
+
+    def _vocabulary(self) -> Iterator[Cost]:
+        loss = self._manifest.vocabulary_loss
+        if loss is None:
+            raise AssertionError
+        file = self._artifact.tensors(loss.tensors)
+        matrix = {name: np.array(array[:SLICE_ROWS]) for name, array in file.items() if name.startswith("matrix")}
+        for rows in POSITIONS:
+            cost, found = self._measured(loss.project, rows, 1, {"z": self._hidden(rows, 1)[:, 0], **matrix})
+            yield cost
+            yield self._measured(loss.unproject, rows, 1, {**found, **matrix})[0]
+
+    def _classes(self) -> Iterator[Cost]:
+        loss = self._manifest.classes_loss
+        if loss is None:
+            raise AssertionError
+        file = self._artifact.tensors(loss.tensors)
+        tensors = {name: np.array(file[name]) for name in loss.frozen}
+        tensors |= {name: self._adapter[f"head/{name}"] for name in loss.trained}
+        for rows, tokens in self._shapes:
+            batch = random_batch(self._manifest, rows, tokens)
+            flowing = {"x": self._hidden(rows, tokens), "attention_mask": batch.attention_mask, "labels": batch.labels}
+            given = {**flowing, "weight": np.array(1.0, np.float32), **tensors}
+            yield self._measured(loss.step, rows, tokens, given)[0]
+
+    def _measured(self, name: str, rows: int, tokens: int, given: Mapping[str, Array]) -> tuple[Cost, Arrays]:
+        """Its cost, and what it gave, copied out of its arena."""
+        graph = Graph(self._artifact.path(name), self._threads, own_arena=True)
+        before = read_memory().anonymous_bytes
+        found = {key: array.copy() for key, array in graph.run(given).items()}
+        copies = sum(array.nbytes for array in found.values())
+        memory_bytes = max(read_memory().anonymous_bytes - before - copies, 0)
+        return Cost(name, rows, tokens, memory_bytes, _median_ms(lambda: graph.run(given))), found
+
+    def _pages(self) -> Cost:
+        largest = max(self._manifest.walk[1:], key=lambda segment: self._manifest.files[segment.tensors].size_bytes)
+        file, size_bytes = self._artifact.tensors(largest.tensors), self._manifest.files[largest.tensors].size_bytes
+
+        def visit() -> None:
+            for array in file.values():
+                array.reshape(-1).view(np.uint8)[::4096].sum()
+            file.evict()
+
+        visit()
+        return Cost(PAGES, 1, 1, size_bytes, _median_ms(visit))
+
+    def _hidden(self, rows: int, tokens: int) -> Array:
+        return self._generator.normal(size=(rows, tokens, self._manifest.model.width)).astype(np.float32)
+
+
+def _is_embedding(segment: Segment, name: str) -> bool:
+    return segment.name == "embed" and name.startswith("matrix")
+
+
+def _few_rows(file: TensorFile, names: list[str], ids: Array) -> Arrays:
+    rows, inverse = np.unique(ids, return_inverse=True)
+    return {"ids": inverse.reshape(ids.shape), **{name: file.read_rows(name, rows) for name in names}}
+
+
+def _median_ms(run: Callable[[], object]) -> float:
+    times_ms = []
     for _ in range(REPETITIONS):
-        before = read_memory().resident_bytes
-        reset_peak()
         begin = time.perf_counter()
         run()
         times_ms.append((time.perf_counter() - begin) * 1e3)
-        growths.append(read_memory().peak_bytes - before)
-    return Measured(max(*growths, 0), statistics.median(times_ms))
+    return statistics.median(times_ms)

@@ -7,6 +7,8 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from edge_sdk.engine.batch import Batch
 from edge_sdk.engine.optimizers import clip, learning_rate_at, optimizer_of
 from edge_sdk.engine.walk import Walk
@@ -50,7 +52,7 @@ class StepReport:
 
 
 def train_steps(
-    walk: Walk, adapter: dict[str, Array], batches: Iterator[Batch], recipe: Recipe, micro_batch: int
+    walk: Walk, adapter: dict[str, Array], batches: Iterator[Batch], recipe: Recipe
 ) -> Iterator[StepReport]:
     """Train `adapter` in place, a report after each step. Raises NonFinite, and whatever the walk's watch raises."""
     parameters = {name: adapter[name] for name in trained_names(walk, recipe.freeze)}
@@ -58,7 +60,7 @@ def train_steps(
     state = optimizer.init(parameters)
     for step in range(recipe.steps):
         begin = time.perf_counter()
-        loss, gradients = batch_gradient(walk, adapter, next(batches), list(parameters), micro_batch)
+        loss, gradients = batch_gradient(walk, adapter, next(batches), list(parameters))
         norm = clip(gradients, recipe.clip_norm)
         if not math.isfinite(loss + norm):
             msg = f"step {step + 1}: loss {loss}, gradient norm {norm}; a smaller learning rate may help"
@@ -69,17 +71,17 @@ def train_steps(
 
 
 def batch_gradient(
-    walk: Walk, adapter: dict[str, Array], batch: Batch, names: Sequence[str], micro_batch: int
+    walk: Walk, adapter: dict[str, Array], batch: Batch, names: Sequence[str]
 ) -> tuple[float, dict[str, Array]]:
     """Mean loss of the batch and its gradient by the named tensors, the same for every size of micro-batch."""
     weight = 1 / max(walk.predictions(batch), 1)
     loss, total = 0.0, dict[str, Array]()
-    for part in micro_batches(batch, micro_batch):
+    for part in micro_batches(batch, walk.plan.micro_batch):
         outcome = walk.gradient(part, adapter, weight)
         loss += outcome.loss
         for name in names:
             gradient = outcome.gradients.pop(name)
-            total[name] = gradient if name not in total else total[name] + gradient
+            total[name] = np.add(total[name], gradient, out=total[name]) if name in total else gradient
     return loss, total
 
 
@@ -93,11 +95,11 @@ class Evaluation:
     predictions: int
 
 
-def evaluate(walk: Walk, adapter: dict[str, Array], batches: Iterable[Batch], micro_batch: int) -> Evaluation:
+def evaluate(walk: Walk, adapter: dict[str, Array], batches: Iterable[Batch]) -> Evaluation:
     """Mean loss over all predictions of `batches`. Raises NonFinite."""
     loss, correct, rows, predictions = 0.0, 0, 0, 0
     for batch in batches:
-        for part in micro_batches(batch, micro_batch):
+        for part in micro_batches(batch, walk.plan.micro_batch):
             outcome = walk.loss(part, adapter, 1.0)
             loss, correct = loss + outcome.loss, correct + outcome.correct
             rows, predictions = rows + len(part), predictions + walk.predictions(part)

@@ -2,9 +2,10 @@
 
 Rules:
 
-- between the two directions only each segment's input is kept, and only of segments that are walked back;
+- between the two directions only each segment's input is kept, and only of segments that are walked back; the plan's
+  last blocks keep activations as well;
 - a segment's tensors are mapped while it runs and their pages given back after it, so resident memory does not depend
-  on depth;
+  on depth, unless the plan lets them stay;
 - the walk ends at the lowest segment that trains: below it nothing is kept and nothing computed;
 - gradients add up over micro-batches: with each loss weighted by 1 / (predictions of the whole batch), they are the
   whole batch's.
@@ -20,7 +21,9 @@ import numpy as np
 from edge_sdk.engine.artifact import Artifact
 from edge_sdk.engine.batch import Batch
 from edge_sdk.engine.losses import VocabularyHead, predicting_rows
+from edge_sdk.engine.plan import Plan, kept_segments, resident_segments
 from edge_sdk.engine.runtime import Graph
+from edge_sdk.engine.shelf import Shelf
 from edge_sdk.wire.manifest import Segment, VocabularyLoss
 from edge_sdk.wire.tensors import Array, TensorFile
 
@@ -40,20 +43,34 @@ class Outcome:
 
 
 class Walk:
-    """One artifact, loaded and ready to walk. `watch` is called between segments and may raise to stop the walk."""
+    """One artifact, loaded and ready to walk as a plan says. `watch` is called between segments and may raise to stop
+    the walk.
+    """
 
-    def __init__(self, artifact: Artifact, threads: int, head_rows: int, watch: Callable[[], None]) -> None:
-        """Load every graph and map every tensor file. Raises ArtifactError, DecodeError."""
+    def __init__(self, artifact: Artifact, threads: int, plan: Plan, watch: Callable[[], None]) -> None:
+        """Load the graphs that the plan needs and map every tensor file. Raises ArtifactError, DecodeError."""
         self.artifact = artifact
         self.watch = watch
+        self._threads = threads
+        self._shelf = Shelf()
+        self._graphs: dict[str, Graph] = {}
         manifest = artifact.manifest
         self._segments, self._walked_back = manifest.walk, manifest.walked_back()
-        self._graphs: dict[str, Graph] = {}
-        for name in self._needed_graphs():
-            self._graphs[name] = Graph(artifact.path(name), threads)
         self._files = {segment.name: artifact.tensors(segment.tensors) for segment in manifest.walk}
-        self._vocabulary = self._vocabulary_head(manifest.vocabulary_loss, head_rows)
         self._classes_file = artifact.tensors(manifest.classes_loss.tensors) if manifest.classes_loss else None
+        self.follow(plan)
+
+    def follow(self, plan: Plan) -> None:
+        """Go on with another plan: load what it needs, drop what it does not. Raises ArtifactError."""
+        manifest = self.artifact.manifest
+        self.plan = plan
+        self._kept = kept_segments(manifest, plan)
+        self._resident = resident_segments(manifest, plan)
+        needed = set(self._needed_graphs())
+        self._graphs = {name: graph for name, graph in self._graphs.items() if name in needed}
+        for name in sorted(needed - set(self._graphs)):
+            self._graphs[name] = Graph(self.artifact.path(name), self._threads)
+        self._vocabulary = self._vocabulary_head(manifest.vocabulary_loss, plan.head_rows)
 
     def predictions(self, batch: Batch) -> int:
         """How many predictions the batch's loss is a mean over: tokens, or rows."""
@@ -79,36 +96,39 @@ class Walk:
         kept: list[Arrays] = []
         flowing = {"ids": batch.ids}
         for segment in self._segments:
+            found = self.there(segment, flowing, context, adapter)
+            y = found.pop("y")
             if self.walks_back(segment):
-                kept.append(flowing)
-            flowing = {"x": self.forward(segment, flowing, context, adapter)}
+                kept.append(self._shelf.put(segment.name, {**flowing, **found}))
+            flowing = {"x": y}
         outcome, dy = self.turn(flowing.pop("x"), batch, adapter, weight)
         for segment in reversed(self._walked_back):
-            found = self.backward(segment, kept.pop(), dy, context, adapter)
+            found = self.back(segment, kept.pop(), dy, context, adapter)
             dy = found.pop("dx")
             if segment.trains:
                 names = self.artifact.manifest.structures[segment.structure].trained
-                outcome.gradients.update({f"{segment.name}/{name}": found[f"d.{name}"] for name in names})
+                outcome.gradients.update({f"{segment.name}/{name}": found[f"d.{name}"].copy() for name in names})
         return outcome
 
-    def forward(self, segment: Segment, flowing: Arrays, context: Arrays, adapter: Mapping[str, Array]) -> Array:
-        """One segment forward: its `y` (batch, tokens, width)."""
-        graph = self._graphs[self.artifact.manifest.structures[segment.structure].forward]
-        given = {**flowing, **self._inputs(segment, context, adapter)}
-        if "ids" in flowing:
-            given |= self._embedding_rows(segment, flowing["ids"])
-        found = graph.run(given)
-        self._leave(segment)
-        return found["y"]
+    def there(self, segment: Segment, flowing: Arrays, context: Arrays, adapter: Mapping[str, Array]) -> Arrays:
+        """One segment forward, on the way to come back: `y` (batch, tokens, width), and what the plan keeps of it."""
+        keeping = self._kept.get(segment.name)
+        return (
+            self._run(keeping.forward, segment, flowing, context, adapter)
+            if keeping
+            else {"y": self.forward(segment, flowing, context, adapter)}
+        )
 
-    def backward(
-        self, segment: Segment, flowing: Arrays, dy: Array, context: Arrays, adapter: Mapping[str, Array]
-    ) -> Arrays:
-        """One segment back: `dx` and `d.<trained>`."""
-        graph = self._graphs[self.artifact.manifest.structures[segment.structure].backward]
-        found = graph.run({**flowing, "dy": dy, **self._inputs(segment, context, adapter)})
-        self._leave(segment)
-        return found
+    def forward(self, segment: Segment, flowing: Arrays, context: Arrays, adapter: Mapping[str, Array]) -> Array:
+        """One segment forward, keeping nothing: its `y` (batch, tokens, width)."""
+        name = self.artifact.manifest.structures[segment.structure].forward
+        return self._run(name, segment, flowing, context, adapter)["y"]
+
+    def back(self, segment: Segment, kept: Arrays, dy: Array, context: Arrays, adapter: Mapping[str, Array]) -> Arrays:
+        """One segment back from its input `x` and what else `there` has kept: `dx` and `d.<trained>`."""
+        keeping = self._kept.get(segment.name)
+        name = keeping.backward if keeping else self.artifact.manifest.structures[segment.structure].backward
+        return self._run(name, segment, {**kept, "dy": dy}, context, adapter)
 
     def classes_step(self, x: Array, batch: Batch, adapter: Mapping[str, Array], weight: float) -> Arrays:
         """The classes' loss with all its gradients, in one graph."""
@@ -151,13 +171,23 @@ class Walk:
         head = {f"head/{key.removeprefix('d.')}": value for key, value in found.items() if key.startswith("d.")}
         return Outcome(float(found["loss"]), _correct(found, batch), head), found["dx"]
 
-    def _inputs(self, segment: Segment, context: Arrays, adapter: Mapping[str, Array]) -> Arrays:
+    def _run(
+        self, graph: str, segment: Segment, flowing: Arrays, context: Arrays, adapter: Mapping[str, Array]
+    ) -> Arrays:
         structure, file = self.artifact.manifest.structures[segment.structure], self._files[segment.name]
-        return {
+        given = {
+            **flowing,
             **{name: context[name] for name in structure.context},
             **{name: file[name] for name in structure.frozen},
             **{name: adapter[f"{segment.name}/{name}"] for name in structure.trained},
         }
+        if "ids" in flowing:
+            given |= self._embedding_rows(segment, flowing["ids"])
+        found = self._graphs[graph].run(given)
+        if segment.name not in self._resident:
+            file.evict()
+        self.watch()
+        return found
 
     def _embedding_rows(self, segment: Segment, ids: Array) -> Arrays:
         """Only the rows of the embedding that occur, and ids that count within them: the same graph, less memory."""
@@ -166,28 +196,28 @@ class Walk:
         file = self._files[segment.name]
         return {"ids": inverse.reshape(ids.shape), **{name: file.read_rows(name, rows) for name in names}}
 
-    def _leave(self, segment: Segment) -> None:
-        self._files[segment.name].evict()
-        self.watch()
-
     def _needed_graphs(self) -> list[str]:
         """Graph files, without the backward ones that no segment of this level will use."""
         manifest = self.artifact.manifest
         names = [manifest.context] if manifest.context else []
         names += [manifest.structures[segment.structure].forward for segment in self._segments]
-        names += [manifest.structures[segment.structure].backward for segment in self._walked_back]
+        for segment in self._walked_back:
+            keeping = self._kept.get(segment.name)
+            structure = manifest.structures[segment.structure]
+            names += [keeping.forward, keeping.backward] if keeping else [structure.backward]
         if manifest.vocabulary_loss:
-            names += [manifest.vocabulary_loss.project, manifest.vocabulary_loss.unproject]
+            loss = manifest.vocabulary_loss
+            names += [loss.project, loss.unproject, loss.lookup]
         if manifest.classes_loss:
             names.append(manifest.classes_loss.step)
-        return list(dict.fromkeys(names))
+        return names
 
     def _vocabulary_head(self, loss: VocabularyLoss | None, head_rows: int) -> VocabularyHead | None:
         if loss is None:
             return None
         tensors: TensorFile = self.artifact.tensors(loss.tensors)
-        project, unproject = self._graphs[loss.project], self._graphs[loss.unproject]
-        return VocabularyHead(project, unproject, tensors, head_rows, self.watch)
+        project, unproject, lookup = (self._graphs[name] for name in (loss.project, loss.unproject, loss.lookup))
+        return VocabularyHead(project, unproject, lookup, tensors, head_rows, self.watch)
 
 
 def _correct(found: Arrays, batch: Batch) -> int:

@@ -6,7 +6,7 @@ names each file by size and SHA-256. The artifact's id is the SHA-256 of the man
 A model is a walk:  embed -> block.a -> block.b -> ... -> norm -> loss,  and back.
 
 - A **structure** is a pair of graphs (forward; backward, which recomputes its own forward) shared by all segments
-  built alike.
+  built alike; and pairs that keep activations in between, for who has the memory.
 - A **segment** is one place in the walk: a structure and a tensor file. `block.7` is layer 7 *of the full model*,
   whichever layers the emulator kept: the adapter goes back into the full model by that name.
 - Graph inputs: `x` (batch, tokens, width), `dy` like `y`, then context, frozen and trained tensors by name. Outputs:
@@ -37,14 +37,6 @@ class TaskType(enum.Enum):
 
     CAUSAL_LM = "causal-lm"
     SEQUENCE_CLASSIFICATION = "sequence-classification"
-
-
-class Direction(enum.Enum):
-    """Which way a cost was measured."""
-
-    LOAD = "load"
-    FORWARD = "forward"
-    BACKWARD = "backward"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,14 +83,30 @@ class AdapterSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class Keeping:
+    """A pair of graphs that keeps activations: what the way back needs so as to make no product with a weight twice.
+
+    `forward` outputs the `kept` beside `y`, `backward` takes them after `dy`. They are `floats` numbers a token in all,
+    of `bits` bits each.
+    """
+
+    bits: int
+    forward: str
+    backward: str
+    kept: tuple[str, ...]
+    floats: int
+
+
+@dataclass(frozen=True, slots=True)
 class Structure:
     """A pair of graphs, as names in `Manifest.files`; `backward` is empty where nothing flows back.
 
-    `trained` maps each trained input to its shape.
+    `keepings` do the same with more memory and less work. `trained` maps each trained input to its shape.
     """
 
     forward: str
     backward: str
+    keepings: tuple[Keeping, ...]
     context: tuple[str, ...]
     frozen: tuple[str, ...]
     trained: Mapping[str, tuple[int, ...]]
@@ -118,13 +126,18 @@ class Segment:
 class VocabularyLoss:
     """Cross-entropy over the vocabulary (rows of `matrix`), in chunks of rows and of vocabulary.
 
-    `project`: `z` (rows, width), `matrix` (chunk, width) [, `matrix.scale` (chunk,)] -> `logits` (rows, chunk).
-    `unproject`: `dlogits` (rows, chunk), `matrix` [, `matrix.scale`] -> `dz` (rows, width).
-    `tensors` names the file that holds `matrix` [and `matrix.scale`]. Token t predicts label t + 1.
+    `project`: `z` (rows, width), `matrix` (chunk, width) -> `logits` (rows, chunk), and `logsum` (rows, 1), the
+    logarithm of the sum of their exponentials.
+    `unproject`: `logits`, `logsum` (rows, 1) over the whole vocabulary, `matrix` -> `dz` (rows, width), the matrix's
+    mean row under the softmax.
+    `lookup`: `ids` (rows,), `matrix` -> `z` (rows, width), those rows of it.
+    `tensors` names the file that holds `matrix` and what else of a quantised matrix begins with that name. Token t
+    predicts label t + 1.
     """
 
     project: str
     unproject: str
+    lookup: str
     tensors: str
 
 
@@ -144,24 +157,24 @@ class ClassesLoss:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """A measured cost of one structure (or `process`, `loss`) at one shape.
+    """What one graph costs at one shape, measured; `graph` is its name in `Manifest.files`.
 
-    `peak_bytes` is the growth of resident memory while it ran; for `process` the resident memory of the worker at rest
-    (interpreter, runtime, sessions).
+    `memory_bytes` is what it needs beside its inputs while it runs, its outputs included; `time_ms` the median time of
+    a run with its weights in memory. The graphs of a vocabulary's loss take `batch` positions and a slice of the
+    vocabulary. Two costs are of no graph: `process` is the resident memory of a worker with everything loaded, `pages`
+    the time to map and to give back so many bytes of weights.
     """
 
-    structure: str
-    direction: Direction
+    graph: str
     batch: int
     tokens: int
-    peak_bytes: int
+    memory_bytes: int
     time_ms: float
 
     def __post_init__(self) -> None:
-        """Refuse what cannot have been measured; only what was measured at rest, a load, has no shape."""
-        least = 0 if self.direction is Direction.LOAD else 1
-        if min(self.batch, self.tokens) < least or self.peak_bytes < 0 or self.time_ms < 0:
-            msg = f"a cost of {self.structure[:80]!r} that cannot be"
+        """Refuse what cannot have been measured."""
+        if min(self.batch, self.tokens) < 1 or self.memory_bytes < 0 or not self.time_ms >= 0:
+            msg = f"a cost of {self.graph[:80]!r} that cannot be"
             raise ValueError(msg)
 
 
@@ -251,11 +264,13 @@ def _named(manifest: Manifest) -> Iterator[str]:
     yield from (manifest.context, manifest.tokenizer, manifest.adapter.initial)
     for structure in manifest.structures.values():
         yield from (structure.forward, structure.backward)
+        for keeping in structure.keepings:
+            yield from (keeping.forward, keeping.backward)
     for segment in manifest.walk:
         yield segment.tensors
     if manifest.vocabulary_loss is not None:
         loss = manifest.vocabulary_loss
-        yield from (loss.project, loss.unproject, loss.tensors)
+        yield from (loss.project, loss.unproject, loss.lookup, loss.tensors)
     if manifest.classes_loss is not None:
         yield from (manifest.classes_loss.step, manifest.classes_loss.tensors)
 

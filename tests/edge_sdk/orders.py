@@ -11,7 +11,6 @@ import numpy as np
 
 from edge_sdk.data import write_token_folder
 from edge_sdk.engine.artifact import Artifact, artifact_in, choose_manifest
-from edge_sdk.engine.plan import Plan, choose_plan
 from edge_sdk.order import WorkerOrder
 from edge_sdk.wire.blobs import Blob, BlobStore
 from edge_sdk.wire.tensors import Array, write_tensors
@@ -47,13 +46,11 @@ def make_rows(folder: pathlib.Path, artifact: Artifact, tokens: int) -> pathlib.
 def make_order(
     folder: pathlib.Path, artifact: pathlib.Path, budget_bytes: int = PLENTY_BYTES, **changes: Any
 ) -> WorkerOrder:
-    """A task on that artifact with the plan that fits the budget; `changes` go to the task."""
+    """A task on that artifact; `changes` go to the task."""
     store, manifest = make_store(folder, artifact)
     stored = artifact_in(store, manifest)
     given = {"artifact": manifest, "adapter": stored.manifest.files[stored.manifest.adapter.initial]}
     task = make_task(**{**given, "steps": 4, "batch": 4, "tokens": TOKENS, "learning_rate": 1e-2, **changes})
-    plan = choose_plan(stored.manifest, task.batch, task.tokens, budget_bytes)
-    chosen = plan if isinstance(plan, Plan) else Plan(1, 32, plan.needed_bytes, 0.0)
     return WorkerOrder(
         device="pi",
         task=task,
@@ -62,9 +59,7 @@ def make_order(
         delta=str(folder / "delta"),
         prepare=(),
         budget_bytes=budget_bytes,
-        predicted_bytes=chosen.peak_bytes,
-        micro_batch=chosen.micro_batch,
-        head_rows=chosen.head_rows,
+        correction=1.0,
         threads=1,
         held_aside_rows=8,
     )

@@ -8,7 +8,7 @@ from edge_sdk.wire.blobs import Blob, blob_of
 from edge_sdk.wire.manifest import (
     AdapterSpec,
     Cost,
-    Direction,
+    Keeping,
     LevelSpec,
     Manifest,
     ModelSpec,
@@ -22,6 +22,7 @@ from edge_sdk.wire.messages import Hello, OptimizerKind, Report, ResultOffer, Sc
 MB = 10**6
 WIDTH, RANK, TOKENS = 6, 2, 16
 FILE = blob_of(b"a file")
+KEEPING = Keeping(32, "keep.forward", "keep.backward", ("kept.0",), 10 * WIDTH)
 
 
 def make_task(task_id: str = "run.1.1.0.pi", **changes: object) -> Task:
@@ -49,27 +50,26 @@ def make_task(task_id: str = "run.1.1.0.pi", **changes: object) -> Task:
 
 def make_manifest(process_bytes: int = 50 * MB) -> Manifest:
     """A language model of two blocks; a step needs a little more than `process_bytes`."""
-    block, embed = ("block", Direction.BACKWARD), ("embed", Direction.FORWARD)
-    costs = [Cost("process", Direction.LOAD, 1, TOKENS, process_bytes, 0.0)]
-    for structure, direction in (embed, ("block", Direction.FORWARD), block, ("loss", Direction.BACKWARD)):
-        costs += [Cost(structure, direction, rows, TOKENS, rows * MB, 1.0 + rows) for rows in (1, 2)]
+    costs = [Cost("process", 1, 2, process_bytes, 0.0), Cost("pages", 1, 1, MB, 0.1)]
+    for graph in ("forward", "backward", "keep.forward", "keep.backward"):
+        costs += [Cost(graph, rows, TOKENS, rows * MB, rows * (1.0 + graph.endswith("backward"))) for rows in (1, 2)]
     trained = {"q.lora_A": (RANK, WIDTH), "q.lora_B": (WIDTH, RANK)}
     return Manifest(
         format=1,
         model=ModelSpec("llama", TaskType.CAUSAL_LM, 2, WIDTH, 32, (), 64),
         level=LevelSpec("fp32", (0, 1), (0, 1), 32),
         adapter=AdapterSpec("lora", RANK, 4.0, ("q",), "initial"),
-        files=dict.fromkeys(("forward", "backward", "tensors", "initial"), FILE),
+        files=dict.fromkeys(("forward", "backward", "keep.forward", "keep.backward", "tensors", "initial"), FILE),
         context="forward",
         structures={
-            "embed": Structure("forward", "", (), ("matrix",), {}),
-            "block": Structure("forward", "backward", (), (), trained),
+            "embed": Structure("forward", "", (), (), ("matrix",), {}),
+            "block": Structure("forward", "backward", (KEEPING,), (), (), trained),
         },
         walk=(
             Segment("embed", "embed", "tensors", trains=False),
             *(Segment(f"block.{k}", "block", "tensors", trains=True) for k in range(2)),
         ),
-        vocabulary_loss=VocabularyLoss("forward", "backward", "tensors"),
+        vocabulary_loss=VocabularyLoss("forward", "backward", "forward", "tensors"),
         classes_loss=None,
         tokenizer="",
         reference_tokens=TOKENS,

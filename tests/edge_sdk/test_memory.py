@@ -114,11 +114,12 @@ ORT = """
 import sys
 import numpy as np
 from edge_sdk.engine.artifact import open_artifact
+from edge_sdk.engine.plan import Plan
 from edge_sdk.engine.probe import random_batch
 from edge_sdk.engine.walk import Walk
 from edge_sdk.memory import bound_allocations, read_memory
 artifact = open_artifact(sys.argv[1])
-walk = Walk(artifact, 1, 256, lambda: None)
+walk = Walk(artifact, 1, Plan(64, 256), lambda: None)
 adapter = artifact.initial_adapter()
 walk.gradient(random_batch(artifact.manifest, 1, 8), adapter, 1.0)
 bound_allocations(read_memory().resident_bytes + 20_000_000)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import collections
 import json
 import pathlib
 from typing import Any
@@ -12,8 +12,7 @@ import pytest
 from edge_sdk.engine.artifact import choose_manifest, open_artifact
 from edge_sdk.engine.plan import Plan, choose_plan
 from edge_sdk.errors import ArtifactError, OverBudget
-from edge_sdk.probing import probe, probe_costs
-from edge_sdk.wire.manifest import Cost, Direction, Manifest
+from edge_sdk.probing import probe, probe_costs, with_costs
 
 MB = 10**6
 TOKENS, BATCH, STEPS = 32, 4, 2
@@ -31,22 +30,21 @@ def found(manifest_path: pathlib.Path) -> dict[str, Any]:
     return probe(manifest_path, TOKENS, BATCH, STEPS, 1, None)
 
 
-def with_costs(manifest_path: pathlib.Path, found: dict[str, Any]) -> Manifest:
-    """The manifest with what was measured."""
-    costs = tuple(Cost(**{**cost, "direction": Direction(cost["direction"])}) for cost in found["costs"])
-    return dataclasses.replace(open_artifact(manifest_path).manifest, costs=costs, reference_tokens=TOKENS)
-
-
-def test_every_structure_is_measured_where_it_runs(found: dict[str, Any]) -> None:
-    """The process at rest; embedding, blocks and norm forward, what is walked back backward; over one and two rows."""
-    keys = [(cost["structure"], cost["direction"], cost["batch"]) for cost in found["costs"]]
-    runs = [("embed", "forward"), ("block", "forward"), ("block", "backward"), ("norm", "forward")]
-    runs += [("norm", "backward"), ("loss", "backward")]
-    assert sorted(keys) == sorted([("process", "load", 0), *((*run, rows) for run in runs for rows in (1, 2))])
-    for cost in found["costs"]:
-        assert cost["peak_bytes"] >= 0
-        assert (cost["time_ms"] > 0) == (cost["direction"] != "load")
-        assert cost["tokens"] == (0 if cost["direction"] == "load" else TOKENS)
+def test_every_graph_is_measured_that_a_step_may_run(manifest_path: pathlib.Path, found: dict[str, Any]) -> None:
+    """The process at rest, mapping, and each graph at three shapes; the vocabulary's at two."""
+    manifest = open_artifact(manifest_path).manifest
+    wanted = {"process": 1, "pages": 1}
+    for segment in manifest.walk:
+        structure = manifest.structures[segment.structure]
+        wanted[structure.forward] = 3
+        if segment in manifest.walked_back():
+            wanted[structure.backward] = 3
+            wanted |= {name: 3 for keeping in structure.keepings for name in (keeping.forward, keeping.backward)}
+    assert manifest.vocabulary_loss is not None
+    wanted |= {manifest.vocabulary_loss.project: 2, manifest.vocabulary_loss.unproject: 2}
+    assert collections.Counter(cost["graph"] for cost in found["costs"]) == wanted
+    assert all(cost["memory_bytes"] >= 0 for cost in found["costs"])
+    assert all((cost["time_ms"] > 0) == (cost["graph"] != "process") for cost in found["costs"])
 
 
 def test_a_probe_is_plain_values(found: dict[str, Any]) -> None:
@@ -66,7 +64,7 @@ def test_the_leanest_plan_is_tried_where_no_budget_is_given(found: dict[str, Any
 
 def test_the_need_is_that_of_one_row(manifest_path: pathlib.Path, found: dict[str, Any]) -> None:
     """What a manifest says a device needs is a budget for which a plan of one row exists, and no byte less."""
-    measured = with_costs(manifest_path, found)
+    measured = with_costs(open_artifact(manifest_path).manifest, found["costs"])
     assert isinstance(choose_plan(measured, 1, TOKENS, found["needs_bytes"]), Plan)
     assert not isinstance(choose_plan(measured, 1, TOKENS, found["needs_bytes"] - 1), Plan)
 

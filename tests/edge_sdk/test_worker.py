@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import pytest
 
 from edge_sdk.data import open_token_folder, split
 from edge_sdk.engine.artifact import Artifact, artifact_in, open_artifact
-from edge_sdk.engine.plan import Declined, choose_plan
+from edge_sdk.engine.plan import Declined, Plan, choose_plan
 from edge_sdk.engine.train import Recipe, evaluate, train_steps
 from edge_sdk.engine.walk import Walk
 from edge_sdk.environment import training_environment
@@ -88,15 +89,16 @@ def test_a_task_ends_with_what_was_learned(tiny_artifact: pathlib.Path, tmp_path
     assert (report.steps, report.examples) == (4, 16)
     assert report.loss_after < report.loss_before
     assert 0 < report.step_ms / 1000 < report.wall_s
-    assert (report.predicted_bytes, report.budget_bytes, report.threads) == (order.predicted_bytes, PLENTY_BYTES, 1)
+    assert report.peak_bytes <= report.predicted_bytes <= report.budget_bytes == PLENTY_BYTES
+    assert report.threads == 1
     artifact, adapter = start_of(order)
     assert delta.tensors.keys() == artifact.manifest.trained_shapes().keys()
     folder = open_token_folder(pathlib.Path(order.data), 0, artifact.manifest.model.vocabulary)
     _, aside = split(folder.usable(), max_rows=order.held_aside_rows)
-    walk, rows = Walk(artifact, 1, 32, lambda: None), [folder.batch(aside, order.task.tokens)]
-    assert evaluate(walk, adapter, rows, 2).loss == pytest.approx(report.loss_before, rel=1e-5)
+    walk, rows = Walk(artifact, 1, Plan(2, 32), lambda: None), [folder.batch(aside, order.task.tokens)]
+    assert evaluate(walk, adapter, rows).loss == pytest.approx(report.loss_before, rel=1e-5)
     after = {**adapter, **{name: adapter[name] + change for name, change in delta.tensors.items()}}
-    assert evaluate(walk, after, rows, 2).loss == pytest.approx(report.loss_after, rel=1e-5)
+    assert evaluate(walk, after, rows).loss == pytest.approx(report.loss_after, rel=1e-5)
 
 
 def test_a_delta_is_the_difference_that_training_makes(tiny_artifact: pathlib.Path, tmp_path: pathlib.Path) -> None:
@@ -106,8 +108,8 @@ def test_a_delta_is_the_difference_that_training_makes(tiny_artifact: pathlib.Pa
     artifact, adapter = start_of(order)
     before = {name: array.copy() for name, array in adapter.items()}
     training, _ = _rows(order, artifact)
-    walk = Walk(artifact, 1, order.head_rows, lambda: None)
-    list(train_steps(walk, adapter, training, Recipe.of(order.task), order.micro_batch))
+    walk = Walk(artifact, 1, Plan(4, 32), lambda: None)
+    list(train_steps(walk, adapter, training, Recipe.of(order.task)))
     delta = delta_of(order)
     assert delta.tensors.keys() == {name for name in adapter if name.endswith("lora_B")}
     for name, change in delta.tensors.items():
@@ -137,24 +139,24 @@ def test_a_chosen_plan_keeps_its_budget(
     budget_bytes = declined.needed_bytes + more_bytes
     order = make_order(tmp_path, tiny_artifact, budget_bytes, batch=shape[0], tokens=shape[1], steps=2)
     report = report_of(work(order, tmp_path))
-    assert order.predicted_bytes <= budget_bytes
+    assert report.predicted_bytes <= budget_bytes
     assert 30 * MB < report.peak_bytes <= budget_bytes
 
 
 def test_a_budget_below_the_need_is_over_budget(tiny_artifact: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    """A worker that cannot even begin within its budget says so, with the bytes it measured, and leaves no delta."""
+    """A worker that cannot even begin within its budget says so, with what would do, and leaves no delta."""
     order = make_order(tmp_path, tiny_artifact, 40 * MB)
     (said,) = work(order, tmp_path)
     assert (said["event"], said["reason"]) == ("failed", "over-budget")
-    assert said["peak_bytes"] > 40 * MB
-    assert said["detail"] == f"{said['peak_bytes'] / 1e6:.0f} MB resident, the budget is 40 MB"
+    assert said["peak_bytes"] > 30 * MB
+    assert re.fullmatch(r"\d+ MB needed by the leanest plan, the budget is 40 MB", said["detail"])
     assert not pathlib.Path(order.delta).exists()
 
 
 def test_a_plan_too_large_is_refused_what_it_wants(tiny_artifact: pathlib.Path, tmp_path: pathlib.Path) -> None:
     """Where the prediction was wrong, allocations fail before memory is taken: only code may still be mapped, 5 MB."""
     order = make_order(tmp_path, tiny_artifact, 90 * MB, batch=36, tokens=256)
-    (said,) = work(dataclasses.replace(order, micro_batch=36, held_aside_rows=1), tmp_path)
+    (said,) = work(dataclasses.replace(order, correction=0.1, held_aside_rows=1), tmp_path)
     assert (said["event"], said["reason"]) == ("failed", "over-budget")
     assert "an allocation beyond the budget of 90 MB was refused" in said["detail"]
     assert said["peak_bytes"] <= 95 * MB

@@ -8,16 +8,18 @@ import numpy as np
 
 from edge_sdk.engine.artifact import Artifact
 from edge_sdk.engine.batch import Batch
+from edge_sdk.engine.plan import Plan
 from edge_sdk.engine.walk import Walk
 from edge_sdk.wire.manifest import Manifest
 from edge_sdk.wire.tensors import Array
 
+WHOLE = Plan(64, 32)  # batches walk in one piece
 LENGTHS = (9, 2, 12, 5, 7)
 
 
-def walk_of(artifact: Artifact, head_rows: int = 32) -> Walk:
+def walk_of(artifact: Artifact, plan: Plan = WHOLE) -> Walk:
     """The artifact, loaded on one thread, watched by nobody."""
-    return Walk(artifact, 1, head_rows, lambda: None)
+    return Walk(artifact, 1, plan, lambda: None)
 
 
 def random_adapter(manifest: Manifest, seed: int = 0) -> dict[str, Array]:

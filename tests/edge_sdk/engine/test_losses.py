@@ -26,8 +26,8 @@ def head(llama: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Vocabular
     write_tensors(path, {"matrix": matrix})
     loss = llama.manifest.vocabulary_loss
     assert loss is not None
-    project, unproject = (Graph(llama.path(name), 1) for name in (loss.project, loss.unproject))
-    return VocabularyHead(project, unproject, TensorFile(path), 3, lambda: None)
+    project, unproject, lookup = (Graph(llama.path(name), 1) for name in (loss.project, loss.unproject, loss.lookup))
+    return VocabularyHead(project, unproject, lookup, TensorFile(path), 3, lambda: None)
 
 
 def reference(matrix: Array, z: Array, labels: Array) -> tuple[float, Array]:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from edge_sdk.engine.artifact import Artifact
 from edge_sdk.engine.batch import Batch
+from edge_sdk.engine.plan import Plan
 from edge_sdk.engine.train import Recipe, StepReport, evaluate, micro_batches, train_steps, trained_names
 from edge_sdk.errors import NonFinite
 from edge_sdk.wire.messages import OptimizerKind, Schedule
@@ -18,6 +19,7 @@ from edge_sdk.wire.tensors import Array
 from tests.edge_sdk.engine.samples import LENGTHS, batch_of, random_adapter, relative_error, walk_of
 from tests.edge_sdk.samples import make_task
 
+TWO = Plan(2, 32)
 RECIPE = Recipe(steps=8, batch=len(LENGTHS), tokens=max(LENGTHS), learning_rate=1e-2, seed=1)
 
 
@@ -25,7 +27,7 @@ def trained(artifact: Artifact, recipe: Recipe, micro_batch: int = 2) -> tuple[d
     """The initial adapter after training on one batch again and again, and the reports."""
     adapter = artifact.initial_adapter()
     rows = itertools.repeat(batch_of(artifact.manifest))
-    return adapter, list(train_steps(walk_of(artifact), adapter, rows, recipe, micro_batch))
+    return adapter, list(train_steps(walk_of(artifact, Plan(micro_batch, 32)), adapter, rows, recipe))
 
 
 @pytest.mark.parametrize(
@@ -42,7 +44,7 @@ def test_the_loss_falls(artifact: Artifact, recipe: Recipe) -> None:
     adapter, reports = trained(artifact, recipe)
     assert [report.step for report in reports] == list(range(1, 9))
     assert all(report.steps == 8 and report.gradient_norm > 0 and report.time_ms > 0 for report in reports)
-    found = evaluate(walk_of(artifact), adapter, [batch_of(artifact.manifest)], 2)
+    found = evaluate(walk_of(artifact), adapter, [batch_of(artifact.manifest)])
     assert found.loss < reports[-1].loss < reports[0].loss
     assert reports[0].loss - found.loss > 0.01
 
@@ -79,7 +81,7 @@ def test_whoever_iterates_may_stop(llama: Artifact) -> None:
     """Between two steps the adapter is whole: stopping after three steps equals a recipe of three."""
     adapter = llama.initial_adapter()
     rows = itertools.repeat(batch_of(llama.manifest))
-    for _ in itertools.islice(train_steps(walk_of(llama), adapter, rows, RECIPE, 2), 3):
+    for _ in itertools.islice(train_steps(walk_of(llama, TWO), adapter, rows, RECIPE), 3):
         pass
     assert relative_error(adapter, trained(llama, Recipe(steps=3, learning_rate=1e-2))[0]) == 0
 
@@ -101,17 +103,17 @@ def test_a_poisoned_adapter_is_noticed(artifact: Artifact) -> None:
     batch = batch_of(artifact.manifest)
     with np.errstate(all="ignore"):
         with pytest.raises(NonFinite, match="step 1"):
-            next(train_steps(walk, adapter, itertools.repeat(batch), RECIPE, 2))
+            next(train_steps(walk, adapter, itertools.repeat(batch), RECIPE))
         with pytest.raises(NonFinite, match="the loss over 5 rows is nan"):
-            evaluate(walk, adapter, [batch], 2)
+            evaluate(walk, adapter, [batch])
 
 
 @pytest.mark.parametrize("micro_batch", [1, 3, 64])
 def test_evaluation_is_a_mean_over_predictions(artifact: Artifact, micro_batch: int) -> None:
     """However rows are grouped, the mean is over all predictions alike: long rows weigh more than short ones."""
-    walk, adapter, batch = walk_of(artifact), random_adapter(artifact.manifest), batch_of(artifact.manifest)
-    whole = evaluate(walk, adapter, [batch], 64)
-    parts = evaluate(walk, adapter, [batch.rows(0, 1), batch.rows(1, 5)], micro_batch)
+    adapter, batch = random_adapter(artifact.manifest), batch_of(artifact.manifest)
+    whole = evaluate(walk_of(artifact), adapter, [batch])
+    parts = evaluate(walk_of(artifact, Plan(micro_batch, 32)), adapter, [batch.rows(0, 1), batch.rows(1, 5)])
     assert parts.loss == pytest.approx(whole.loss, rel=1e-5)
     assert (parts.accuracy, parts.rows, parts.predictions) == (whole.accuracy, whole.rows, whole.predictions)
     assert (whole.accuracy is None) == (artifact.manifest.classes_loss is None)
@@ -120,7 +122,7 @@ def test_evaluation_is_a_mean_over_predictions(artifact: Artifact, micro_batch: 
 def test_a_classifier_learns_its_rows_by_heart(classifier: Artifact) -> None:
     """Fifty steps on five rows leave none of them wrong."""
     adapter, _ = trained(classifier, Recipe(steps=50, learning_rate=2e-2), micro_batch=5)
-    assert evaluate(walk_of(classifier), adapter, [batch_of(classifier.manifest)], 5).accuracy == 1
+    assert evaluate(walk_of(classifier), adapter, [batch_of(classifier.manifest)]).accuracy == 1
 
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=9), st.integers(1, 12))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
 
 from edge_sdk.engine.artifact import Artifact
 from edge_sdk.engine.batch import Batch
+from edge_sdk.engine.plan import Plan, Step
 from edge_sdk.engine.train import batch_gradient
 from edge_sdk.engine.walk import Walk
 from edge_sdk.wire.tensors import Array
@@ -17,7 +19,7 @@ from tests.edge_sdk.engine.samples import LENGTHS, batch_of, random_adapter, rel
 
 def full_gradient(walk: Walk, batch: Batch, adapter: dict[str, Array]) -> tuple[float, dict[str, Array]]:
     """Mean loss and gradient of all that trains, the batch in one piece."""
-    return batch_gradient(walk, adapter, batch, list(walk.artifact.manifest.trained_shapes()), len(batch))
+    return batch_gradient(walk, adapter, batch, list(walk.artifact.manifest.trained_shapes()))
 
 
 def mean_loss(walk: Walk, batch: Batch, adapter: dict[str, Array]) -> float:
@@ -73,9 +75,9 @@ def test_the_gradient_of_single_entries_is_their_slope(artifact: Artifact) -> No
 @pytest.mark.parametrize("micro_batch", [1, 2, 3, 4, 64])
 def test_micro_batches_add_up(artifact: Artifact, micro_batch: int) -> None:
     """Rows may be walked in any number at a time, each part cut at its own longest row: loss and gradient stay."""
-    walk, batch, adapter = walk_of(artifact), batch_of(artifact.manifest), random_adapter(artifact.manifest)
-    expected = full_gradient(walk, batch, adapter)
-    loss, gradient = batch_gradient(walk, adapter, batch, list(expected[1]), micro_batch)
+    batch, adapter = batch_of(artifact.manifest), random_adapter(artifact.manifest)
+    expected = full_gradient(walk_of(artifact), batch, adapter)
+    loss, gradient = full_gradient(walk_of(artifact, Plan(micro_batch, 32)), batch, adapter)
     assert loss == pytest.approx(expected[0], rel=1e-5)
     assert relative_error(gradient, expected[1]) < 1e-4
 
@@ -84,11 +86,41 @@ def test_micro_batches_add_up(artifact: Artifact, micro_batch: int) -> None:
 def test_the_head_may_be_cut_anywhere(llama: Artifact, head_rows: int) -> None:
     """The vocabulary's loss in chunks of any number of predictions is the same."""
     batch, adapter = batch_of(llama.manifest), random_adapter(llama.manifest)
-    expected = full_gradient(walk_of(llama, 1000), batch, adapter)
-    loss, gradient = full_gradient(walk_of(llama, head_rows), batch, adapter)
+    expected = full_gradient(walk_of(llama, Plan(64, 1000)), batch, adapter)
+    loss, gradient = full_gradient(walk_of(llama, Plan(64, head_rows)), batch, adapter)
     assert loss == pytest.approx(expected[0], rel=1e-6)
     assert relative_error(gradient, expected[1]) < 1e-5
-    assert mean_loss(walk_of(llama, head_rows), batch, adapter) == pytest.approx(expected[0], rel=1e-6)
+    assert mean_loss(walk_of(llama, Plan(64, head_rows)), batch, adapter) == pytest.approx(expected[0], rel=1e-6)
+
+
+@pytest.mark.parametrize(("kept_bits", "bound"), [(32, 1e-5), (16, 2e-2)])
+@pytest.mark.parametrize("share", [0.3, 1.0])
+def test_what_is_kept_need_not_be_recomputed(artifact: Artifact, share: float, kept_bits: int, bound: float) -> None:
+    """With activations kept in some or in all blocks the gradient is the same; in 16 bits as near as they allow."""
+    batch, adapter = batch_of(artifact.manifest), random_adapter(artifact.manifest)
+    most = Step(artifact.manifest, 1, 2).most_kept()
+    assert most >= 1
+    expected = full_gradient(walk_of(artifact), batch, adapter)
+    walk = walk_of(artifact, Plan(3, 32, math.ceil(share * most), kept_bits))
+    for _ in range(2):  # what was kept for the one batch is overwritten for the next
+        loss, gradient = full_gradient(walk, batch, adapter)
+        assert loss == pytest.approx(expected[0], rel=1e-5)
+        assert relative_error(gradient, expected[1]) < bound
+        full_gradient(walk, batch_of(artifact.manifest, (12, 12), seed=3), adapter)
+
+
+def test_a_walk_may_change_its_plan(artifact: Artifact) -> None:
+    """Whatever plan was followed before, the gradient is that of the plan followed now, to the bit."""
+    batch, adapter = batch_of(artifact.manifest), random_adapter(artifact.manifest)
+    most = Step(artifact.manifest, 1, 2).most_kept()
+    plans = [Plan(64, 32), Plan(2, 7, most, 16, resident=2), Plan(64, 32, most, 32)]
+    expected = [full_gradient(walk_of(artifact, plan), batch, adapter) for plan in plans]
+    walk = walk_of(artifact, plans[0])
+    for plan, (loss, gradient) in zip(plans[::-1], expected[::-1], strict=True):
+        walk.follow(plan)
+        found = full_gradient(walk, batch, adapter)
+        assert found[0] == loss
+        assert relative_error(found[1], gradient) == 0
 
 
 def test_padding_counts_for_nothing(artifact: Artifact) -> None:
@@ -170,10 +202,10 @@ def test_the_watch_is_asked_between_segments_and_may_stop_the_walk(artifact: Art
 
     batch, adapter = batch_of(artifact.manifest), random_adapter(artifact.manifest)
     with pytest.raises(InterruptedError):
-        full_gradient(Walk(artifact, 1, 32, watch), batch, adapter)
+        full_gradient(Walk(artifact, 1, Plan(64, 32), watch), batch, adapter)
     assert asked == 5
     asked = -1000
-    walk = Walk(artifact, 1, 32, watch)
+    walk = Walk(artifact, 1, Plan(64, 32), watch)
     full_gradient(walk, batch, adapter)
     segments = artifact.manifest.walk
     assert asked + 1000 >= len(segments) + sum(walk.walks_back(segment) for segment in segments)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import pathlib
 from typing import Any
 
@@ -16,7 +17,6 @@ from edge_sdk.wire.manifest import (
     MAX_MANIFEST_BYTES,
     ClassesLoss,
     Cost,
-    Direction,
     LevelSpec,
     Manifest,
     Segment,
@@ -24,7 +24,7 @@ from edge_sdk.wire.manifest import (
     decode_manifest,
     encode_manifest,
 )
-from tests.edge_sdk.samples import FILE, MB, RANK, WIDTH, make_manifest
+from tests.edge_sdk.samples import FILE, RANK, WIDTH, make_manifest
 from tests.edge_sdk.wire.strategies import damaged
 
 MANIFEST = make_manifest()
@@ -51,8 +51,9 @@ def test_a_real_manifest_survives(tiny_artifact: pathlib.Path) -> None:
     assert encode_manifest(manifest) == path.read_bytes()
     for blob in manifest.files.values():
         BlobStore(tiny_artifact).verify(blob)
-    measured = {(cost.structure, cost.direction) for cost in manifest.costs}
-    assert {("process", Direction.LOAD), ("block", Direction.FORWARD), ("block", Direction.BACKWARD)} <= measured
+    measured = {cost.graph for cost in manifest.costs}
+    block = manifest.structures["block"]
+    assert {"process", "pages", block.forward, block.backward, *(k.backward for k in block.keepings)} <= measured
 
 
 def test_adapter_tensors_are_named_by_segment() -> None:
@@ -88,7 +89,7 @@ STRUCTURES = MANIFEST.structures
         ({"walk": (*WALK, Segment("block.2/q", "block", "tensors", trains=True))}, "without a slash"),
         ({"walk": (dataclasses.replace(WALK[0], trains=True), *WALK[1:])}, "embed lacks a graph"),
         ({"walk": (*WALK, Segment("block.2", "block", "", trains=False))}, "block.2 lacks a graph or a tensor file"),
-        ({"structures": {**STRUCTURES, "embed": Structure("", "", (), (), {})}}, "embed lacks a graph"),
+        ({"structures": {**STRUCTURES, "embed": Structure("", "", (), (), (), {})}}, "embed lacks a graph"),
     ],
     ids=range(14),
 )
@@ -107,15 +108,15 @@ def test_levels_are_no_paths_and_train_what_they_keep() -> None:
 
 
 @pytest.mark.parametrize(
-    ("batch", "tokens", "peak_bytes", "time_ms"), [(0, 8, 1, 1.0), (1, 0, 1, 1.0), (1, 8, -1, 1.0)]
+    ("batch", "tokens", "memory_bytes", "time_ms"),
+    [(0, 8, 1, 1.0), (1, 0, 1, 1.0), (1, 8, -1, 1.0), (1, 8, 1, -1.0), (1, 8, 1, math.nan)],
 )
 def test_a_cost_that_cannot_have_been_measured_is_refused(
-    batch: int, tokens: int, peak_bytes: int, time_ms: float
+    batch: int, tokens: int, memory_bytes: int, time_ms: float
 ) -> None:
     """Plans divide by a cost's shape: a peer cannot make a device divide by zero."""
     with pytest.raises(ValueError, match="a cost of 'block'"):
-        Cost("block", Direction.FORWARD, batch, tokens, peak_bytes, time_ms)
-    assert Cost("process", Direction.LOAD, 0, 0, MB, 0.0).tokens == 0
+        Cost("block", batch, tokens, memory_bytes, time_ms)
 
 
 def test_a_manifest_without_a_walk_is_refused() -> None:

@@ -1,0 +1,129 @@
+"""Keep or recompute: a block's joint graph cut into a forward pass that keeps and a backward pass that takes.
+
+Without it a backward graph computes the whole forward pass again. Keeping every activation would cost many times the
+block's input. In between lies the cut that keeps the fewest bytes from which the backward pass makes no product with a
+weight twice: all else (norms, activations, rotary embeddings, the scores of attention) is cheap to compute again.
+It is a minimum cut, as in torch's rematerialisation of joint graphs
+(https://dev-discuss.pytorch.org/t/min-cut-optimal-recomputation-i-e-activation-checkpointing-with-aotautograd/467):
+each value is an edge whose capacity is its size, products with weights are the source, the backward pass is the sink.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import networkx as nx
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from export.lowering import PRODUCTS, restrict
+
+PRECISIONS = {32: ir.DataType.FLOAT, 16: ir.DataType.FLOAT16}
+MANY_TOKENS = 128  # attention's scores count as so many numbers a token and head
+SOURCE, SINK = "source", "sink"
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Two graphs and what flows between them: values of `floats` numbers a token in all, by `names`.
+
+    Forward outputs `y` and those, backward takes `x`, `dy` and those.
+    """
+
+    forward: ir.Model
+    backward: ir.Model
+    names: tuple[str, ...]
+    floats: int
+
+
+def keep_products(joint: ir.Model, weights: Iterable[str], bits: int) -> Kept:
+    """Cut `joint` (inputs `x`, `dy`, context, `weights`; outputs `y` and gradients), keeping in 32 or 16 bits."""
+    values = _cut(joint, set(weights))
+    origin = [value.name or "" for value in values]
+    names = tuple(f"kept.{k}" for k in range(len(values)))
+    floats = sum(_numbers(value, tokens=1) for value in values)
+    return Kept(_forward(joint, origin, names, bits), _backward(joint, origin, names, bits), names, floats)
+
+
+def _cut(joint: ir.Model, weights: set[str]) -> list[ir.Value]:
+    """The values to keep, in the graph's order."""
+    before = _before_the_turn(joint)
+    graph = nx.DiGraph()
+    graph.add_nodes_from((SOURCE, SINK))
+    for node in before:
+        product = _is_product_with(node, weights)
+        for value in node.outputs:
+            graph.add_edge((value.name, "in"), (value.name, "out"), capacity=_numbers(value, MANY_TOKENS))
+            if product:
+                graph.add_edge(SOURCE, (value.name, "in"))
+            for use in value.uses():
+                if use.node not in before:
+                    graph.add_edge((value.name, "out"), SINK)
+        if not product:
+            for given in node.inputs:
+                if given is not None and given.producer() in before:
+                    graph.add_edges_from(((given.name, "out"), (value.name, "in")) for value in node.outputs)
+    _, (reached, _) = nx.minimum_cut(graph, SOURCE, SINK)
+    values = (value for node in before for value in node.outputs)
+    return [v for v in values if (v.name, "in") in reached and (v.name, "out") not in reached]
+
+
+def _before_the_turn(joint: ir.Model) -> dict[ir.Node, None]:
+    """The nodes that do not depend on `dy`, in order."""
+    after = {"dy"}
+    before: dict[ir.Node, None] = {}
+    for node in joint.graph:
+        if any(value is not None and value.name in after for value in node.inputs):
+            after.update(value.name or "" for value in node.outputs)
+        else:
+            before[node] = None
+    return before
+
+
+def _is_product_with(node: ir.Node, weights: set[str]) -> bool:
+    known = PRODUCTS | {"FusedMatMul"}
+    return node.op_type in known and any(value is not None and value.name in weights for value in node.inputs)
+
+
+def _numbers(value: ir.Value, tokens: int) -> int:
+    """How many numbers one row of `tokens` tokens has of it, a token. Each value has batch and tokens once, or more."""
+    if value.shape is None:
+        msg = f"{value.name} has no shape"
+        raise ValueError(msg)
+    factors = [factor for n in value.shape for factor in str(getattr(n, "value", n)).split("*")]
+    numbers = math.prod(int(factor) for factor in factors if factor.isdigit())
+    symbols = sum(not factor.isdigit() for factor in factors)
+    return numbers * int(tokens ** max(symbols - 2, 0))
+
+
+def _forward(joint: ir.Model, origin: Sequence[str], names: Sequence[str], bits: int) -> ir.Model:
+    model = ir.from_proto(ir.to_proto(joint))
+    values = _by_name(model)
+    for source, name in zip(origin, names, strict=True):
+        node = ir.node("Cast", [values[source]], {"to": PRECISIONS[bits]})  # to what it is: the runtime drops it
+        model.graph.append(node)
+        out = node.outputs[0]
+        out.name, out.type, out.shape = name, ir.TensorType(PRECISIONS[bits]), values[source].shape
+        model.graph.outputs.append(out)
+    return restrict(model, lambda name: name != "dy", lambda name: name == "y" or name in names)
+
+
+def _backward(joint: ir.Model, origin: Sequence[str], names: Sequence[str], bits: int) -> ir.Model:
+    model = ir.from_proto(ir.to_proto(joint))
+    values = _by_name(model)
+    first = model.graph[0]
+    place = 1 + next(k for k, value in enumerate(model.graph.inputs) if value.name == "dy")
+    for k, (source, name) in enumerate(zip(origin, names, strict=True)):
+        given = ir.Value(name=name, type=ir.TensorType(PRECISIONS[bits]), shape=values[source].shape)
+        model.graph.inputs.insert(place + k, given)
+        cast = ir.node("Cast", [given], {"to": ir.DataType.FLOAT})
+        model.graph.insert_before(first, cast)
+        values[source].replace_all_uses_with(cast.outputs[0])
+    common.RemoveUnusedNodesPass()(model)
+    return restrict(model, lambda _: True, lambda name: name != "y")
+
+
+def _by_name(model: ir.Model) -> dict[str, ir.Value]:
+    return {value.name or "": value for node in model.graph for value in node.outputs}
