@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks import assets
-from benchmarks.fetch import cache_folder
+from benchmarks.fetch import STANDARD_ERROR, cache_folder
 from edge_sdk.wire.errors import last_line
 
 TOKENS = 128
@@ -135,14 +135,31 @@ def artifact_of(study: Study) -> pathlib.Path:
 
     Raises RuntimeError with the exporter's own words when the build fails.
     """
-    levels = [{"layers": None, "train_last": None, **level} for level in study.levels]
-    request = {"model": study.model["dir"], "task": study.model["task"], "adapter": study.adapter, "levels": levels}
-    request |= {"labels": study.model.get("labels", []), "tokens": study.training["tokens"], "parity": True, "seed": 0}
-    digest = hashlib.sha256(json.dumps([request, _source_digest()], sort_keys=True).encode()).hexdigest()
-    out = cache_folder() / "artifacts" / digest[:16]
+    request = request_of(study.model, study.adapter, study.levels, study.training["tokens"], parity=True)
+    out = place_of(request, cache_folder() / "artifacts")
     if not out.is_dir():
-        _build(request, out)
+        build(request, out)
     return out
+
+
+def request_of(
+    model: Mapping[str, Any],
+    adapter: Mapping[str, Any],
+    levels: Sequence[Mapping[str, Any]],
+    tokens: int,
+    *,
+    parity: bool,
+) -> dict[str, Any]:
+    """A request for `export build` of tables of the coordinator's configuration; where to is left open."""
+    levels = [{"layers": None, "train_last": None, **level} for level in levels]
+    request = {"model": model["dir"], "task": model["task"], "adapter": adapter, "levels": levels}
+    return request | {"labels": model.get("labels", []), "tokens": tokens, "parity": parity, "seed": 0}
+
+
+def place_of(request: Mapping[str, Any], under: pathlib.Path) -> pathlib.Path:
+    """The folder under `under` for what this exporter makes of `request`: another exporter's has another name."""
+    digest = hashlib.sha256(json.dumps([request, _source_digest()], sort_keys=True).encode()).hexdigest()
+    return under / digest[:16]
 
 
 def _source_digest() -> str:
@@ -154,14 +171,15 @@ def _source_digest() -> str:
     return digest.hexdigest()
 
 
-def _build(request: dict[str, Any], out: pathlib.Path) -> None:
+def build(request: Mapping[str, Any], out: pathlib.Path) -> None:
+    """Export into `out`, which appears when all is there. Raises RuntimeError with the exporter's own words."""
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent) as name:
         folder = pathlib.Path(name)
         asked = folder / "request.json"
         asked.write_text(json.dumps({**request, "out": str(folder / "artifact")}), encoding="utf-8")
         command = [sys.executable, "-m", "export.cli", "build", str(asked)]
-        done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
+        done = subprocess.run(command, stdout=STANDARD_ERROR, stderr=subprocess.PIPE, text=True, check=False)
         if done.returncode != 0:
             raise RuntimeError(last_line(done.stderr, "the export failed without a word"))
         shutil.move(folder / "artifact", out)

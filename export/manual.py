@@ -7,8 +7,8 @@ An artifact is everything a device needs to train without torch: forward and bac
 tokenizer, and a manifest per level. Levels of one folder share the adapter and all files of equal content; export
 again into the same folder, with other --bits, --layers or --train-last, to add one.
 
-Supported models: those whose config.json says llama (causal-lm) or bert (sequence-classification). A folder without
-tokenizer.json exports too; devices then need token arrays as data.
+Supported models: those whose config.json says llama or gpt2 (causal-lm), or bert (sequence-classification). A folder
+without tokenizer.json exports too; devices then need token arrays as data.
 
 Every gradient is compared with torch's before anything is written, and what the level costs is measured here.
 

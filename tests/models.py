@@ -1,6 +1,6 @@
 """Tiny random models with a tokenizer trained on the spot: real in every respect but size.
 
-python -m tests.models llama|bert FOLDER
+python -m tests.models llama|gpt2|bert FOLDER
 """
 
 from __future__ import annotations
@@ -36,6 +36,23 @@ def tiny_llama(folder: pathlib.Path, layers: int = LAYERS, seed: int = 0, **opti
     config = transformers.LlamaConfig(num_hidden_layers=layers, pad_token_id=0, **{**sizes, **options})
     torch.manual_seed(seed)
     transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    _tokenizer().save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def tiny_gpt2(folder: pathlib.Path, layers: int = 3, seed: int = 0, **options: Any) -> pathlib.Path:
+    """A GPT-2 of width 32, biases and norms drawn too, as `save_pretrained` writes it. `options` go to its
+    configuration.
+    """
+    sizes = {"vocab_size": VOCABULARY, "n_embd": WIDTH, "n_inner": 48, "n_head": HEADS, "n_positions": 64}
+    config = transformers.GPT2Config(n_layer=layers, bos_token_id=0, eos_token_id=0, **{**sizes, **options})
+    torch.manual_seed(seed)
+    model = transformers.GPT2LMHeadModel(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:  # transformers starts them at 0 and 1, where an exchange of two goes unseen
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    model.save_pretrained(folder)
     _tokenizer().save(str(folder / "tokenizer.json"))
     return folder
 
@@ -78,7 +95,7 @@ def _tokenizer() -> Tokenizer:
     return tokenizer
 
 
-MODELS = {"llama": tiny_llama, "bert": tiny_bert}
+MODELS = {"llama": tiny_llama, "gpt2": tiny_gpt2, "bert": tiny_bert}
 
 if __name__ == "__main__":
     MODELS[sys.argv[1]](pathlib.Path(sys.argv[2]))

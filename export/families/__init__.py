@@ -18,7 +18,7 @@ from edge_sdk.wire.manifest import TaskType
 from export.errors import UnsupportedError
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
-FAMILIES = ("llama", "bert")
+FAMILIES = ("llama", "gpt2", "bert")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,3 +72,10 @@ def family_of(model_type: str) -> Family:
 def additive_mask(allowed: Tensor) -> Tensor:
     """0 where `allowed`, else the least float32, so that a row that may see nothing sees all alike instead of NaN."""
     return torch.zeros(allowed.shape).masked_fill(~allowed, torch.finfo(torch.float32).min)
+
+
+def causal_mask(attention_mask: Tensor) -> Tensor:
+    """Additive (batch, 1, tokens, tokens): each token sees itself and those before it, and no padding."""
+    positions = torch.arange(attention_mask.shape[1])
+    causal = positions[None, :] <= positions[:, None]
+    return additive_mask(causal[None, None] & (attention_mask[:, None, None, :] > 0))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from edge_sdk.wire.manifest import TaskType
-from export.families import Arguments, Family, Part, additive_mask
+from export.families import Arguments, Family, Part, causal_mask
 
 STATIC_ROTARY = ("default", "linear", "llama3")  # the others change their tables with the length of the input
 
@@ -44,10 +44,8 @@ def _norm(backbone: Any) -> Part:  # noqa: ANN401
 
 def _context(backbone: Any, attention_mask: Tensor) -> dict[str, Tensor]:  # noqa: ANN401
     positions = torch.arange(attention_mask.shape[1])
-    causal = positions[None, :] <= positions[:, None]
-    mask = additive_mask(causal[None, None] & (attention_mask[:, None, None, :] > 0))
     cos, sin = backbone.rotary_emb(torch.zeros(1), positions[None])
-    return {"mask": mask, "cos": cos, "sin": sin}
+    return {"mask": causal_mask(attention_mask), "cos": cos, "sin": sin}
 
 
 def _check(config: Any) -> str | None:  # noqa: ANN401

@@ -15,16 +15,20 @@ from export.artifact import ArtifactWriter, staged, write_manifest
 from export.foundation import open_foundation
 from export.levels import LevelRequest, resolve_level
 from export.program import Program, adapt, capture_program
-from tests.models import tiny_bert, tiny_llama
+from tests.models import tiny_bert, tiny_gpt2, tiny_llama
 
 LEVELS = (
     LevelRequest("fp32", 32, None, None),
     LevelRequest("int8", 8, None, None),
     LevelRequest("int8-2layers-last1", 8, 2, 1),
 )
-TASKS = {"llama": TaskType.CAUSAL_LM, "bert": TaskType.SEQUENCE_CLASSIFICATION}
-LABELS = {"llama": (), "bert": ("bad", "so-so", "good")}
-TARGETS = {"llama": ("q_proj", "up_proj"), "bert": ("query", "value")}  # the family's own, and others
+TASKS = {"llama": TaskType.CAUSAL_LM, "gpt2": TaskType.CAUSAL_LM, "bert": TaskType.SEQUENCE_CLASSIFICATION}
+LABELS = {"llama": (), "gpt2": (), "bert": ("bad", "so-so", "good")}
+TARGETS = {  # the family's own, and others
+    "llama": ("q_proj", "up_proj"),
+    "gpt2": ("c_attn", "c_proj"),
+    "bert": ("query", "value"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +76,12 @@ def tiny_llama_folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_gpt2_folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A tiny GPT-2, as `save_pretrained` writes it."""
+    return tiny_gpt2(tmp_path_factory.mktemp("gpt2") / "model")
+
+
+@pytest.fixture(scope="session")
 def tiny_bert_folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """A tiny BERT, as `save_pretrained` writes it."""
     return tiny_bert(tmp_path_factory.mktemp("bert") / "model")
@@ -84,12 +94,18 @@ def llama(tiny_llama_folder: pathlib.Path, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture(scope="session")
+def gpt2(tiny_gpt2_folder: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """A tiny GPT-2's artifact."""
+    return export_tiny("gpt2", tiny_gpt2_folder, tmp_path_factory.mktemp("gpt2") / "artifact")
+
+
+@pytest.fixture(scope="session")
 def bert(tiny_bert_folder: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """A tiny BERT's artifact."""
     return export_tiny("bert", tiny_bert_folder, tmp_path_factory.mktemp("bert") / "artifact")
 
 
-@pytest.fixture(params=["llama", "bert"])
+@pytest.fixture(params=["llama", "gpt2", "bert"])
 def exported(request: pytest.FixtureRequest) -> Exported:
     """Each family's artifact in turn."""
     found: Exported = request.getfixturevalue(request.param)

@@ -18,7 +18,7 @@ from export.adapters import AdapterRequest
 from export.cli import add_commands, main, request_of
 from export.levels import LevelRequest
 from tests.export.conftest import Exported, contents
-from tests.models import tiny_llama
+from tests.models import tiny_gpt2, tiny_llama
 
 CAUSAL = ("--task", "causal-lm")
 CLASSES = ("--task", "sequence-classification")
@@ -180,8 +180,8 @@ def test_model_folders_are_checked(
     export = ("export", model, *CAUSAL, "--out", out)
     assert "there is no model folder" in refused(capsys, "export", tmp_path / "none", *CAUSAL, "--out", out)
     config = json.loads((model / "config.json").read_text())
-    (model / "config.json").write_text(json.dumps({**config, "model_type": "gpt2"}))
-    assert "models of type 'gpt2' are not supported; supported are llama, bert" in refused(capsys, *export)
+    (model / "config.json").write_text(json.dumps({**config, "model_type": "xglm"}))
+    assert "models of type 'xglm' are not supported; supported are llama, gpt2, bert" in refused(capsys, *export)
     (model / "config.json").write_text("{")
     assert "cannot read" in refused(capsys, *export)
     rope = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}
@@ -189,6 +189,23 @@ def test_model_folders_are_checked(
     assert "rotary positions of type 'yarn' are not supported" in refused(capsys, *export)
     (model / "config.json").unlink()
     assert "has no config.json" in refused(capsys, *export)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("scale_attn_by_inverse_layer_idx", "attention scaled by the layer's number is not supported"),
+        ("add_cross_attention", "GPT-2 with cross-attention is not supported"),
+    ],
+)
+def test_gpt2_variants_are_refused(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], option: str, message: str
+) -> None:
+    """What would make blocks differ where their tensors do not, or needs a second input: one line, nothing written."""
+    model = tiny_gpt2(tmp_path / "model", layers=1, **{option: True})
+    capsys.readouterr()  # transformers shows its progress
+    assert message in refused(capsys, "export", model, *CAUSAL, "--out", tmp_path / "artifact")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 

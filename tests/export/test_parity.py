@@ -52,6 +52,19 @@ def test_any_batch_and_any_length(exported: Exported, rows: int, tokens: int) ->
     assert all(np.isfinite(gradient).all() for gradient in found.gradients.values())
 
 
+def test_every_trained_tensor_learns(exported: Exported) -> None:
+    """After one step down the gradient the starting point is left: no trained tensor then has a gradient of zero."""
+    manifest = exported.manifests["int8"]
+    walk, batch = ReferenceWalk(exported.store, manifest), draw_batch(manifest.model, 0)
+    adapter = exported.initial_adapter()
+    first = walk.run(adapter, batch)
+    moved = {name: adapter[name] - 0.1 * first.gradients[name] for name in manifest.trained_shapes()}
+    second = walk.run(moved, batch)
+    assert not {name for name, gradient in second.gradients.items() if not gradient.any()}
+    assert second.gradients.keys() == adapter.keys()
+    assert second.loss < first.loss
+
+
 def test_padding_changes_nothing(exported: Exported) -> None:
     """A row with padding behind it has the loss and the gradients that it has without."""
     manifest = exported.manifests["fp32"]

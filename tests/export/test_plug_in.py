@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 
 import numpy as np
@@ -54,6 +55,21 @@ def test_checkpoint_is_the_model_that_devices_trained(exported: Exported, level:
     for name, value in adapter_parameters(model, foundation.family).items():
         np.testing.assert_array_equal(value.detach().numpy(), wanted[name])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "checkpoint"]
+
+
+def test_checkpoints_tell_how_weights_lie(gpt2: Exported, llama: Exported, tmp_path: pathlib.Path) -> None:
+    """GPT-2's weights are (in, out): who merges its adapter must read so in the checkpoint, and not for a Llama."""
+    for exported, lies in ((gpt2, True), (llama, False)):
+        (tmp_path / "adapter").unlink(missing_ok=True)
+        write_tensors(tmp_path / "adapter", moved_adapter(exported, "fp32"))
+        out = tmp_path / f"checkpoint-{lies}"
+        loss = plug_in(exported.model, manifest_path(exported, "fp32"), tmp_path / "adapter", out)
+        assert json.loads((out / "adapter_config.json").read_text())["fan_in_fan_out"] is lies
+        spec = exported.manifests["fp32"].model
+        with quiet(), torch.no_grad():
+            loaded = open_foundation(exported.model, spec.task, ()).load()
+            merged = PeftModel.from_pretrained(loaded, str(out)).merge_and_unload().eval()
+            assert torch_loss(merged, spec.task, draw_batch(spec, seed=0)).item() == pytest.approx(loss, rel=1e-5)
 
 
 @pytest.mark.parametrize(
