@@ -88,8 +88,17 @@ class Agent:
 
     session = secrets.token_hex(8)  # of this process: what a former one's will says is not about us
 
-    def __init__(self, config: DeviceConfig, transport: Transport, say: Callable[[str], None]) -> None:
-        """Go on where the last agent of this store ended. `say` gets lines for people. Raises OSError."""
+    def __init__(
+        self,
+        config: DeviceConfig,
+        transport: Transport,
+        say: Callable[[str], None],
+        home: pathlib.Path | None = None,
+    ) -> None:
+        """Go on where the last agent of this store ended. Raises OSError.
+
+        `say` gets lines for people. `home` is the cgroup to make groups for tasks in, see `edge_sdk.cgroup.claim`.
+        """
         self._config, self._transport, self._say = config, transport, say
         self._topics = Topics(config.fleet)
         self._store = DeviceStore(config.store, config.quota_bytes)
@@ -99,7 +108,7 @@ class Agent:
         self._work.mkdir()
         self._fetcher = Fetcher(self._store, zlib.crc32(config.device.encode()))
         self._from_worker: queue.SimpleQueue[WorkerEvent] = queue.SimpleQueue()
-        self._supervisor = Supervisor(self._on_worker)
+        self._supervisor = Supervisor(self._on_worker, home)
         self._events: deque[Event] = deque()
         self._next_tick_s = 0.0
         contents = self._outbox.load()
