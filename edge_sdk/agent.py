@@ -16,6 +16,7 @@ import dataclasses
 import errno
 import hashlib
 import importlib.metadata
+import os
 import pathlib
 import platform
 import queue
@@ -26,8 +27,6 @@ import zlib
 from collections import deque
 from collections.abc import Callable
 from typing import Final
-
-import psutil
 
 from edge_sdk import prepare
 from edge_sdk.config import DeviceConfig
@@ -284,7 +283,7 @@ def _hello(config: DeviceConfig, session: str) -> Hello:
         session=session,
         budget_bytes=config.budget_bytes,
         cores=config.threads,
-        ram_bytes=psutil.virtual_memory().total,
+        ram_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         machine=_machine(),
         runtime=f"onnxruntime {importlib.metadata.version('onnxruntime')}",
         version=importlib.metadata.version("fedpeat"),
