@@ -16,6 +16,7 @@ import dataclasses
 import errno
 import hashlib
 import importlib.metadata
+import os
 import pathlib
 import platform
 import queue
@@ -27,11 +28,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-import psutil
-
-from edge_sdk import prepare
 from edge_sdk.config import DeviceConfig
-from edge_sdk.data import MAX_HELD_ASIDE
 from edge_sdk.events import (
     CancelWorker,
     CheckFiles,
@@ -88,8 +85,17 @@ class Agent:
 
     session = secrets.token_hex(8)  # of this process: what a former one's will says is not about us
 
-    def __init__(self, config: DeviceConfig, transport: Transport, say: Callable[[str], None]) -> None:
-        """Go on where the last agent of this store ended. `say` gets lines for people. Raises OSError."""
+    def __init__(
+        self,
+        config: DeviceConfig,
+        transport: Transport,
+        say: Callable[[str], None],
+        home: pathlib.Path | None = None,
+    ) -> None:
+        """Go on where the last agent of this store ended. Raises OSError.
+
+        `say` gets lines for people. `home` is the cgroup to make groups for tasks in, see `edge_sdk.cgroup.claim`.
+        """
         self._config, self._transport, self._say = config, transport, say
         self._topics = Topics(config.fleet)
         self._store = DeviceStore(config.store, config.quota_bytes)
@@ -99,7 +105,7 @@ class Agent:
         self._work.mkdir()
         self._fetcher = Fetcher(self._store, zlib.crc32(config.device.encode()))
         self._from_worker: queue.SimpleQueue[WorkerEvent] = queue.SimpleQueue()
-        self._supervisor = Supervisor(self._on_worker)
+        self._supervisor = Supervisor(self._on_worker, home)
         self._events: deque[Event] = deque()
         self._next_tick_s = 0.0
         contents = self._outbox.load()
@@ -244,6 +250,9 @@ class Agent:
         self._transport.wake()
 
     def _order(self, start: StartWorker) -> WorkerOrder:
+        from edge_sdk import prepare  # NumPy comes with these two: a third of an idle agent's memory
+        from edge_sdk.data import MAX_HELD_ASIDE
+
         config, task, manifest = self._config, start.task, start.manifest
         tokenizer = self._store.blobs.path(manifest.files[manifest.tokenizer].sha256) if manifest.tokenizer else None
         tokens = config.store / "tokens" / _tokens_name(manifest, task.tokens)
@@ -273,7 +282,7 @@ def _hello(config: DeviceConfig, session: str) -> Hello:
         session=session,
         budget_bytes=config.budget_bytes,
         cores=config.threads,
-        ram_bytes=psutil.virtual_memory().total,
+        ram_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         machine=_machine(),
         runtime=f"onnxruntime {importlib.metadata.version('onnxruntime')}",
         version=importlib.metadata.version("fedpeat"),

@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from edge_sdk.cgroup import PROC, NotDelegated, delegated_group
 from edge_sdk.environment import training_environment
 from edge_sdk.store import RESERVE_BYTES
 from edge_sdk.wire.errors import last_line
@@ -98,6 +99,7 @@ def findings(broker: str | None, store: pathlib.Path | None) -> Iterator[Finding
     yield check_cpu(pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8"), platform.machine())
     yield check_memory(pathlib.Path("/proc/meminfo").read_text(encoding="utf-8"))
     yield check_cgroup(pathlib.Path("/"))
+    yield check_enforcement(PROC)
     if store is None or broker is None:
         yield Finding(State.NOTE, "config", "store and broker were not checked", "--config device.toml names them")
     if store is not None:
@@ -169,11 +171,21 @@ def check_cgroup(root: pathlib.Path) -> Finding:
     controllers = _text(root / "sys/fs/cgroup/cgroup.controllers").split()
     if "memory" in controllers or (root / "sys/fs/cgroup/memory").is_dir():
         return Finding(State.OK, "cgroup", "memory controller on, no limit set")
-    held = "no memory controller: the budget is held by rlimits and a watch"
     if "cgroup_disable=memory" in _text(root / "proc/cmdline").split():
         remedy = "put cgroup_enable=memory into /boot/firmware/cmdline.txt and start again"
-        return Finding(State.WARN, "cgroup", f"switched off at boot, {held}", remedy)
-    return Finding(State.NOTE, "cgroup", held)
+        return Finding(State.WARN, "cgroup", "the memory controller is switched off at boot", remedy)
+    return Finding(State.NOTE, "cgroup", "no memory controller")
+
+
+def check_enforcement(proc: pathlib.Path) -> Finding:
+    """How a budget is held by an agent started as this process was; `proc` is this process's folder in /proc."""
+    try:
+        home = delegated_group(proc)
+    except NotDelegated as error:
+        text = f"budgets are held by RLIMIT_DATA and a watch: {error}"
+        remedy = "for a limit that the kernel holds, run the agent as a systemd service with Delegate=memory"
+        return Finding(State.NOTE, "enforcement", text, remedy)
+    return Finding(State.OK, "enforcement", f"budgets are held by a cgroup of each task's own, in {home}, and a watch")
 
 
 def check_store(folder: pathlib.Path) -> Finding:

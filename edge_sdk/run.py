@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 
 from edge_sdk.agent import Agent
+from edge_sdk.cgroup import NotDelegated, claim
 from edge_sdk.config import DataConfig, load_config
 from edge_sdk.errors import ConfigError, DataError
 from edge_sdk.sources import open_source
@@ -29,7 +30,7 @@ def run(config_path: pathlib.Path) -> int:
         stop = stack.enter_context(stop_on_signals())
         transport = MqttTransport(config.broker, f"{config.fleet}/device/{config.device}", Agent.will(config))
         stack.callback(transport.close)
-        agent = Agent(config, transport, _say)
+        agent = Agent(config, transport, _say, _claimed())
         stack.callback(agent.close)
         while not stop.signal:
             agent.turn()
@@ -43,6 +44,17 @@ def _require_data(config: DataConfig) -> None:
     if next(iter(source.read()), None) is None:
         msg = f"{config.path} holds no text: nothing to learn from"
         raise DataError(msg)
+
+
+def _claimed() -> pathlib.Path | None:
+    """The cgroup to make groups for tasks in, if it is ours; says which enforcement that means."""
+    try:
+        home = claim()
+    except NotDelegated as error:
+        _say(f"the budget is held by RLIMIT_DATA and a watch: {error}")
+        return None
+    _say(f"the budget is held by a cgroup of each task's own, in {home}, and a watch")
+    return home
 
 
 def _say(line: str) -> None:

@@ -249,20 +249,23 @@ class Session:
             self._go(Trigger.ENDED)
             self._current = None
         losses = f"loss {report.loss_before:.3f} -> {report.loss_after:.3f}"
-        yield Say(f"done, {losses}, peak {report.peak_bytes / 1e6:.0f} of {report.budget_bytes / 1e6:.0f} MB")
+        yield Say(f"done, {losses}, {_peak_line(report.peak_bytes, report.predicted_bytes, report.budget_bytes)}")
         yield Send(event.offer)
 
     def _on_failed(self, event: WorkerFailed, _now_s: float) -> Iterator[Instruction]:
         current = self._at(event.task_id, Phase.TRAINING)
-        if current is None or current.manifest is None:
+        if current is None or current.manifest is None or current.plan is None:
             yield from self._on_worker_gone()
             return
         self._go(Trigger.ENDED)
-        yield Say(f"failed, {event.reason.value}: {event.detail}")
+        peak = _peak_line(event.peak_bytes, current.plan.peak_bytes, self._hello.budget_bytes)
+        yield Say(f"failed, {event.reason.value}: {event.detail}; {peak}")
         if event.reason is FailureReason.BAD_ARTIFACT:
             yield CheckFiles(current.task, current.manifest)
         if event.reason is FailureReason.OVER_BUDGET:
-            self._correct(current, event.peak_bytes, self._hello.budget_bytes)
+            # What was refused is not in the peak: all that is known is that it would have been more than the budget.
+            peak_bytes = max(event.peak_bytes, self._hello.budget_bytes + 1)
+            self._correct(current, peak_bytes, current.plan.peak_bytes)
         yield from self._answer(TaskFailed(event.task_id, event.reason, event.peak_bytes, event.detail[:DETAIL]))
 
     def _on_worker_gone(self) -> Iterator[Instruction]:
@@ -300,6 +303,11 @@ def _plan_line(plan: Plan) -> str:
     return (
         f"micro-batches of {plan.micro_batch}, {plan.peak_bytes / 1e6:.0f} MB and {plan.step_ms:.0f} ms a step expected"
     )
+
+
+def _peak_line(peak_bytes: int, predicted_bytes: int, budget_bytes: int) -> str:
+    measured = f"peak {peak_bytes / 1e6:.0f} MB, {predicted_bytes / 1e6:.0f} expected"
+    return f"{measured}, the budget is {budget_bytes / 1e6:.0f}"
 
 
 def _over_budget(event: ManifestHere, plan: Declined) -> str:

@@ -12,12 +12,13 @@ import hashlib
 import pathlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TextIO
+from typing import TYPE_CHECKING, Protocol, TextIO
 
 from edge_sdk.config import DataConfig, DataKind
-from edge_sdk.data import FILES, map_token_folder
 from edge_sdk.errors import ConfigError, DataError
-from edge_sdk.wire.tensors import Array
+
+if TYPE_CHECKING:
+    from edge_sdk.wire.tensors import Array
 
 PIECE_CHARACTERS = 1 << 16  # of a text file at a time: a tokenizer holds some hundred bytes for each token
 EVICT_ROWS = 1024
@@ -154,6 +155,8 @@ class TokenArrays:
 
     def read(self) -> Iterator[Row]:
         """The rows, without their padding. Raises DataError."""
+        from edge_sdk.data import map_token_folder  # NumPy comes with it: an agent whose data is text never loads it
+
         folder = map_token_folder(self.path)
         for k, length in enumerate(folder.lengths):
             if k % EVICT_ROWS == 0:
@@ -162,6 +165,8 @@ class TokenArrays:
 
     def fingerprint(self) -> str:
         """Sizes and times of the arrays. Raises DataError."""
+        from edge_sdk.data import FILES
+
         return _fingerprint(self.path, [path for name in sorted(FILES) if (path := self.path / name).exists()])
 
 

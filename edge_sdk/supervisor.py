@@ -1,7 +1,8 @@
 """Starts the processes of a task, listens to them, and outlives whatever they do.
 
-Per task two children: one tokenises (`edge_sdk.prepare`), one trains (`edge_sdk.worker`). Both are watched from
-outside, 20 times a second: a resident peak above the budget ends the child at once. What happens is posted as events
+Per task two children: one tokenises (`edge_sdk.prepare`), one trains (`edge_sdk.worker`). Each runs in a group with the
+budget as its limit where groups can be made (`edge_sdk.cgroup`), and is watched from outside, 20 times a second: a
+resident peak above the budget ends the child at once. What happens is posted as events
 from a thread of this module; exactly one WorkerFinished or WorkerFailed follows each `start`, and whoever hears it may
 start the next task. A task that failed leaves no delta. No onnxruntime is loaded here.
 """
@@ -21,6 +22,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from edge_sdk.cgroup import task_group
 from edge_sdk.environment import training_environment
 from edge_sdk.memory import read_memory
 from edge_sdk.order import WorkerOrder
@@ -68,9 +70,9 @@ WorkerEvent = WorkerProgress | WorkerFinished | WorkerFailed
 class Supervisor:
     """One task at a time."""
 
-    def __init__(self, post: Callable[[WorkerEvent], None]) -> None:
-        """`post` is called from another thread."""
-        self._post = post
+    def __init__(self, post: Callable[[WorkerEvent], None], home: pathlib.Path | None = None) -> None:
+        """`post` is called from another thread. `home` is the cgroup to make groups in, if there is one."""
+        self._post, self._home = post, home
         self._cancelled = threading.Event()
         self._running = False
         self._thread: threading.Thread | None = None
@@ -115,13 +117,12 @@ class Supervisor:
     def _processes(self, order: WorkerOrder, path: pathlib.Path) -> WorkerFinished | WorkerFailed:
         prepared_bytes = 0
         if order.prepare:
-            prepared = _Child(order, order.prepare, self._cancelled, lambda _said: None)
+            prepared = _Child(order, order.prepare, self._home, self._cancelled, lambda _said: None)
             prepared_bytes = prepared.peak_bytes
             if prepared.status != 0:
                 return prepared.failure()
-        worker = _Child(
-            order, [sys.executable, "-m", "edge_sdk.worker", str(path)], self._cancelled, self._progress(order)
-        )
+        command = [sys.executable, "-m", "edge_sdk.worker", str(path)]
+        worker = _Child(order, command, self._home, self._cancelled, self._progress(order))
         said = worker.last
         if worker.status != 0 or said.get("event") != "finished":
             return worker.failure()
@@ -147,14 +148,15 @@ class _Child:
         self,
         order: WorkerOrder,
         command: Sequence[str],
+        home: pathlib.Path | None,
         cancelled: threading.Event,
         heard: Callable[[dict[str, Any]], None],
     ) -> None:
         self.order, self.peak_bytes, self.last = order, 0, dict[str, Any]()
         self.over, self.cancelled = False, cancelled
-        with tempfile.TemporaryFile() as errors:
+        with tempfile.TemporaryFile() as errors, task_group(home, order.budget_bytes) as group:
             self._process = subprocess.Popen(
-                command,
+                group.command(command),
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 stdin=subprocess.DEVNULL,
@@ -168,7 +170,7 @@ class _Child:
             try:
                 watch.start()
                 self._listen(heard)
-                self.status = self._process.wait()
+                self.status, peak_bytes = self._wait()
             except BaseException:  # nobody listens any more
                 self._process.kill()
                 self._process.wait()
@@ -177,20 +179,24 @@ class _Child:
                 ended.set()
                 if watch.ident is not None:
                     watch.join()
+            self.killed_at_bytes = group.killed_at_bytes()
+            self.peak_bytes = max(self.peak_bytes, peak_bytes, self.killed_at_bytes)
+            self.over = self.over or self.peak_bytes > order.budget_bytes
             errors.seek(max(errors.seek(0, os.SEEK_END) - 2000, 0))
             self.words = errors.read().decode(errors="replace")
 
     def failure(self) -> WorkerFailed:
         """Why it ended badly."""
         task_id, peak_bytes = self.order.task.task_id, max(self.peak_bytes, self.last.get("peak_bytes", 0))
-        if self.over:
+        if self.last.get("event") == "failed":  # it knows best
+            return WorkerFailed(task_id, FailureReason(self.last["reason"]), peak_bytes, self.last["detail"])
+        if self.killed_at_bytes or self.over:
             budget = f"{self.order.budget_bytes / 1e6:.0f} MB"
-            detail = f"ended at {peak_bytes / 1e6:.0f} MB resident, the budget is {budget}"
+            what = "by the kernel, the group's limit" if self.killed_at_bytes else "resident, the budget"
+            detail = f"ended at {peak_bytes / 1e6:.0f} MB {what} is {budget}"
             return WorkerFailed(task_id, FailureReason.OVER_BUDGET, peak_bytes, detail)
         if self.cancelled.is_set():
             return WorkerFailed(task_id, FailureReason.CANCELLED, peak_bytes, "cancelled")
-        if self.last.get("event") == "failed":
-            return WorkerFailed(task_id, FailureReason(self.last["reason"]), peak_bytes, self.last["detail"])
         last_words = last_line(self.words, "it said nothing")[:300]
         died = f"killed by {signal.Signals(-self.status).name}" if self.status < 0 else f"exit status {self.status}"
         return WorkerFailed(task_id, FailureReason.WORKER_DIED, peak_bytes, f"{died}: {last_words}")
@@ -205,6 +211,16 @@ class _Child:
                     if isinstance(said, dict):
                         self.last = said
                         heard(said)
+
+    def _wait(self) -> tuple[int, int]:
+        """Its exit status and its peak, the kernel's last word: the watch knows only what was a moment ago.
+
+        That word is about the process from its fork on, when it was a copy of us: up to our own peak it says nothing.
+        """
+        _, status, usage = os.wait4(self._process.pid, 0)
+        self._process.returncode = os.waitstatus_to_exitcode(status)
+        peak_bytes = usage.ru_maxrss * 1024
+        return self._process.returncode, peak_bytes if peak_bytes > read_memory().peak_bytes else 0
 
     def _watch(self, ended: threading.Event) -> None:
         status = pathlib.Path(f"/proc/{self._process.pid}/status")

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from edge_sdk.cgroup import in_task_group
 from edge_sdk.data import batches, open_token_folder, split
 from edge_sdk.engine.artifact import Artifact, adapter_in, artifact_in
 from edge_sdk.engine.batch import Batch
@@ -100,7 +101,8 @@ def _train(order: WorkerOrder) -> Report:
     adapter = adapter_in(store, task.adapter, artifact.manifest)
     limits = Limits(task.batch, task.tokens, order.budget_bytes, order.threads, order.correction)
     walk = settle(artifact, limits, lambda: check_budget(order.budget_bytes))
-    bound_allocations(order.budget_bytes)
+    if not in_task_group(order.budget_bytes):  # the kernel's limit is on what is used; this one, on what is asked for
+        bound_allocations(order.budget_bytes)
     before = {name: adapter[name].copy() for name in trained_names(walk, task.freeze)}
     training, aside = _rows(order, artifact)
     loss_before = evaluate(walk, adapter, aside).loss

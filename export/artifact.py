@@ -23,6 +23,7 @@ from edge_sdk.wire.manifest import (
     Keeping,
     LevelSpec,
     Manifest,
+    OptimizerGraphs,
     Segment,
     Structure,
     VocabularyLoss,
@@ -33,6 +34,7 @@ from export.adapters import adapter_arrays
 from export.compress.quantize import FULL_BITS, QuantizeInputs, is_quantized, quantize_tensors
 from export.errors import ExportError
 from export.lowering import Canonicalize, serialize
+from export.optimizers import optimizer_graphs
 from export.program import Place, Program, frozen_arrays, uses_vocabulary, vocabulary_matrix
 from export.structures import Captured
 
@@ -60,6 +62,7 @@ class ArtifactWriter:
             walk=walk,
             vocabulary_loss=self._vocabulary_loss(level.bits, files) if uses_vocabulary(self.program) else None,
             classes_loss=self._classes_loss(level.bits, files),
+            optimizers=self._optimizers(files),
             tokenizer=self._tokenizer(files),
             reference_tokens=reference_tokens,
             costs=(),
@@ -121,6 +124,12 @@ class ArtifactWriter:
             frozen=_frozen_names(step, bits),
             trained=step.trained,
         )
+
+    def _optimizers(self, files: dict[str, Blob]) -> OptimizerGraphs:
+        names = {}
+        for name, graph in optimizer_graphs().items():
+            names[name] = self._graph(f"optimizer.{name}.onnx", graph, (), FULL_BITS, files)
+        return OptimizerGraphs(**names)
 
     def _adapter(self, files: dict[str, Blob]) -> AdapterSpec:
         """The adapter of the full model, whatever the level: all levels start from the same file."""

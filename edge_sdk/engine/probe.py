@@ -17,7 +17,8 @@ import numpy as np
 
 from edge_sdk.engine.artifact import Artifact
 from edge_sdk.engine.batch import Batch
-from edge_sdk.engine.plan import HEAD_ROWS, PAGES, PROCESS, SLICE_ROWS, Plan, Step
+from edge_sdk.engine.costs import PAGES, PROCESS
+from edge_sdk.engine.plan import HEAD_ROWS, SLICE_ROWS, Plan, Step
 from edge_sdk.engine.runtime import Graph
 from edge_sdk.engine.walk import Arrays, Walk
 from edge_sdk.memory import forget_code, read_memory

@@ -11,7 +11,8 @@ import dataclasses
 from collections.abc import Callable
 
 from edge_sdk.engine.artifact import Artifact
-from edge_sdk.engine.plan import FAST_STORAGE, PROCESS, Declined, Plan, Storage, choose_plan
+from edge_sdk.engine.costs import PROCESS
+from edge_sdk.engine.plan import FAST_STORAGE, Declined, Plan, Storage, choose_plan
 from edge_sdk.engine.probe import ready
 from edge_sdk.engine.walk import Walk
 from edge_sdk.errors import OverBudget

@@ -56,7 +56,7 @@ def train_steps(
 ) -> Iterator[StepReport]:
     """Train `adapter` in place, a report after each step. Raises NonFinite, and whatever the walk's watch raises."""
     parameters = {name: adapter[name] for name in trained_names(walk, recipe.freeze)}
-    optimizer = optimizer_of(recipe.optimizer, recipe.weight_decay)
+    optimizer = optimizer_of(recipe.optimizer, recipe.weight_decay, walk.plan.state_bits)
     state = optimizer.init(parameters)
     for step in range(recipe.steps):
         begin = time.perf_counter()

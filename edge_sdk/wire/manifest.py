@@ -156,6 +156,22 @@ class ClassesLoss:
 
 
 @dataclass(frozen=True, slots=True)
+class OptimizerGraphs:
+    """The optimizers, for a runtime that brings none; each takes a flat tensor (n,), or any part of one.
+
+    `adamw`: `parameter`, `gradient`, `first`, `second`, `learning_rate` (), `weight_decay` (), `step` () int64 from 1
+    -> `new_parameter`, `new_first`, `new_second`. `sgd`: the same with `velocity` for both moments, without `step`.
+    `square_sum`: `gradient` -> `square_sum` () float64. `clip`: `gradient`, the sum over all tensors as `square_sum`,
+    `clip_norm` () (0: no bound) -> `new_gradient`. Moments start as zeros.
+    """
+
+    adamw: str
+    sgd: str
+    square_sum: str
+    clip: str
+
+
+@dataclass(frozen=True, slots=True)
 class Cost:
     """What one graph costs at one shape, measured; `graph` is its name in `Manifest.files`.
 
@@ -196,6 +212,7 @@ class Manifest:
     walk: tuple[Segment, ...]
     vocabulary_loss: VocabularyLoss | None
     classes_loss: ClassesLoss | None
+    optimizers: OptimizerGraphs
     tokenizer: str
     reference_tokens: int
     costs: tuple[Cost, ...]
@@ -262,6 +279,8 @@ def _check_walk(manifest: Manifest) -> None:
 def _named(manifest: Manifest) -> Iterator[str]:
     """Every file name that the manifest uses."""
     yield from (manifest.context, manifest.tokenizer, manifest.adapter.initial)
+    optimizers = manifest.optimizers
+    yield from (optimizers.adamw, optimizers.sgd, optimizers.square_sum, optimizers.clip)
     for structure in manifest.structures.values():
         yield from (structure.forward, structure.backward)
         for keeping in structure.keepings:

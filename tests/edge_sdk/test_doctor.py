@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 import re
 import socket
@@ -36,7 +37,7 @@ def test_this_machine_can_work(tmp_path: pathlib.Path, capsys: pytest.CaptureFix
     checks = [line.split()[1] for line in lines]
     for check in ("python", "numpy", "onnxruntime", "paho-mqtt", "msgpack", "psutil", "tokenizers", "cpu", "memory"):
         assert checks.count(check) == 1
-    assert checks[-3:] == ["cgroup", "config", "store"]
+    assert checks[-4:] == ["cgroup", "enforcement", "config", "store"]
     assert not list(tmp_path.iterdir())
 
 
@@ -145,6 +146,22 @@ def test_a_raspberry_pi_without_the_memory_controller(tmp_path: pathlib.Path) ->
     found = doctor.check_cgroup(root)
     assert found.state is State.WARN
     assert "cgroup_enable=memory into /boot/firmware/cmdline.txt" in found.remedy
+
+
+def test_how_a_budget_is_held_is_told(tmp_path: pathlib.Path) -> None:
+    """Where a group is ours to divide, by the kernel; elsewhere by us, why, and what would help."""
+    group = tree(tmp_path / "group", dict.fromkeys(("memory.max", "cgroup.subtree_control"), "max\n"))
+    tree(group, {"cgroup.procs": f"{os.getpid()}\n", "cgroup.controllers": "memory pids\n"})
+    mounted = f"31 23 0:28 / {tmp_path} rw - cgroup2 cgroup2 rw\n"
+    proc = tree(tmp_path / "proc", {"cgroup": "0::/group\n", "mountinfo": mounted})
+    assert doctor.check_enforcement(proc).state is State.OK
+    tree(group, {"cgroup.controllers": "pids\n"})
+    found = doctor.check_enforcement(proc)
+    assert (found.state, found.text) == (
+        State.NOTE,
+        f"budgets are held by RLIMIT_DATA and a watch: no memory controller in {group}",
+    )
+    assert "Delegate=memory" in found.remedy
 
 
 def test_the_store_need_not_be_there_yet(tmp_path: pathlib.Path) -> None:

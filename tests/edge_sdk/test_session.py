@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edge_sdk.engine.plan import Plan, choose_plan, predicted
 from edge_sdk.events import (
     CancelWorker,
     CheckFiles,
@@ -23,6 +24,7 @@ from edge_sdk.events import (
     KeepResult,
     ManifestHere,
     ResultKept,
+    Say,
     Send,
     StartWorker,
     StopFetching,
@@ -115,6 +117,23 @@ def test_what_does_not_fit_is_declined_with_its_need() -> None:
     assert (answer.reason, answer.budget_bytes) == (DeclineReason.OVER_BUDGET, 100 * MB)
     assert answer.needed_bytes > 200 * MB
     assert scene.session.phase is Phase.IDLE
+
+
+def test_what_was_refused_memory_is_not_tried_again() -> None:
+    """A worker that was over budget at a peak below it was refused the rest: the same plan would fail again."""
+    scene, task = Scene(), make_task()
+    scene.train(task)
+    refused = choose_plan(make_manifest(), task.batch, task.tokens, 100 * MB)
+    assert isinstance(refused, Plan)
+    failure = WorkerFailed(task.task_id, FailureReason.OVER_BUDGET, 99 * MB, "an allocation was refused")
+    scene.tell(failure)
+    expected = f"peak 99 MB, {refused.peak_bytes / 1e6:.0f} expected, the budget is 100"
+    assert scene.wanted(Say).line == f"failed, over-budget: an allocation was refused; {expected}"
+    scene.train(make_task("again"))
+    correction = scene.wanted(StartWorker).correction
+    leaner = choose_plan(make_manifest(), task.batch, task.tokens, 100 * MB, correction)
+    assert isinstance(leaner, Plan)
+    assert predicted(make_manifest(), task.batch, task.tokens, leaner).peak_bytes < refused.peak_bytes
 
 
 def test_more_tokens_than_positions_is_declined() -> None:

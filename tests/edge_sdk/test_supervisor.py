@@ -9,12 +9,15 @@ import queue
 import signal
 import sys
 import tempfile
+import textwrap
 import time
 from collections.abc import Iterator
 
 import psutil
 import pytest
 
+from edge_sdk.cgroup import AGENT, NotDelegated, claim
+from edge_sdk.memory import read_memory
 from edge_sdk.order import WorkerOrder
 from edge_sdk.supervisor import Supervisor, WorkerEvent, WorkerFailed, WorkerFinished, WorkerProgress
 from edge_sdk.wire.delta import decode_delta
@@ -28,9 +31,9 @@ PATIENCE_S = 60.0
 class Device:
     """A supervisor, and what it posted."""
 
-    def __init__(self) -> None:
+    def __init__(self, home: pathlib.Path | None = None) -> None:
         self.events: queue.Queue[WorkerEvent] = queue.Queue()
-        self.supervisor = Supervisor(self.events.put)
+        self.supervisor = Supervisor(self.events.put, home)
         self._others = {child.pid for child in psutil.Process().children()}
 
     def children(self) -> list[psutil.Process]:
@@ -258,6 +261,143 @@ def test_a_damaged_blob_is_the_artifacts_fault(device: Device, order: WorkerOrde
     end = device.failure(order)
     assert end.reason is FailureReason.BAD_ARTIFACT
     assert "does not match its name" in end.detail
+
+
+HOG = """
+import numpy as np
+kept = [np.ones(10_000_000) for _ in range(100)]
+"""
+MAPS = """
+import mmap, tempfile, time
+file = tempfile.TemporaryFile()
+file.truncate(1_000_000_000)
+mapped = mmap.mmap(file.fileno(), 0)
+for at in range(0, len(mapped), mmap.PAGESIZE):
+    mapped[at]
+time.sleep(600)
+"""
+DEAF = """
+import signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+worker.say("progress", step=1, steps=1, loss=0.0)
+time.sleep(600)
+"""
+
+
+def started_badly(device: Device, order: WorkerOrder, script: str, folder: pathlib.Path) -> None:
+    """Start the order with a real worker that, once everything is loaded and bound, runs the script as its steps."""
+    program = f"import sys\nfrom edge_sdk import worker\ndef steps(*_):\n{textwrap.indent(script, '    ')}\n    yield\n"
+    (folder / "bad.py").write_text(f"{program}worker.train_steps = steps\nsys.exit(worker.main())\n")
+    (folder / "python").write_text(f'#!/bin/sh\nexec {sys.executable} {folder / "bad.py"} "$3"\n')
+    (folder / "python").chmod(0o755)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "executable", str(folder / "python"))
+        device.supervisor.start(order)
+        while not device.children():
+            time.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("script", "reason", "detail"),
+    [
+        (HOG, FailureReason.OVER_BUDGET, "an allocation beyond the budget of 300 MB was refused"),
+        (MAPS, FailureReason.OVER_BUDGET, "MB resident, the budget is 300 MB"),
+        ("import ctypes; ctypes.string_at(0)", FailureReason.WORKER_DIED, "killed by SIGSEGV"),
+        ("import os; os.kill(os.getpid(), 9)", FailureReason.WORKER_DIED, "killed by SIGKILL"),
+        (DEAF, FailureReason.CANCELLED, "cancelled"),
+    ],
+    ids=["hogs memory", "maps a file", "segmentation fault", "killed", "hangs"],
+)
+def test_whatever_a_worker_does_the_next_task_is_done(
+    device: Device, order: WorkerOrder, tmp_path: pathlib.Path, script: str, reason: FailureReason, detail: str
+) -> None:
+    """A worker that misbehaves in a step is told with its peak, and harms neither the supervisor nor the next task."""
+    started_badly(device, dataclasses.replace(order, budget_bytes=300 * MB), script, tmp_path)
+    if script is DEAF:
+        device.events.get(timeout=PATIENCE_S)
+        device.supervisor.cancel()
+    _, end = device.end()
+    assert isinstance(end, WorkerFailed)
+    assert (end.reason, detail in end.detail) == (reason, True), end
+    assert end.peak_bytes > (300 * MB if script is MAPS else 30 * MB)
+    device.supervisor.start(order)
+    _, end = device.end()
+    assert isinstance(end, WorkerFinished)
+    assert end.report.peak_bytes > 30 * MB
+    assert end.report.peak_bytes <= end.report.predicted_bytes <= order.budget_bytes
+
+
+def test_a_sudden_end_has_its_peak(device: Device, order: WorkerOrder) -> None:
+    """What a child took in its last moment counts: the kernel knows when nobody was looking."""
+    most = read_memory().peak_bytes  # of this process, which says nothing of another
+    takes = f"import os, time; big = b'x' * {most}; time.sleep(0.2); last = b'x' * {10 * MB}; os.kill(os.getpid(), 9)"
+    end = device.failure(dataclasses.replace(preparing(order, takes), budget_bytes=2 * most))
+    assert end.reason is FailureReason.WORKER_DIED
+    assert most + 10 * MB < end.peak_bytes < most + 40 * MB
+
+
+@pytest.fixture
+def grouped() -> Iterator[Device]:
+    """A device that makes real groups; no group of a task is left after the test."""
+    try:
+        home = claim()
+    except NotDelegated as error:
+        pytest.skip(f"no group with a memory limit can be made here: {error}")
+    made = Device(home)
+    yield made
+    made.supervisor.close()
+    assert [path.name for path in home.iterdir() if path.is_dir()] == [AGENT]
+
+
+UNSEEN = """
+import os
+with open(os.memfd_create("big"), "wb") as file:
+    for _ in range(100):
+        file.write(bytes(10_000_000))
+"""
+
+
+def test_a_group_holds_what_nobody_sees(grouped: Device, order: WorkerOrder) -> None:
+    """Memory that is not resident in any process is bounded by the kernel, which is over budget; the next task runs."""
+    end = grouped.failure(dataclasses.replace(preparing(order, UNSEEN), budget_bytes=100 * MB))
+    assert (end.reason, end.detail) == (
+        FailureReason.OVER_BUDGET,
+        f"ended at {end.peak_bytes / 1e6:.0f} MB by the kernel, the group's limit is 100 MB",
+    )
+    assert end.peak_bytes == pytest.approx(100 * MB, rel=0.02)
+    grouped.supervisor.start(order)
+    assert isinstance(grouped.end()[1], WorkerFinished)
+
+
+def test_in_a_group_only_what_is_used_counts(grouped: Device, order: WorkerOrder, tmp_path: pathlib.Path) -> None:
+    """The kernel's limit replaces the one on promises: memory that is never touched is free, what is touched is not."""
+    script = "import mmap; kept = mmap.mmap(-1, 2_000_000_000, mmap.MAP_PRIVATE)\n"
+    budget = dataclasses.replace(order, budget_bytes=300 * MB)
+    started_badly(grouped, budget, f"{script}import ctypes; ctypes.string_at(0)", tmp_path)
+    assert "SIGSEGV" in str(grouped.end()[1])
+    started_badly(grouped, budget, HOG, tmp_path)
+    _, end = grouped.end()
+    assert isinstance(end, WorkerFailed)
+    assert end.reason is FailureReason.OVER_BUDGET
+    assert end.detail.startswith("ended at ")
+
+
+def test_the_page_cache_is_not_held_against_a_task(grouped: Device, order: WorkerOrder, tmp_path: pathlib.Path) -> None:
+    """Reading a file larger than the budget costs nothing: clean pages are given up."""
+    (tmp_path / "file").write_bytes(bytes(200 * MB))
+    reads = f"file = open({str(tmp_path / 'file')!r}, 'rb')\nwhile file.read(1_000_000): pass"
+    grouped.supervisor.start(dataclasses.replace(preparing(order, reads), budget_bytes=150 * MB))
+    assert isinstance(grouped.end()[1], WorkerFinished)
+
+
+def test_what_a_child_leaves_behind_ends_with_it(grouped: Device, order: WorkerOrder, tmp_path: pathlib.Path) -> None:
+    """Even a process that went into a session of its own is gone with the group."""
+    sleeps = "subprocess.Popen(['sleep', '600'], start_new_session=True, stdout=subprocess.DEVNULL).pid"
+    leaves = f"import pathlib, subprocess\npathlib.Path({str(tmp_path / 'pid')!r}).write_text(str({sleeps}))"
+    grouped.supervisor.start(preparing(order, leaves))
+    assert isinstance(grouped.end()[1], WorkerFinished)
+    pid = int((tmp_path / "pid").read_text())
+    assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
 def test_closing_what_never_ran_is_no_error(device: Device) -> None:

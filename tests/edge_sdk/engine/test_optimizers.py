@@ -189,11 +189,11 @@ def fall_of_loss(artifact: Artifact, kind: OptimizerKind, bits: int) -> float:
     walk, adapter, batch = walk_of(artifact), artifact.initial_adapter(), batch_of(artifact.manifest)
     parameters = {name: adapter[name] for name in artifact.manifest.trained_shapes()}
     optimizer, rate = optimizer_of(kind, 0.0, bits), 1e-2 if kind is OptimizerKind.ADAMW else 0.05
-    state, before = optimizer.init(parameters), evaluate(walk, adapter, [batch], 5).loss
+    state, before = optimizer.init(parameters), evaluate(walk, adapter, [batch]).loss
     for _ in range(20):
-        _, gradients = batch_gradient(walk, adapter, batch, list(parameters), 5)
+        _, gradients = batch_gradient(walk, adapter, batch, list(parameters))
         optimizer.update(parameters, gradients, state, rate)
-    return before - evaluate(walk, adapter, [batch], 5).loss
+    return before - evaluate(walk, adapter, [batch]).loss
 
 
 def test_adamw_ignores_the_gradients_size() -> None:

@@ -9,10 +9,9 @@ import math
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edge_sdk.engine.costs import PAGES, PROCESS
 from edge_sdk.engine.plan import (
     HEAD_ROWS,
-    PAGES,
-    PROCESS,
     Declined,
     Plan,
     Storage,
