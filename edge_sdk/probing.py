@@ -18,7 +18,8 @@ import sys
 from typing import Any
 
 from edge_sdk.engine.artifact import open_artifact
-from edge_sdk.engine.plan import Declined, Plan, choose_plan, leanest, plans
+from edge_sdk.engine.costs import TRAINING
+from edge_sdk.engine.plan import MARGIN, Declined, Plan, choose_plan, leanest, plans, with_margin
 from edge_sdk.environment import training_environment
 from edge_sdk.errors import ArtifactError, EdgeError, OverBudget
 from edge_sdk.memory import read_memory
@@ -47,9 +48,13 @@ def probe_costs(manifest_path: pathlib.Path, tokens: int, threads: int) -> dict[
 
     Plain values, for JSON.
     """
-    found = _fresh("costs", manifest_path, (tokens, threads), threads)
-    measured = with_costs(open_artifact(manifest_path).manifest, found["costs"])
-    return {**found, "needs_bytes": leanest(plans(measured, 1, tokens)).peak_bytes}
+    costs = _fresh("costs", manifest_path, (tokens, threads), threads)["costs"]
+    manifest = with_costs(open_artifact(manifest_path).manifest, costs)
+    lean = leanest(plans(manifest, 1, tokens))
+    # What the parts do not show: code that runs only in training, what Python and the allocator add.
+    more_bytes = with_margin(probe_steps(manifest_path, lean, tokens, 1, 1, threads)["peak_bytes"]) - lean.peak_bytes
+    costs.append(dataclasses.asdict(Cost(TRAINING, 1, tokens, max(round(more_bytes / MARGIN), 0), 0.0)))
+    return {"costs": costs, "needs_bytes": leanest(plans(with_costs(manifest, costs), 1, tokens)).peak_bytes}
 
 
 def probe_steps(

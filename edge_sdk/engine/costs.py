@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from edge_sdk.wire.manifest import Cost
 
-PROCESS, PAGES = "process", "pages"  # costs that are of no graph
+PROCESS, TRAINING, PAGES = "process", "training", "pages"  # costs that are of no graph
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +50,12 @@ class Costs:
     """The manifest's costs by graph, at any shape."""
 
     def __init__(self, costs: Iterable[Cost]) -> None:
-        """Fit each graph's lines. `process_bytes` is what the process holds at rest."""
+        """Fit each graph's lines. `process_bytes` is what there is beside all that is planned."""
         by_graph: dict[str, list[Cost]] = {}
         for cost in costs:
             by_graph.setdefault(cost.graph, []).append(cost)
-        self.process_bytes = max((cost.memory_bytes for cost in by_graph.pop(PROCESS, [])), default=0)
+        fixed = [cost for name in (PROCESS, TRAINING) for cost in by_graph.pop(name, [])]
+        self.process_bytes = sum(cost.memory_bytes for cost in fixed)
         self._pages = by_graph.pop(PAGES, [])
         self._memory = {
             g: Line.through({(c.batch, c.tokens): c.memory_bytes for c in cs}) for g, cs in by_graph.items()

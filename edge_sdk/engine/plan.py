@@ -10,7 +10,7 @@ A plan is a point in
 
 and the predicted peak of a step of b rows of S tokens is
 
-    process          the worker with everything loaded (measured)
+    process          the worker with everything loaded, and what a step takes beyond its parts (both measured)
   + adapter state    every value, and per trained number the value before and the optimizer's moments
   + mapped           the weights of what is resident, and of the largest segment that is not
   + shelf            inputs of what is walked back, activations kept, gradients
@@ -153,6 +153,11 @@ def resident_segments(manifest: Manifest, plan: Plan) -> set[str]:
     return set(names[max(len(names) - plan.resident, 0) :])
 
 
+def with_margin(peak_bytes: float) -> int:
+    """What to count with where so much is expected."""
+    return round(peak_bytes * MARGIN) + VARIES_BYTES
+
+
 def corrected(plan: Plan, correction: float) -> Plan:
     """`plan` with a peak that this device's experience has corrected."""
     return dataclasses.replace(plan, peak_bytes=math.ceil(plan.peak_bytes * correction))
@@ -207,7 +212,7 @@ class Step:
             self._walk_ms(plan, rows) * times for rows, times in ((plan.micro_batch, whole), (rest, 1)) if rows
         )
         step_ms = walks_ms + UPDATE_MS[plan.state_bits] * self._trained
-        return dataclasses.replace(plan, peak_bytes=round(peak * MARGIN) + VARIES_BYTES, step_ms=step_ms)
+        return dataclasses.replace(plan, peak_bytes=with_margin(peak), step_ms=step_ms)
 
     def _state_bytes(self, plan: Plan) -> int:
         return FLOAT_BYTES * (self._adapter + self._trained) + self._moments[plan.state_bits]

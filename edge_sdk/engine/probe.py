@@ -21,7 +21,7 @@ from edge_sdk.engine.costs import PAGES, PROCESS
 from edge_sdk.engine.plan import HEAD_ROWS, SLICE_ROWS, Plan, Step
 from edge_sdk.engine.runtime import Graph
 from edge_sdk.engine.walk import Arrays, Walk
-from edge_sdk.memory import forget_code, read_memory
+from edge_sdk.memory import read_memory
 from edge_sdk.wire.manifest import Cost, Manifest, Segment
 from edge_sdk.wire.tensors import Array, TensorFile
 
@@ -51,12 +51,11 @@ def ready(artifact: Artifact, threads: int, plan: Plan, watch: Callable[[], None
     """A loaded walk, and what the process holds at rest, bytes.
 
     That is its anonymous memory before the first walk, for what the arena takes is a cost of the graphs, and the pages
-    of files after one: code is mapped where it runs. The code that only loading needed is forgotten before.
+    of files after one: code is mapped where it runs, and what only loading needed was forgotten.
     """
     walk = Walk(artifact, threads, plan, watch)
     gc.collect()
     anonymous_bytes = read_memory().anonymous_bytes
-    forget_code()
     walk.gradient(random_batch(artifact.manifest, 1, 2), artifact.initial_adapter(), 1.0)
     memory = read_memory()
     return walk, anonymous_bytes + memory.resident_bytes - memory.anonymous_bytes

@@ -24,6 +24,7 @@ from edge_sdk.engine.losses import VocabularyHead, predicting_rows
 from edge_sdk.engine.plan import Plan, kept_segments, resident_segments
 from edge_sdk.engine.runtime import Graph
 from edge_sdk.engine.shelf import Shelf
+from edge_sdk.memory import forget_code
 from edge_sdk.wire.manifest import Segment, VocabularyLoss
 from edge_sdk.wire.tensors import Array, TensorFile
 
@@ -70,6 +71,7 @@ class Walk:
         self._graphs = {name: graph for name, graph in self._graphs.items() if name in needed}
         for name in sorted(needed - set(self._graphs)):
             self._graphs[name] = Graph(self.artifact.path(name), self._threads)
+            forget_code()  # 8 MB that only loading needed, and a peak that nothing later reaches in a small model
         self._vocabulary = self._vocabulary_head(manifest.vocabulary_loss, plan.head_rows)
 
     def predictions(self, batch: Batch) -> int:

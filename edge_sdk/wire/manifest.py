@@ -177,8 +177,9 @@ class Cost:
 
     `memory_bytes` is what it needs beside its inputs while it runs, its outputs included; `time_ms` the median time of
     a run with its weights in memory. The graphs of a vocabulary's loss take `batch` positions and a slice of the
-    vocabulary. Two costs are of no graph: `process` is the resident memory of a worker with everything loaded, `pages`
-    the time to map and to give back so many bytes of weights.
+    vocabulary. Three costs are of no graph: `process` is the memory of a worker at rest with everything loaded,
+    `training` what a step of the leanest plan took beyond the sum of its parts, `pages` the time to map and to give back
+    so many bytes of weights.
     """
 
     graph: str

@@ -91,7 +91,7 @@ def test_probe_measures(tiny_artifact: pathlib.Path) -> None:
     assert found["peak_bytes"] > 2e7
     assert found["step_ms"] > 0
     assert found["threads"] == 1
-    assert {cost["structure"] for cost in found["costs"]} >= {"process", "embed", "block", "norm", "loss"}
+    assert {cost["graph"] for cost in found["costs"]} >= {"process", "training", "pages", "block.backward.onnx"}
 
 
 def test_doctor_finds_no_fault_here() -> None:

@@ -18,6 +18,7 @@ from edge_sdk.wire.partial import chunk_count
 from tests.edge_sdk.samples import MB, make_manifest, make_task
 
 FILES = {"forward": b"a" * 300_000, "backward": b"b" * 5, "tensors": b"c" * 700_000, "initial": b""}
+FILES |= {"keep.forward": b"d", "keep.backward": b"e"}
 ADAPTER = b"the adapter"
 
 

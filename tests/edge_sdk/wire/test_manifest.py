@@ -81,7 +81,7 @@ STRUCTURES = MANIFEST.structures
         ({"classes_loss": CLASSES}, "exactly one loss"),
         ({"files": {**MANIFEST.files, "../passwd": FILE}}, "is no file name"),
         ({"files": {**MANIFEST.files, "/etc/passwd": FILE}}, "is no file name"),
-        ({"files": {"forward": FILE}}, "does not list: backward, initial, tensors"),
+        ({"files": {"forward": FILE}}, "does not list: backward, initial, keep.backward, keep.forward, tensors"),
         ({"context": "absent"}, "does not list: absent"),
         ({"tokenizer": "absent"}, "does not list: absent"),
         ({"walk": (*WALK, Segment("norm", "norm", "tensors", trains=False))}, "unknown structure 'norm'"),
