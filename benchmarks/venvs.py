@@ -21,6 +21,8 @@ from benchmarks.fetch import STANDARD_ERROR, FetchError, cache_folder, cached, s
 REQUIREMENTS: dict[str, tuple[str, ...]] = {
     # Its wheel stops at Python 3.12. onnx 1.17 writes IR version 10 at most, the newest that 1.19.2 reads.
     "ort-training": ("onnxruntime-training-cpu==1.19.2", "onnx==1.17.0"),
+    # The torch that exports for it must be ours: a program is not read across torch's versions.
+    "executorch": ("executorch==1.5.1", "torch==2.13.0"),
 }
 
 
@@ -42,7 +44,7 @@ def environment(parent: pathlib.Path, name: str, requirements: Sequence[str]) ->
         _run([sys.executable, "-m", "venv", "--without-pip", str(temporary)], name)
         if requirements:
             pip = [sys.executable, "-m", "pip", "--python", str(temporary / "bin" / "python"), "install"]
-            _run([*pip, "--disable-pip-version-check", "--only-binary=:all:", *requirements], name)
+            _run([*pip, "--disable-pip-version-check", *requirements], name)
 
     return cached(folder, build) / "bin" / "python"
 

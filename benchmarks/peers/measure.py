@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import pathlib
 import random
@@ -13,6 +14,7 @@ from collections.abc import Callable
 
 RANK, ALPHA = 8, 16  # of LoRA
 RATE, BETAS, EPSILON, DECAY = 1e-4, (0.9, 0.999), 1e-8, 0.01  # of AdamW; torch's defaults but for the rate
+IGNORED = -100  # no loss at this label
 
 
 def peak_bytes() -> int:
@@ -44,3 +46,19 @@ def report(step: Callable[[], float], steps: int, version: str, threads: int) ->
         print(f"step {done} of {steps}: {times_ms[-1]:.0f} ms, loss {losses[-1]:.4f}", file=sys.stderr, flush=True)
     found = {"peak_bytes": peak_bytes(), "step_ms": statistics.median(times_ms[1:])}
     print(json.dumps(found | {"first_loss": losses[0], "loss": losses[-1], "version": version, "threads": threads}))
+
+
+def staged_arguments(*flags: str) -> argparse.Namespace:
+    """The command line of a peer's stage, as benchmarks.peers.staged writes it; `flags` belong to the stage `step`."""
+    parser = argparse.ArgumentParser()
+    stages = parser.add_subparsers(dest="stage", required=True)
+    make = stages.add_parser("artifacts")
+    make.add_argument("forward", type=pathlib.Path)
+    make.add_argument("folder", type=pathlib.Path)
+    train = stages.add_parser("step")
+    train.add_argument("folder", type=pathlib.Path)
+    for name in ("vocabulary", "tokens", "batch", "steps"):
+        train.add_argument(f"--{name}", type=int, required=True)
+    for name in flags:
+        train.add_argument(f"--{name}", action="store_true")
+    return parser.parse_args()

@@ -35,14 +35,14 @@ TASKS: dict[str, tuple[Any, TaskType, dict[str, Any]]] = {
 def tuned_model(folder: pathlib.Path, task: str, targets: list[str], **load: Any) -> PeftModel:  # noqa: ANN401
     """The model in `folder` with a LoRA adapter on each of `targets`, in training mode, without dropout.
 
-    `load` goes to `from_pretrained`. The adapter's initial values are the same at every call.
+    `load` goes to `from_pretrained`. What it does not find there (the adapter, a classifier) is drawn from one seed.
     """
     loader, peft_task, more = TASKS[task]
+    torch.manual_seed(0)
     model = loader.from_pretrained(folder, dtype=torch.float32, **more, **load)
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-    torch.manual_seed(0)
     # GPT-2's Conv1D holds its weight transposed.
     transposed = model.config.model_type == "gpt2"
     config = LoraConfig(

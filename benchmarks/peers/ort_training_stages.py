@@ -1,14 +1,13 @@
 """onnxruntime-training in its own environment, which has no torch: `artifacts` makes, `step` measures.
 
-    python -m benchmarks.peers.ort_stages artifacts FORWARD.onnx FOLDER
-    python -m benchmarks.peers.ort_stages step FOLDER --vocabulary 50257 --tokens 128 --batch 1 --steps 5 [--lean]
+    python -m benchmarks.peers.ort_training_stages artifacts FORWARD FOLDER
+    python -m benchmarks.peers.ort_training_stages step FOLDER --vocabulary 50257 --tokens 128 --batch 1 --steps 5
 
-`benchmarks.peers.ort_training` starts both. `--lean` turns the memory arena and the memory pattern off.
+`benchmarks.peers.ort_training` starts both. `step ... --lean` turns the memory arena and the memory pattern off.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import pathlib
 import sys
@@ -16,9 +15,7 @@ import types
 
 import onnxruntime
 
-from benchmarks.peers.measure import BETAS, DECAY, EPSILON, RATE, random_rows, report
-
-IGNORED = -100  # no loss at this label
+from benchmarks.peers.measure import BETAS, DECAY, EPSILON, IGNORED, RATE, random_rows, report, staged_arguments
 
 
 def without_torch() -> None:
@@ -81,17 +78,7 @@ def measure(folder: pathlib.Path, rows: list[list[int]], steps: int, *, lean: bo
 
 def main() -> None:
     """Do one stage."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.peers.ort_stages")
-    stages = parser.add_subparsers(dest="stage", required=True)
-    make = stages.add_parser("artifacts")
-    make.add_argument("forward", type=pathlib.Path)
-    make.add_argument("folder", type=pathlib.Path)
-    train = stages.add_parser("step")
-    train.add_argument("folder", type=pathlib.Path)
-    for name in ("vocabulary", "tokens", "batch", "steps"):
-        train.add_argument(f"--{name}", type=int, required=True)
-    train.add_argument("--lean", action="store_true")
-    arguments = parser.parse_args()
+    arguments = staged_arguments("lean")
     without_torch()
     if arguments.stage == "artifacts":
         artifacts(arguments.forward, arguments.folder)
