@@ -1,72 +1,107 @@
 """One training step of torch + peft, measured in this process: the usual way, on a machine that could hold it.
 
-    python -m benchmarks.peers.torch_peft MODEL_DIR --tokens 128 --batch 1 --steps 5 [--checkpointing]
+    python -m benchmarks.peers.torch_peft MODEL_DIR --tokens 128 --batch 1 --steps 5 [--targets c_attn] [--last 6]
+        [--task sequence-classification] [--checkpointing]
 
-LoRA r=8 on the query and value projections of every layer, AdamW, random tokens. Prints one JSON object: the peak
-resident memory of the process (VmHWM), the median step time, and the loss.
+LoRA r=8, AdamW, full rows of random tokens, fp32, all of torch's threads. `--targets` are the modules that get an
+adapter; `--last K` trains those of the last K layers alone. Dropout is off, as in the step that it is compared with.
+Prints one JSON object (see measure.report).
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import pathlib
 import re
-import statistics
-import time
+from typing import Any
 
 import torch
-from peft import LoraConfig, TaskType, get_peft_model
-from transformers import AutoModelForCausalLM
+import transformers
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+
+from benchmarks.peers.measure import ALPHA, BETAS, DECAY, EPSILON, RANK, RATE, random_rows, report
+
+LABELS = 2
+TASKS: dict[str, tuple[Any, TaskType, dict[str, Any]]] = {
+    "causal-lm": (transformers.AutoModelForCausalLM, TaskType.CAUSAL_LM, {}),
+    "sequence-classification": (
+        transformers.AutoModelForSequenceClassification,
+        TaskType.SEQ_CLS,
+        {"num_labels": LABELS},
+    ),
+}
 
 
-def peak_bytes() -> int:
-    """The largest resident memory this process ever had."""
-    found = re.search(r"VmHWM:\s+(\d+) kB", pathlib.Path("/proc/self/status").read_text())
-    if found is None:
-        msg = "this kernel does not report VmHWM"
-        raise RuntimeError(msg)
-    return int(found[1]) * 1024
+def tuned_model(folder: pathlib.Path, task: str, targets: list[str], **load: Any) -> PeftModel:  # noqa: ANN401
+    """The model in `folder` with a LoRA adapter on each of `targets`, in training mode, without dropout.
+
+    `load` goes to `from_pretrained`. What it does not find there (the adapter, a classifier) is drawn from one seed.
+    """
+    loader, peft_task, more = TASKS[task]
+    torch.manual_seed(0)
+    model = loader.from_pretrained(folder, dtype=torch.float32, **more, **load)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    # GPT-2's Conv1D holds its weight transposed.
+    transposed = model.config.model_type == "gpt2"
+    config = LoraConfig(
+        r=RANK, lora_alpha=ALPHA, target_modules=targets, task_type=peft_task, fan_in_fan_out=transposed
+    )
+    tuned: PeftModel = get_peft_model(model, config)
+    return tuned.train()
+
+
+def freeze_below(tuned: PeftModel, last: int) -> None:
+    """Leave the adapters of the last `last` layers trainable, and no others; a classifier's head stays as it is.
+
+    Raises ValueError when the model has fewer layers.
+    """
+    layers = tuned.config.num_hidden_layers
+    if not 0 < last <= layers:
+        msg = f"the model has {layers} layers, and {last} were asked for"
+        raise ValueError(msg)
+    for name, parameter in tuned.named_parameters():
+        if (layer := re.search(r"\.(\d+)\.", name)) and int(layer[1]) < layers - last:
+            parameter.requires_grad = False
+
+
+def batch_of(tuned: PeftModel, task: str, batch: int, tokens: int) -> dict[str, torch.Tensor]:
+    """Random rows and what they should lead to: their own tokens, or labels in turn."""
+    ids = torch.tensor(random_rows(tuned.config.vocab_size, batch, tokens))
+    return {"input_ids": ids, "labels": ids if task == "causal-lm" else torch.arange(batch) % LABELS}
 
 
 def main() -> None:
     """Measure, print JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model", type=pathlib.Path)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.peers.torch_peft")
+    parser.add_argument("model", type=pathlib.Path, help="a Hugging Face folder")
+    parser.add_argument("--task", choices=TASKS, default="causal-lm")
+    parser.add_argument("--targets", nargs="+", default=["q_proj", "v_proj"])
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--checkpointing", action="store_true")
+    parser.add_argument("--last", type=int, metavar="K", help="train the adapters of the last K layers alone")
+    parser.add_argument("--checkpointing", action="store_true", help="recompute activations in the backward pass")
     arguments = parser.parse_args()
 
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32)
-    config = LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"], task_type=TaskType.CAUSAL_LM)
-    tuned = get_peft_model(model, config).train()
+    tuned = tuned_model(arguments.model, arguments.task, arguments.targets)
+    if arguments.last is not None:
+        freeze_below(tuned, arguments.last)
     if arguments.checkpointing:
         tuned.gradient_checkpointing_enable({"use_reentrant": False})
-        tuned.enable_input_require_grads()
-    optimizer = torch.optim.AdamW([p for p in tuned.parameters() if p.requires_grad], lr=1e-4)
-    ids = torch.randint(0, model.config.vocab_size, (arguments.batch, arguments.tokens))
-    times_ms = []
-    for _ in range(arguments.steps + 1):
-        begin = time.perf_counter()
-        loss = tuned(input_ids=ids, labels=ids).loss
+    trained = [p for p in tuned.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=RATE, betas=BETAS, eps=EPSILON, weight_decay=DECAY)
+    batch = batch_of(tuned, arguments.task, arguments.batch, arguments.tokens)
+
+    def step() -> float:
+        loss = tuned(**batch).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        times_ms.append((time.perf_counter() - begin) * 1e3)
-    # The first step allocates and warms up, on both sides: it counts for memory, not for time.
-    print(
-        json.dumps(
-            {
-                "peak_bytes": peak_bytes(),
-                "step_ms": statistics.median(times_ms[1:]),
-                "loss": float(loss.detach()),
-                "version": f"torch {torch.__version__}",
-            }
-        )
-    )
+        return float(loss.detach())
+
+    report(step, arguments.steps, f"torch {torch.__version__}", torch.get_num_threads())
 
 
 if __name__ == "__main__":
