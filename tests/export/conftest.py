@@ -19,7 +19,9 @@ from tests.models import tiny_bert, tiny_llama
 
 LEVELS = (
     LevelRequest("fp32", 32, None, None),
+    LevelRequest("fp16", 16, None, None),
     LevelRequest("int8", 8, None, None),
+    LevelRequest("int4", 4, None, None),
     LevelRequest("int8-2layers-last1", 8, 2, 1),
 )
 TASKS = {"llama": TaskType.CAUSAL_LM, "bert": TaskType.SEQUENCE_CLASSIFICATION}
@@ -29,7 +31,7 @@ TARGETS = {"llama": ("q_proj", "up_proj"), "bert": ("query", "value")}  # the fa
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """A tiny model, captured, and an artifact of it with the three levels above."""
+    """A tiny model, captured, and an artifact of it with the levels above."""
 
     model: pathlib.Path
     folder: pathlib.Path

@@ -211,7 +211,7 @@ def test_weights_are_checked(model: pathlib.Path, tmp_path: pathlib.Path, capsys
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--bits", "4"), "4 bits are not supported; supported are 32, 8"),
+        (("--bits", "5"), "5 bits are not supported; supported are 32, 16, 8, 4"),
         (("--layers", "9"), "cannot keep 9 of 4 layers"),
         (("--train-last", "0"), "cannot train the last 0 of 4 layers"),
         (("--level", "../up"), "is no level name"),
