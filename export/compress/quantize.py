@@ -103,8 +103,7 @@ class QuantizeInputs(ir.passes.InPlacePass):
         """Rewrite input by input."""
         for name in self.names:
             _quantize_input(model.graph, name, self.storage)
-        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-        common.DeduplicateInitializersPass()(model)
+        share_constants(model)
         return ir.passes.PassResult(model, modified=bool(self.names))
 
     def ensures(self, model: ir.Model) -> None:
@@ -161,19 +160,29 @@ def _read_rows_looked_up(
     graph: ir.Graph, gather: ir.Node, parts: Sequence[ir.Value], storage: Storage, width: int
 ) -> None:
     """Look up the rows of every part, in one dimension whatever the indices have, and read those."""
-    indices, rows = gather.inputs[1], gather.outputs[0]
-    tape = ir.tape.Tape()
-    flat = tape.op("Reshape", [indices, _constant(tape, [-1])])
+    indices, tape = gather.inputs[1], ir.tape.Tape()
+    flat = tape.op("Reshape", [indices, constant(tape, [-1])])
     found = storage.read(tape, [tape.op("Gather", [part, flat]) for part in parts], width)
-    shape = tape.op("Concat", [tape.op("Shape", [indices]), _constant(tape, [width])], {"axis": 0})
-    y = tape.op("Reshape", [found, shape])
-    y.name, y.type, rows.name = rows.name, rows.type, None
-    graph.insert_before(gather, tape.nodes)
-    rows.replace_all_uses_with(y, replace_graph_outputs=True)
-    graph.remove(gather, safe=True)
+    shape = tape.op("Concat", [tape.op("Shape", [indices]), constant(tape, [width])], {"axis": 0})
+    substitute(graph, gather, tape, tape.op("Reshape", [found, shape]))
 
 
-def _constant(tape: ir.tape.Tape, value: Array | Sequence[int]) -> ir.Value:
+def substitute(graph: ir.Graph, node: ir.Node, tape: ir.tape.Tape, found: ir.Value) -> None:
+    """Put the nodes of `tape` in the place of `node`, and their value `found` in that of its output."""
+    old = node.outputs[0]
+    found.name, found.type, old.name = old.name, old.type, None
+    graph.insert_before(node, tape.nodes)
+    old.replace_all_uses_with(found, replace_graph_outputs=True)
+    graph.remove(node, safe=True)
+
+
+def share_constants(model: ir.Model) -> None:
+    """Make equal constants one."""
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    common.DeduplicateInitializersPass()(model)
+
+
+def constant(tape: ir.tape.Tape, value: Array | Sequence[int]) -> ir.Value:
     """A constant: an array, or a list as int64."""
     return tape.op("Constant", [], {"value": ir.tensor(value if isinstance(value, np.ndarray) else np.array(value))})
 
@@ -230,18 +239,18 @@ def _blocks_value(parts: Sequence[Array], width: int) -> Array:
 def _read_blocks(tape: ir.tape.Tape, parts: Sequence[ir.Value], width: int) -> ir.Value:
     """Each block becomes a row, for a scale per row is read much faster than DequantizeLinear's own `block_size`."""
     packed, scale = parts
-    low = tape.op("BitwiseAnd", [packed, _constant(tape, np.array(15, np.uint8))])
-    high = tape.op("BitShift", [packed, _constant(tape, np.array(4, np.uint8))], {"direction": "RIGHT"})
+    low = tape.op("BitwiseAnd", [packed, constant(tape, np.array(15, np.uint8))])
+    high = tape.op("BitShift", [packed, constant(tape, np.array(4, np.uint8))], {"direction": "RIGHT"})
     nibbles = tape.op("Concat", [low, high], {"axis": 1})
-    scales = tape.op("Cast", [tape.op("Reshape", [scale, _constant(tape, [-1])])], {"to": ir.DataType.FLOAT})
+    scales = tape.op("Cast", [tape.op("Reshape", [scale, constant(tape, [-1])])], {"to": ir.DataType.FLOAT})
     middle = {"value": ir.tensor(np.array([MIDDLE], np.uint8))}
     middles = tape.op("ConstantOfShape", [tape.op("Shape", [scales])], middle)
-    blocks = tape.op("Reshape", [nibbles, _constant(tape, [-1, BLOCK])])
+    blocks = tape.op("Reshape", [nibbles, constant(tape, [-1, BLOCK])])
     values = tape.op("DequantizeLinear", [blocks, scales, middles], {"axis": 0})
-    whole = tape.op("Reshape", [values, _constant(tape, [-1, width + -width % BLOCK])])
+    whole = tape.op("Reshape", [values, constant(tape, [-1, width + -width % BLOCK])])
     if width % BLOCK == 0:
         return whole
-    return tape.op("Slice", [whole, *(_constant(tape, [n]) for n in (0, width, 1))])
+    return tape.op("Slice", [whole, *(constant(tape, [n]) for n in (0, width, 1))])
 
 
 def _usable(scale: Array) -> Array:
