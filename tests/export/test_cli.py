@@ -83,7 +83,7 @@ def test_build_and_look_at_it(
     assert "up_proj.lora_B" in said.out
     assert "within 1e-04" in said.out.splitlines()[-1]
     assert [line.split()[1:3] for line in said.err.splitlines()][1:] == [
-        ["parity", level] for level in ("fp32", "int8", "small", "int8-2layers-last1")
+        ["parity", level] for level in ("fp32", "fp16", "int8", "int4", "small", "int8-2layers-last1")
     ]
 
 
