@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from export.compress.quantize import constant, share_constants, substitute
+from export.compress.quantize import constant, is_quantized, share_constants, substitute
 from export.lowering import CONTRIB_VERSION, MICROSOFT
 
 TINY = np.finfo(np.float32).tiny  # what a row of zeros, as of padding, is divided by
@@ -55,7 +55,9 @@ def _rows_multiplied(node: ir.Node) -> tuple[ir.Value, ir.Value, ir.Value] | Non
     if left is None or reading is None or reading.op_type != "DequantizeLinear":
         return None
     matrix, scale = reading.inputs[:2]
-    return (left, matrix, scale) if matrix is not None and scale is not None and matrix.is_graph_input() else None
+    if matrix is None or scale is None or not matrix.is_graph_input() or not is_quantized(tuple(matrix.shape or ())):
+        return None  # nibbles, or an activation that was kept in 8 bits
+    return left, matrix, scale
 
 
 def _multiply_in_integers(
