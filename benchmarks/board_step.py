@@ -20,13 +20,15 @@ from dataclasses import dataclass
 
 from edge_sdk.engine.artifact import open_artifact
 from edge_sdk.engine.batch import Batch
+from edge_sdk.engine.plan import Plan
 from edge_sdk.engine.train import Recipe, batch_gradient, train_steps, trained_names
 from edge_sdk.engine.walk import Walk
 from edge_sdk.wire.tensors import Array, read_tensors, write_tensors
 
 STEPS = 3
-MICRO_BATCH = 2  # of a batch of three: two rows of different lengths, and a sum over two parts
-HEAD_ROWS = 6  # predictions at a time: fewer than the first part has, so that chunks are summed, too
+# Of a batch of three rows two at a time, of different lengths, and a sum over two parts; fewer predictions at a time
+# than the first part has, so that chunks are summed, too; one block of two keeps activations, the other recomputes.
+PLAN = Plan(micro_batch=2, head_rows=6, kept_blocks=1)
 COMPILED = ("numpy", "onnxruntime", "msgpack", "psutil")  # a device's dependencies with machine code in them
 
 
@@ -41,9 +43,9 @@ class Found:
 
 def gradient_and_steps(manifest: pathlib.Path, adapter: dict[str, Array], batch: Batch) -> Found:
     """The batch's gradient at `adapter`, then the steps: all that this benchmark asks of the engine."""
-    walk = Walk(open_artifact(manifest), threads=1, head_rows=HEAD_ROWS, watch=lambda: None)
-    _, gradients = batch_gradient(walk, adapter, batch, trained_names(walk, ()), MICRO_BATCH)
-    reports = train_steps(walk, adapter, itertools.repeat(batch), Recipe(steps=STEPS), MICRO_BATCH)
+    walk = Walk(open_artifact(manifest), threads=1, plan=PLAN, watch=lambda: None)
+    _, gradients = batch_gradient(walk, adapter, batch, trained_names(walk, ()))
+    reports = train_steps(walk, adapter, itertools.repeat(batch), Recipe(steps=STEPS))
     return Found(gradients, adapter, [report.loss for report in reports])
 
 

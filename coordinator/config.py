@@ -10,7 +10,7 @@ import pathlib
 from dataclasses import dataclass
 
 from coordinator.errors import ConfigError
-from edge_sdk.wire.manifest import NAME, TaskType
+from edge_sdk.wire.manifest import BITS, NAME, TaskType
 from edge_sdk.wire.messages import MAX_BATCH, MAX_STEPS, MAX_TOKENS, OptimizerKind, Schedule
 from edge_sdk.wire.settings import SettingsError, matching, number, read_settings
 from edge_sdk.wire.topics import FLEET, NAME_RULE
@@ -198,7 +198,8 @@ def _complaints(config: Config) -> dict[str, bool]:
         "training.warmup_steps is more than training.steps": config.training.warmup_steps > config.training.steps,
     }
     for level in config.levels:
-        complaints[f"levels.{level.name}.bits is {level.bits}; allowed: 32, 8"] = level.bits not in {32, 8}
+        allowed = ", ".join(map(str, BITS))
+        complaints[f"levels.{level.name}.bits is {level.bits}; allowed: {allowed}"] = level.bits not in BITS
         trained_too_many = 0 < level.layers < level.train_last
         complaints[f"levels.{level.name} trains more layers than it keeps"] = trained_too_many
     return complaints

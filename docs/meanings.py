@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from edge_sdk.wire.manifest import BITS
 from edge_sdk.wire.messages import (
     MAX_BATCH,
     MAX_BITMAP_BYTES,
@@ -123,7 +124,7 @@ FIELDS: Final = {
     "LevelSpec.name": "the level's name",
     "LevelSpec.layers": "layers of the full model that are kept",
     "LevelSpec.trained_layers": "those of them that train",
-    "LevelSpec.bits": "bits of a frozen matrix element, 32 or 8",
+    "LevelSpec.bits": f"bits of a frozen matrix element: {', '.join(map(str, BITS))}",
     "AdapterSpec.kind": "`lora`",
     "AdapterSpec.rank": "rank of the factors",
     "AdapterSpec.alpha": "numerator of the scale alpha / rank, which is in the graphs already",

@@ -31,7 +31,7 @@ from edge_sdk.wire.manifest import (
 )
 from edge_sdk.wire.tensors import Array, write_tensors
 from export.adapters import adapter_arrays
-from export.compress.quantize import FULL_BITS, QuantizeInputs, is_quantized, quantize_tensors
+from export.compress.quantize import FULL_BITS, STORAGES, QuantizeInputs, is_quantized, quantize_tensors
 from export.errors import ExportError
 from export.lowering import Canonicalize, serialize
 from export.optimizers import optimizer_graphs
@@ -148,7 +148,7 @@ class ArtifactWriter:
     def _tensors(self, name: str, tensors: Mapping[str, Array], bits: int, files: dict[str, Blob]) -> str:
         if (bits, name) not in self._written:
             path = self.store.folder / "writing"
-            write_tensors(path, tensors if bits == FULL_BITS else quantize_tensors(tensors))
+            write_tensors(path, tensors if bits == FULL_BITS else quantize_tensors(tensors, bits))
             self._written[bits, name] = self.store.adopt(path)
         files[name] = self._written[bits, name]
         return name
@@ -165,16 +165,17 @@ def _matrices(captured: Captured) -> tuple[str, ...]:
 
 
 def _frozen_names(captured: Captured, bits: int) -> tuple[str, ...]:
-    """Input names of the frozen tensors; at 8 bits each matrix has its scale behind it."""
+    """Input names of the frozen tensors, each matrix by the parts that hold it."""
     matrices = () if bits == FULL_BITS else _matrices(captured)
-    return tuple(n for name in captured.frozen for n in ((name, f"{name}.scale") if name in matrices else (name,)))
+    return tuple(n for name in captured.frozen for n in (STORAGES[bits].names(name) if name in matrices else (name,)))
 
 
 def _in_bits(graph: ir.Model, matrices: tuple[str, ...], bits: int) -> ir.Model:
+    """The graph that reads each of `matrices` from its parts; `graph` itself stays as it is."""
     if bits == FULL_BITS or not matrices:
         return graph
     copy = ir.from_proto(ir.to_proto(graph))
-    ir.passes.Sequential(QuantizeInputs(matrices), Canonicalize())(copy)
+    ir.passes.Sequential(QuantizeInputs(matrices, bits), Canonicalize())(copy)
     return copy
 
 

@@ -20,7 +20,8 @@ from onnx_ir.passes import common
 
 from export.lowering import PRODUCTS, restrict
 
-PRECISIONS = {32: ir.DataType.FLOAT, 16: ir.DataType.FLOAT16}
+FULL_BITS = 32
+PRECISIONS = {FULL_BITS: ir.DataType.FLOAT, 16: ir.DataType.FLOAT16}
 MANY_TOKENS = 128  # attention's scores count as so many numbers a token and head
 SOURCE, SINK = "source", "sink"
 
@@ -102,11 +103,13 @@ def _forward(joint: ir.Model, origin: Sequence[str], names: Sequence[str], bits:
     model = ir.from_proto(ir.to_proto(joint))
     values = _by_name(model)
     for source, name in zip(origin, names, strict=True):
-        node = ir.node("Cast", [values[source]], {"to": PRECISIONS[bits]})  # to what it is: the runtime drops it
-        model.graph.append(node)
-        out = node.outputs[0]
-        out.name, out.type, out.shape = name, ir.TensorType(PRECISIONS[bits]), values[source].shape
-        model.graph.outputs.append(out)
+        kept = values[source]
+        if bits != FULL_BITS or kept.is_graph_output():
+            node = ir.node("Cast", [kept], {"to": PRECISIONS[bits]})
+            model.graph.append(node)
+            node.outputs[0].shape, kept = kept.shape, node.outputs[0]
+        kept.name, kept.type = name, ir.TensorType(PRECISIONS[bits])
+        model.graph.outputs.append(kept)
     return restrict(model, lambda name: name != "dy", lambda name: name == "y" or name in names)
 
 
@@ -118,9 +121,12 @@ def _backward(joint: ir.Model, origin: Sequence[str], names: Sequence[str], bits
     for k, (source, name) in enumerate(zip(origin, names, strict=True)):
         given = ir.Value(name=name, type=ir.TensorType(PRECISIONS[bits]), shape=values[source].shape)
         model.graph.inputs.insert(place + k, given)
-        cast = ir.node("Cast", [given], {"to": ir.DataType.FLOAT})
-        model.graph.insert_before(first, cast)
-        values[source].replace_all_uses_with(cast.outputs[0])
+        taken = given
+        if bits != FULL_BITS:
+            cast = ir.node("Cast", [given], {"to": ir.DataType.FLOAT})
+            model.graph.insert_before(first, cast)
+            taken = cast.outputs[0]
+        values[source].replace_all_uses_with(taken)
     common.RemoveUnusedNodesPass()(model)
     return restrict(model, lambda _: True, lambda name: name != "y")
 

@@ -11,7 +11,7 @@ from edge_sdk.wire.manifest import LevelSpec
 from export.compress.depth import uniform_layers
 from export.errors import ExportError
 
-BITS = (32, 8)
+FLOATING_BITS = (32, 16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class LevelRequest:
 
 def default_name(bits: int, layers: int | None, train_last: int | None) -> str:
     """A name that says what the level is: `fp32`, `int8-24layers-last6`."""
-    parts = ["fp32" if bits == BITS[0] else f"int{bits}"]
+    parts = [f"fp{bits}" if bits in FLOATING_BITS else f"int{bits}"]
     if layers is not None:
         parts.append(f"{layers}layers")
     if train_last is not None:
@@ -36,9 +36,6 @@ def default_name(bits: int, layers: int | None, train_last: int | None) -> str:
 
 def resolve_level(request: LevelRequest, total: int) -> LevelSpec:
     """The level of a model of `total` layers. Raises ExportError for one that cannot be."""
-    if request.bits not in BITS:
-        msg = f"{request.bits} bits are not supported; supported are {', '.join(map(str, BITS))}"
-        raise ExportError(msg)
     kept = uniform_layers(total, total if request.layers is None else request.layers)
     last = len(kept) if request.train_last is None else request.train_last
     if not 1 <= last <= len(kept):

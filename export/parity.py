@@ -1,6 +1,6 @@
 """The proof of an artifact: its graphs, run by onnxruntime, give the gradients that torch's autograd gives.
 
-The model is put into the level's state (layers dropped, matrices rounded to int8 and back), both sides get the same
+The model is put into the level's state (layers dropped, matrices rounded as it holds them), both sides get the same
 adapter (drawn, so that no gradient vanishes behind a zero factor) and the same batch (drawn, with padding).
 The error of a tensor is max |ours - torch's| / max |torch's|.
 """
@@ -23,7 +23,7 @@ from edge_sdk.wire.blobs import BlobStore
 from edge_sdk.wire.manifest import LevelSpec, Manifest, ModelSpec, TaskType
 from edge_sdk.wire.tensors import Array
 from export.adapters import AdapterRequest, adapter_parameters, set_adapter
-from export.compress.quantize import FULL_BITS, dequantize_rows, is_quantized, quantize_rows
+from export.compress.quantize import FULL_BITS, is_quantized, rounded
 from export.errors import ParityError
 from export.families import Family
 from export.folder import read_artifact, verify_files
@@ -154,7 +154,7 @@ def emulator(adapted: Adapted, level: LevelSpec) -> tuple[PeftModel, dict[str, n
     parameters = adapter_parameters(model, family)
     _keep_layers(model, family, level.layers)
     if level.bits != FULL_BITS:
-        _round_matrices(model)
+        _round_matrices(model, level.bits)
     return model, parameters
 
 
@@ -167,12 +167,12 @@ def _keep_layers(model: PeftModel, family: Family, layers: tuple[int, ...]) -> N
     base.config.num_hidden_layers = len(kept)  # some families count, some iterate
 
 
-def _round_matrices(model: PeftModel) -> None:
+def _round_matrices(model: PeftModel, bits: int) -> None:
     with torch.no_grad():
         for parameter in model.parameters():  # each once, tied or not
             array = parameter.detach().numpy()
             if not parameter.requires_grad and is_quantized(array.shape):
-                parameter.copy_(torch.from_numpy(dequantize_rows(*quantize_rows(array))))
+                parameter.copy_(torch.from_numpy(rounded(array, bits)))
 
 
 def _torch_outcome(adapted: Adapted, level: LevelSpec, adapter: Mapping[str, Array], batch: Batch) -> Outcome:

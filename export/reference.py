@@ -100,7 +100,7 @@ class ReferenceWalk:
         found = self._graph(loss.project, {"z": x[predicts], **matrix})
         wanted = self._graph(loss.lookup, {"ids": labels, **matrix})["z"]
         dx = np.zeros_like(x)
-        dx[predicts] = (self._graph(loss.unproject, {**found, **matrix})["dz"] - wanted) * weight
+        dx[predicts] = (self._graph(loss.unproject, {"softmax": found["softmax"], **matrix})["dz"] - wanted) * weight
         return float((found["logsum"][:, 0] - (x[predicts] * wanted).sum(axis=1)).mean()), dx
 
     def _classes_loss(

@@ -103,8 +103,8 @@ def capture_step(part: Part, width: int, sizes: Sizes) -> Captured:
 def vocabulary_graphs(width: int) -> dict[str, ir.Model]:
     """The loss over the vocabulary in pieces: `matrix` is any slice of its rows, `z` the hidden state of any positions.
 
-    `project`: logits = z matrix^T, and the logarithm of their exponentials' sum.
-    `unproject`: dz = exp(logits - logsum) matrix, with the sum over the whole vocabulary.
+    `project`: the softmax over the slice of z matrix^T, and the logarithm of the sum that it was divided by, `logsum`.
+    `unproject`: dz = softmax matrix.
     `lookup`: the rows `ids` of matrix.
     """
     return {"project": lower(_project(width)), "unproject": lower(_unproject(width)), "lookup": lower(_lookup(width))}
@@ -114,23 +114,20 @@ def _project(width: int) -> ir.Model:
     z, matrix, last = _given("z", ["rows", width]), _given("matrix", ["chunk", width]), _constant([1])
     swapped = ir.node("Transpose", [matrix], {"perm": [1, 0]})
     logits = ir.node("MatMul", [z, swapped.outputs[0]])
-    top = ir.node("ReduceMax", [logits.outputs[0], last.outputs[0]])
-    shifted = ir.node("Sub", [logits.outputs[0], top.outputs[0]])
-    exponentials = ir.node("Exp", shifted.outputs)
-    total = ir.node("ReduceSum", [exponentials.outputs[0], last.outputs[0]])
-    logarithm = ir.node("Log", total.outputs)
-    logsum = ir.node("Add", [top.outputs[0], logarithm.outputs[0]])
-    nodes = [last, swapped, logits, top, shifted, exponentials, total, logarithm, logsum]
-    return _model([z, matrix], nodes, {"logits": (logits, ["rows", "chunk"]), "logsum": (logsum, ["rows", 1])})
+    softmax = ir.node("Softmax", logits.outputs, {"axis": 1})
+    # The largest logit's share of the softmax is 1 / sum(exp(logits - largest)).
+    largest = ir.node("ReduceMax", [logits.outputs[0], last.outputs[0]])
+    share = ir.node("ReduceMax", [softmax.outputs[0], last.outputs[0]])
+    logarithm = ir.node("Log", share.outputs)
+    logsum = ir.node("Sub", [largest.outputs[0], logarithm.outputs[0]])
+    nodes = [last, swapped, logits, softmax, largest, share, logarithm, logsum]
+    return _model([z, matrix], nodes, {"softmax": (softmax, ["rows", "chunk"]), "logsum": (logsum, ["rows", 1])})
 
 
 def _unproject(width: int) -> ir.Model:
-    logits, logsum = _given("logits", ["rows", "chunk"]), _given("logsum", ["rows", 1])
-    matrix = _given("matrix", ["chunk", width])
-    shifted = ir.node("Sub", [logits, logsum])
-    softmax = ir.node("Exp", shifted.outputs)
-    product = ir.node("MatMul", [softmax.outputs[0], matrix])
-    return _model([logits, logsum, matrix], [shifted, softmax, product], {"dz": (product, ["rows", width])})
+    softmax, matrix = _given("softmax", ["rows", "chunk"]), _given("matrix", ["chunk", width])
+    product = ir.node("MatMul", [softmax, matrix])
+    return _model([softmax, matrix], [product], {"dz": (product, ["rows", width])})
 
 
 def _lookup(width: int) -> ir.Model:

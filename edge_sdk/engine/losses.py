@@ -6,7 +6,8 @@ neither the logits nor a dequantised matrix is ever whole in memory: per chunk o
 
     loss = logsum(z W') - z W[l]'        dz = p W - W[l]
 
-so two products are made over the vocabulary, and the labels' rows are looked up as an embedding is.
+so two products are made over the vocabulary, and the labels' rows are looked up as an embedding is. Over slices k of
+the vocabulary, each with a softmax of its own, p W = sum over k of exp(logsum_k - logsum) softmax_k W_k.
 """
 
 from __future__ import annotations
@@ -51,14 +52,15 @@ class VocabularyHead:
             loss += _cross_entropy(z[rows], wanted, logsum) * weight
             np.negative(wanted, out=dz[rows])
             for begin, matrix in self._slices():
-                logits = projected.pop(begin)["logits"]
-                dz[rows] += self.unproject.run({"logits": logits, "logsum": logsum, **matrix})["dz"]
+                found = projected.pop(begin)
+                share = np.exp(found["logsum"] - logsum)
+                dz[rows] += self.unproject.run({"softmax": found["softmax"], **matrix})["dz"] * share
                 self._give_back(matrix)
             dz[rows] *= np.float32(weight)
         return loss, dz
 
     def _projected(self, z: Array) -> Iterator[tuple[int, dict[str, Array]]]:
-        """`logits` and their `logsum` (rows, 1), slice by slice of the vocabulary."""
+        """`softmax` (rows, slice) and `logsum` (rows, 1), slice by slice of the vocabulary."""
         for begin, matrix in self._slices():
             yield begin, self.project.run({"z": z, **matrix})
             self._give_back(matrix)
@@ -74,7 +76,8 @@ class VocabularyHead:
             yield rows.start, {n: array[rows] for n, array in self.tensors.items() if n.startswith("matrix")}
 
     def _give_back(self, matrix: dict[str, Array]) -> None:
-        self.tensors.evict(matrix["matrix"])
+        for array in matrix.values():
+            self.tensors.evict(array)
         self.watch()
 
 

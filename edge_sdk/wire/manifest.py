@@ -12,7 +12,9 @@ A model is a walk:  embed -> block.a -> block.b -> ... -> norm -> loss,  and bac
 - Graph inputs: `x` (batch, tokens, width), `dy` like `y`, then context, frozen and trained tensors by name. Outputs:
   `y` forward; `dx` and `d.<trained>` backward. Batch and tokens are dynamic.
 - An adapter tensor's name is `<segment>/<trained input>`; all are float32.
-- A quantised matrix `w` (out, in) is two inputs: `w` int8 and `w.scale` float32 (out,).
+- A matrix `w` (out, in) held in fewer than 32 bits is one or two inputs, each with `out` rows: at 16 bits `w` float16;
+  at 8 `w` int8 and `w.scale` float32 (out,); at 4, with n = in rounded up to a multiple of 32, `w` uint8 (out, n / 2)
+  and `w.scale` float16 (out, n / 32).
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from edge_sdk.wire.errors import DecodeError
 
 MAX_MANIFEST_BYTES = 65_536
 FORMAT = 1
+BITS = (32, 16, 8, 4)  # in which a frozen matrix can be held
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
 
@@ -62,12 +65,15 @@ class LevelSpec:
     bits: int
 
     def __post_init__(self) -> None:
-        """Refuse a name that could be a path, and trained layers that are not kept."""
+        """Refuse a name that could be a path, trained layers that are not kept, and bits that are not in BITS."""
         if not NAME.fullmatch(self.name):
             msg = f"{self.name[:80]!r} is no level name: letters, digits, dot, dash, underscore"
             raise ValueError(msg)
         if not set(self.trained_layers) <= set(self.layers):
             msg = f"level {self.name} trains layers it does not keep"
+            raise ValueError(msg)
+        if self.bits not in BITS:
+            msg = f"{self.bits} bits are not supported; supported are {', '.join(map(str, BITS))}"
             raise ValueError(msg)
 
 
@@ -126,10 +132,9 @@ class Segment:
 class VocabularyLoss:
     """Cross-entropy over the vocabulary (rows of `matrix`), in chunks of rows and of vocabulary.
 
-    `project`: `z` (rows, width), `matrix` (chunk, width) -> `logits` (rows, chunk), and `logsum` (rows, 1), the
-    logarithm of the sum of their exponentials.
-    `unproject`: `logits`, `logsum` (rows, 1) over the whole vocabulary, `matrix` -> `dz` (rows, width), the matrix's
-    mean row under the softmax.
+    `project`: `z` (rows, width), `chunk` rows of `matrix` -> `softmax` (rows, chunk) of
+    their logits, and `logsum` (rows, 1), the logarithm of the sum of the logits' exponentials.
+    `unproject`: `softmax`, the same rows of `matrix` -> `dz` (rows, width), their mean row under the softmax.
     `lookup`: `ids` (rows,), `matrix` -> `z` (rows, width), those rows of it.
     `tensors` names the file that holds `matrix` and what else of a quantised matrix begins with that name. Token t
     predicts label t + 1.
@@ -178,8 +183,8 @@ class Cost:
     `memory_bytes` is what it needs beside its inputs while it runs, its outputs included; `time_ms` the median time of
     a run with its weights in memory. The graphs of a vocabulary's loss take `batch` positions and a slice of the
     vocabulary. Three costs are of no graph: `process` is the memory of a worker at rest with everything loaded,
-    `training` what a step of the leanest plan took beyond the sum of its parts, `pages` the time to map and to give back
-    so many bytes of weights.
+    `training` what a step of the leanest plan took beyond the sum of its parts, `pages` the time to map and to give
+    back so many bytes of weights.
     """
 
     graph: str

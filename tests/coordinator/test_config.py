@@ -46,7 +46,7 @@ def test_a_minimal_file_is_enough(tmp_path: pathlib.Path) -> None:
         ('"causal-lm"', '"sequence-classification"', "model.labels are needed"),
         ('"causal-lm"', '"causal-lm"\nlabels = ["a", "b"]', "model.labels are for sequence-classification"),
         ("devices = 5", "devices = 5\nquorum = 6", "rounds.quorum is 6, more than rounds.devices"),
-        ("bits = 8", "bits = 7", "levels.int8.bits is 7; allowed: 32, 8"),
+        ("bits = 8", "bits = 7", "levels.int8.bits is 7; allowed: 32, 16, 8, 4"),
         ("bits = 8", "layers = 4", "levels.int8 trains more layers than it keeps"),
         ('name = "int8"', 'name = "fp32"', "levels share a name"),
         ('name = "int8"', 'name = "a/b"', "levels[1].name is 'a/b'; allowed: letters"),

@@ -19,7 +19,9 @@ from tests.models import tiny_bert, tiny_gpt2, tiny_llama
 
 LEVELS = (
     LevelRequest("fp32", 32, None, None),
+    LevelRequest("fp16", 16, None, None),
     LevelRequest("int8", 8, None, None),
+    LevelRequest("int4", 4, None, None),
     LevelRequest("int8-2layers-last1", 8, 2, 1),
 )
 TASKS = {"llama": TaskType.CAUSAL_LM, "gpt2": TaskType.CAUSAL_LM, "bert": TaskType.SEQUENCE_CLASSIFICATION}
@@ -33,7 +35,7 @@ TARGETS = {  # the family's own, and others
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """A tiny model, captured, and an artifact of it with the three levels above."""
+    """A tiny model, captured, and an artifact of it with the levels above."""
 
     model: pathlib.Path
     folder: pathlib.Path

@@ -13,7 +13,7 @@ import tokenizers
 
 from edge_sdk.wire.blobs import BlobStore, blob_of, blob_of_file
 from edge_sdk.wire.manifest import TaskType
-from edge_sdk.wire.tensors import TensorFile
+from edge_sdk.wire.tensors import TensorFile, read_tensors
 from export.adapters import adapter_arrays
 from export.artifact import ArtifactWriter, staged
 from export.errors import ExportError
@@ -45,10 +45,23 @@ def test_every_promise_is_kept(exported: Exported) -> None:
 
 def test_levels_share_what_is_equal(exported: Exported) -> None:
     """int8 levels share their tensors and graphs; all levels share adapter and tokenizer."""
-    fp32, int8, small = (manifest.files for manifest in exported.manifests.values())
-    assert set(small.values()) <= set(int8.values())
+    files = {level: manifest.files for level, manifest in exported.manifests.items()}
+    assert set(files["int8-2layers-last1"].values()) <= set(files["int8"].values())
     for name in ("adapter.safetensors", "tokenizer.json", "context.onnx"):
-        assert fp32[name] == int8[name] == small[name]
+        assert len({level[name] for level in files.values()}) == 1
+
+
+def test_fewer_bits_are_fewer_bytes(exported: Exported) -> None:
+    """A block's matrices take in their file what their bits say; its vectors stay as they are."""
+    block = next(place for place in exported.program.walk if place.layer == 0)
+    matrices = [array for array in block.frozen().values() if array.ndim == 2]
+    weights, rows = sum(m.size for m in matrices), sum(len(m) for m in matrices)
+    padded = sum(len(m) * -(-m.shape[1] // 32) * 32 for m in matrices)
+    wanted = {"fp32": 4 * weights, "fp16": 2 * weights, "int8": weights + 4 * rows, "int4": padded * 9 // 16}
+    for level, size_bytes in wanted.items():
+        tensors = read_tensors(exported.store.path(exported.manifests[level].files["block.0.safetensors"].sha256))
+        vectors = sum(t.nbytes for name, t in tensors.items() if t.ndim == 1 and not name.endswith(".scale"))
+        assert sum(t.nbytes for t in tensors.values()) - vectors == size_bytes
 
 
 def test_tied_embedding_is_stored_once(llama: Exported) -> None:

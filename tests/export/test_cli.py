@@ -83,7 +83,7 @@ def test_build_and_look_at_it(
     assert "up_proj.lora_B" in said.out
     assert "within 1e-04" in said.out.splitlines()[-1]
     assert [line.split()[1:3] for line in said.err.splitlines()][1:] == [
-        ["parity", level] for level in ("fp32", "int8", "small", "int8-2layers-last1")
+        ["parity", level] for level in ("fp32", "fp16", "int8", "small", "int4", "int8-2layers-last1")
     ]
 
 
@@ -118,7 +118,7 @@ def test_what_out_is_not_for(
     assert "is a file: give a folder" in refused(capsys, *export, tmp_path / "file")
     assert "it is no folder" in refused(capsys, *export, tmp_path / "file" / "artifact")
     assert "is no artifact and not empty, it has config.json" in refused(capsys, *export, model)
-    assert "has level fp32 of another adapter" in refused(
+    assert "has level fp16 of another adapter" in refused(
         capsys, *export, out, "--level", "int8-2layers-last1", "--rank", "3"
     )
     bert = ("export", tiny_bert_folder, *CLASSES, "--tokens", "16", "--out", out, *rank)
@@ -228,7 +228,7 @@ def test_weights_are_checked(model: pathlib.Path, tmp_path: pathlib.Path, capsys
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--bits", "4"), "4 bits are not supported; supported are 32, 8"),
+        (("--bits", "5"), "5 bits are not supported; supported are 32, 16, 8, 4"),
         (("--layers", "9"), "cannot keep 9 of 4 layers"),
         (("--train-last", "0"), "cannot train the last 0 of 4 layers"),
         (("--level", "../up"), "is no level name"),

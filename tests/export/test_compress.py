@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from export.compress.depth import uniform_layers
-from export.compress.quantize import dequantize_rows, quantize_rows, quantize_tensors
+from export.compress.quantize import BLOCK, STORAGES, quantize_tensors, rounded
 from export.errors import ExportError
 from export.levels import LevelRequest, default_name, resolve_level
 
@@ -42,30 +42,92 @@ def test_impossible_depths_are_refused(keep: int) -> None:
         uniform_layers(4, keep)
 
 
-@given(hnp.arrays(np.float32, hnp.array_shapes(min_dims=2, max_dims=2), elements=st.floats(-1e4, 1e4, width=32)))
-def test_rounding_is_within_half_a_step(matrix: np.ndarray) -> None:
-    """Each weight is off by at most half of its row's scale, rows of zeros stay zero, -128 is never used."""
-    quantized, scale = quantize_rows(matrix)
-    assert quantized.dtype == np.int8
-    assert quantized.min(initial=0) >= -127
-    error = np.abs(dequantize_rows(quantized, scale) - matrix)
-    assert (error <= 0.5 * scale[:, None] * (1 + 1e-4) + 1e-30).all()
+MATRICES = hnp.arrays(
+    np.float32, hnp.array_shapes(min_dims=2, max_dims=2, max_side=70), elements=st.floats(-1e4, 1e4, width=32)
+)
 
 
-def test_only_matrices_are_quantized() -> None:
-    """Norms and biases stay float32; a matrix gets its scale."""
-    found = quantize_tensors({"norm": np.ones(4, np.float32), "w": np.ones((2, 4), np.float32)})
-    assert {name: array.dtype.name for name, array in found.items()} == {
-        "norm": "float32",
-        "w": "int8",
-        "w.scale": "float32",
-    }
+def steps(matrix: np.ndarray, bits: int) -> np.ndarray:
+    """How far neighbours among the numbers that can be held are apart at most, by weight."""
+    largest = np.abs(matrix)
+    if bits == 16:
+        return np.asarray(largest / 2**10)
+    share, numbers = (matrix.shape[1], 127) if bits == 8 else (BLOCK, 8)
+    for k in range(0, matrix.shape[1], share):
+        largest[:, k : k + share] = largest[:, k : k + share].max(axis=1, keepdims=True)
+    return np.asarray(largest / numbers)
+
+
+@given(MATRICES, st.sampled_from([16, 8, 4]))
+def test_rounding_is_within_half_a_step(matrix: np.ndarray, bits: int) -> None:
+    """Each weight is off by at most half a step of its own, its row's, its block's, and zeros stay zero.
+
+    By a whole step at 4 bits, on the side opposite to the block's largest: 16 numbers leave zero one neighbour too few.
+    """
+    error = np.abs(rounded(matrix, bits) - matrix)
+    share = 1.0 if bits == 4 else 0.5
+    assert (error <= share * steps(matrix, bits) * (1 + 1e-3) + 1e-6).all()
+    assert not rounded(np.zeros_like(matrix), bits).any()
+
+
+@given(MATRICES, st.sampled_from([16, 8, 4]))
+def test_a_row_is_held_by_itself(matrix: np.ndarray, bits: int) -> None:
+    """The rows of the parts are the parts of the rows: some can be looked up, and slices multiplied, without others."""
+    whole, last = STORAGES[bits].hold(matrix), STORAGES[bits].hold(matrix[-1:])
+    for part, row in zip(whole, last, strict=True):
+        assert len(part) == len(matrix)
+        np.testing.assert_array_equal(part[-1:], row)
+
+
+@given(st.integers(1, 5), st.integers(1, 3), st.integers(0, 2**32 - 1))
+def test_what_is_held_already_stays(rows: int, blocks: int, seed: int) -> None:
+    """A matrix that is rounded already, as of a model that was published in 4 bits by this rule, is held exactly."""
+    generator = np.random.default_rng(seed)
+    half = generator.normal(size=(rows, blocks)).astype(np.float16)
+    assert np.array_equal(rounded(half.astype(np.float32), 16), half)
+    nibbles = generator.integers(-8, 8, (rows, blocks, BLOCK))
+    nibbles[:, :, generator.integers(BLOCK)] = -8
+    matrix = (nibbles * half[:, :, None].astype(np.float32)).reshape(rows, -1)
+    np.testing.assert_array_equal(rounded(matrix, 4), matrix)
+
+
+def test_a_block_of_4_bits_by_hand() -> None:
+    """As the protocol describes it: the largest is nibble 0, zero is 8, the row's second half is in high nibbles."""
+    matrix = np.zeros((1, 40), np.float32)
+    matrix[0, [0, 1, 39]] = [-4, 2, 1]
+    packed, scale = STORAGES[4].hold(matrix)
+    np.testing.assert_array_equal(scale, np.array([[0.5, -0.125]], np.float16))
+    wanted = np.full((1, 32), 0x88, np.uint8)
+    wanted[0, [0, 1, 7]] = [0x80, 0x8C, 0x08]
+    np.testing.assert_array_equal(packed, wanted)
+
+
+@pytest.mark.parametrize(
+    ("bits", "kinds", "row_bytes"),
+    [
+        (16, {"w": "float16"}, 2 * 80),
+        (8, {"w": "int8", "w.scale": "float32"}, 80 + 4),
+        (4, {"w": "uint8", "w.scale": "float16"}, 96 // 2 + 2 * 96 // 32),
+    ],
+)
+def test_only_matrices_are_quantized(bits: int, kinds: dict[str, str], row_bytes: int) -> None:
+    """Norms and biases stay float32; a matrix takes what its bits say, and a scale per row or block."""
+    found = quantize_tensors({"norm": np.ones(4, np.float32), "w": np.ones((2, 80), np.float32)}, bits)
+    assert {name: array.dtype.name for name, array in found.items()} == {"norm": "float32", **kinds}
+    assert sum(found[name].nbytes for name in kinds) == 2 * row_bytes
+
+
+@pytest.mark.parametrize(("bits", "largest"), [(16, 1e5), (4, 1e6), (8, np.inf), (4, np.nan)])
+def test_weights_beyond_what_is_held_are_refused(bits: int, largest: float) -> None:
+    """One line, where the weights would become infinite in silence."""
+    with pytest.raises(ExportError, match=f"w reaches .*, which a level of {bits} bits cannot hold"):
+        quantize_tensors({"w": np.array([[1, largest]], np.float32)}, bits)
 
 
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
-        (LevelRequest("a", 4, None, None), "4 bits are not supported; supported are 32, 8"),
+        (LevelRequest("a", 5, None, None), "5 bits are not supported; supported are 32, 16, 8, 4"),
         (LevelRequest("a", 32, None, 5), "give 1 to 4"),
         (LevelRequest("a", 32, 2, 3), "give 1 to 2"),
         (LevelRequest("../a", 32, None, None), "is no level name"),
@@ -80,4 +142,5 @@ def test_impossible_levels_are_refused(request_: LevelRequest, message: str) -> 
 def test_levels_are_named_by_what_they_are() -> None:
     """The default name tells bits, layers and trained layers, where they are not all."""
     assert default_name(32, None, None) == "fp32"
+    assert default_name(16, None, None) == "fp16"
     assert default_name(8, 24, 6) == "int8-24layers-last6"

@@ -13,7 +13,7 @@ import torch
 
 from edge_sdk.wire.tensors import read_tensors
 from export.capture import IR_VERSION, OPSET, Sizes, capture
-from export.compress.quantize import QuantizeInputs, dequantize_rows, quantize_rows
+from export.compress.quantize import QuantizeInputs, quantize_tensors, rounded
 from export.lowering import Canonicalize, FoldTransposes, FreeRows, lower, serialize
 from tests.export.conftest import Exported
 
@@ -33,7 +33,7 @@ def run(model: ir.Model, given: dict[str, Any]) -> dict[str, Any]:
     return dict(zip(names, session.run(names, given), strict=True))
 
 
-@pytest.mark.parametrize("level", ["fp32", "int8"])
+@pytest.mark.parametrize("level", ["fp32", "fp16", "int8", "int4"])
 def test_old_runtimes_can_load_the_graphs(exported: Exported, level: str) -> None:
     """IR version and opsets are those of onnxruntime 1.19.2, the last one with wheels for Python 3.8 and 3.9 boards."""
     for graph in graphs(exported, level).values():
@@ -41,7 +41,7 @@ def test_old_runtimes_can_load_the_graphs(exported: Exported, level: str) -> Non
         assert {o.domain: o.version for o in graph.opset_import}.items() <= {"": OPSET, "com.microsoft": 1}.items()
 
 
-@pytest.mark.parametrize("level", ["fp32", "int8"])
+@pytest.mark.parametrize("level", ["fp32", "fp16", "int8", "int4"])
 def test_weights_are_neither_transposed_nor_scattered(exported: Exported, level: str) -> None:
     """No Transpose of an input (it would be a copy of a weight at each step), no scatter in any gradient."""
     for name, graph in graphs(exported, level).items():
@@ -68,7 +68,7 @@ def test_inputs_and_outputs_are_the_manifests(exported: Exported) -> None:
                 assert [v.name for v in backward.output] == ["dx", *(f"d.{n}" for n in structure.trained)]
 
 
-@pytest.mark.parametrize("level", ["fp32", "int8"])
+@pytest.mark.parametrize("level", ["fp32", "fp16", "int8", "int4"])
 def test_embedding_takes_any_rows(exported: Exported, level: str) -> None:
     """Given only the rows that occur, and ids that count within them, the embedding gives the same bits."""
     manifest = exported.manifests[level]
@@ -78,7 +78,7 @@ def test_embedding_takes_any_rows(exported: Exported, level: str) -> None:
     ids = np.random.default_rng(0).integers(0, manifest.model.vocabulary, (3, 9))
     rows, within = np.unique(ids, return_inverse=True)
     matrix = {name: array for name, array in tensors.items() if name.startswith("matrix")}
-    assert set(matrix) == ({"matrix"} if level == "fp32" else {"matrix", "matrix.scale"})
+    assert set(matrix) == ({"matrix"} if level.startswith("fp") else {"matrix", "matrix.scale"})
     few = {**tensors, **{name: array[rows] for name, array in matrix.items()}}
     (wanted,) = session.run(["y"], {"ids": ids, **tensors})
     (found,) = session.run(["y"], {"ids": within.reshape(ids.shape), **few})
@@ -197,20 +197,32 @@ def test_quantizing_refuses_what_is_no_matrix() -> None:
     """The pass states its contract: a vector among the names is misuse."""
     a, b = value("a", [3, 4]), value("b", [4])
     with pytest.raises(ir.passes.PreconditionError, match="b is no float32 matrix"):
-        QuantizeInputs(["b"])(product([ir.node("MatMul", [a, b])], [a, b]))
+        QuantizeInputs(["b"], 8)(product([ir.node("MatMul", [a, b])], [a, b]))
 
 
-def test_quantized_graphs_compute_the_rounded_weights() -> None:
-    """A look-up and a product of one int8 matrix give what its dequantised rows give."""
-    ids = ir.Value(name="ids", type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape(["n"]))
-    matrix = value("matrix", [6, 4])
-    rows = ir.node("Gather", [matrix, ids], {"axis": 0})
+@pytest.mark.parametrize("bits", [16, 8, 4])
+def test_a_matrix_without_a_fixed_width_is_refused(bits: int) -> None:
+    """How wide a row is held follows from its width."""
+    a, b = value("a", [3, 4]), value("b", [4, "columns"])
+    with pytest.raises(ir.passes.PreconditionError, match="b is no float32 matrix"):
+        QuantizeInputs(["b"], bits)(product([ir.node("MatMul", [a, b])], [a, b]))
+
+
+@pytest.mark.parametrize("width", [1, 5, 31, 32, 33, 48, 64, 100])
+@pytest.mark.parametrize("bits", [16, 8, 4])
+def test_quantized_graphs_compute_with_the_rounded_weights(bits: int, width: int) -> None:
+    """A look-up gives the rounded rows to the bit, whatever the width; a product of them is a product with those."""
+    ids = ir.Value(name="ids", type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape(["n", "m"]))
+    matrix, looked_up = value("matrix", ["rows", width]), value("looked_up", ["n", "m", width])
+    rows = ir.node("Gather", [matrix, ids], {"axis": 0}, outputs=[looked_up])
     swap = ir.node("Transpose", [matrix], {"perm": [1, 0]})
-    model = lower(product([rows, swap, ir.node("MatMul", [rows.outputs[0], swap.outputs[0]])], [ids, matrix]))
-    ir.passes.Sequential(QuantizeInputs(["matrix"]), Canonicalize())(model)
-    assert [v.name for v in model.graph.inputs] == ["ids", "matrix", "matrix.scale"]
-    weights = np.random.default_rng(0).normal(size=(6, 4)).astype("f")
-    quantized, scale = quantize_rows(weights)
-    wanted = dequantize_rows(quantized, scale)
-    found = run(model, {"ids": np.array([3, 1]), "matrix": quantized, "matrix.scale": scale})
-    np.testing.assert_allclose(found["y"], wanted[[3, 1]] @ wanted.T, rtol=1e-5)
+    model = product([rows, swap, ir.node("MatMul", [looked_up, swap.outputs[0]])], [ids, matrix])
+    model.graph.outputs.append(looked_up)
+    ir.passes.Sequential(QuantizeInputs(["matrix"], bits), Canonicalize())(lower(model))
+    weights = np.random.default_rng(width).normal(size=(6, width)).astype("f")
+    parts, wanted = quantize_tensors({"matrix": weights}, bits), rounded(weights, bits)
+    assert [v.name for v in model.graph.inputs] == ["ids", *parts]
+    picked = np.array([[3], [1]])
+    found = run(model, {"ids": picked, **parts})
+    np.testing.assert_array_equal(found["looked_up"], wanted[picked])
+    np.testing.assert_allclose(found["y"], wanted[picked] @ wanted.T, rtol=1e-5, atol=1e-6)

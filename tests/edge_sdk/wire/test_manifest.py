@@ -99,12 +99,14 @@ def test_contradictions_are_refused(changes: dict[str, Any], complaint: str) -> 
         changed(**changes)
 
 
-def test_levels_are_no_paths_and_train_what_they_keep() -> None:
-    """A level's name is part of a file's name on the exporting machine."""
+def test_levels_are_no_paths_train_what_they_keep_and_have_known_bits() -> None:
+    """A level's name is part of a file's name on the exporting machine; bits are those that a matrix can be held in."""
     with pytest.raises(ValueError, match="is no level name"):
         LevelSpec("../fp32", (0,), (0,), 32)
     with pytest.raises(ValueError, match="trains layers it does not keep"):
         LevelSpec("fp32", (0,), (1,), 32)
+    with pytest.raises(ValueError, match="5 bits are not supported; supported are 32, 16, 8, 4"):
+        LevelSpec("int5", (0,), (0,), 5)
 
 
 @pytest.mark.parametrize(
