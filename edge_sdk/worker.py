@@ -103,7 +103,6 @@ def _train(order: WorkerOrder) -> Report:
     walk = settle(artifact, limits, lambda: check_budget(order.budget_bytes))
     if not in_task_group(order.budget_bytes):  # the kernel's limit is on what is used; this one, on what is asked for
         bound_allocations(order.budget_bytes)
-    before = {name: adapter[name].copy() for name in trained_names(walk, task.freeze)}
     training, aside = _rows(order, artifact)
     loss_before = evaluate(walk, adapter, aside).loss
     times_ms, examples = [], 0
@@ -112,7 +111,11 @@ def _train(order: WorkerOrder) -> Report:
         examples += task.batch
         say("progress", step=report.step, steps=report.steps, loss=report.loss)
     loss_after = evaluate(walk, adapter, aside).loss
-    _write_delta(order, {name: adapter[name] - before[name] for name in before}, examples)
+    plan, names = walk.plan, trained_names(walk, task.freeze)
+    del walk  # what it held serves the delta
+    before = adapter_in(store, task.adapter, artifact.manifest)  # read again: a copy would have cost memory all along
+    delta = {name: np.subtract(adapter[name], before.pop(name), out=adapter[name]) for name in names}
+    _write_delta(order, delta, examples)
     check_budget(order.budget_bytes)
     return Report(
         steps=task.steps,
@@ -120,7 +123,7 @@ def _train(order: WorkerOrder) -> Report:
         loss_before=loss_before,
         loss_after=loss_after,
         peak_bytes=read_memory().peak_bytes,
-        predicted_bytes=walk.plan.peak_bytes,
+        predicted_bytes=plan.peak_bytes,
         budget_bytes=order.budget_bytes,
         wall_s=time.monotonic() - begin,
         step_ms=statistics.median(times_ms),

@@ -11,7 +11,7 @@ A plan is a point in
 and the predicted peak of a step of b rows of S tokens is
 
     process          the worker with everything loaded, and what a step takes beyond its parts (both measured)
-  + adapter state    every value, and per trained number the value before and the optimizer's moments
+  + adapter state    every value, and the optimizer's moments of what trains
   + mapped           the weights of what is resident, and of the largest segment that is not
   + shelf            inputs of what is walked back, activations kept, gradients
   + arena            what flows, and the graph that needs most while it runs (measured); for the loss over a vocabulary
@@ -215,7 +215,7 @@ class Step:
         return dataclasses.replace(plan, peak_bytes=with_margin(peak), step_ms=step_ms)
 
     def _state_bytes(self, plan: Plan) -> int:
-        return FLOAT_BYTES * (self._adapter + self._trained) + self._moments[plan.state_bits]
+        return FLOAT_BYTES * self._adapter + self._moments[plan.state_bits]
 
     def _mapped_bytes(self, plan: Plan) -> int:
         streamed = len(self._weights) - plan.resident
