@@ -100,9 +100,9 @@ def _train(order: WorkerOrder) -> Report:
     artifact = artifact_in(store, task.artifact)
     adapter = adapter_in(store, task.adapter, artifact.manifest)
     limits = Limits(task.batch, task.tokens, order.budget_bytes, order.threads, order.correction)
-    walk = settle(artifact, limits, lambda: check_budget(order.budget_bytes))
-    if not in_task_group(order.budget_bytes):  # the kernel's limit is on what is used; this one, on what is asked for
-        bound_allocations(order.budget_bytes)
+    watch = _Watch(order.budget_bytes)
+    walk = settle(artifact, limits, watch.check)
+    watch.bounds_allocations = not in_task_group(order.budget_bytes)
     training, aside = _rows(order, artifact)
     loss_before = evaluate(walk, adapter, aside).loss
     times_ms, examples = [], 0
@@ -132,6 +132,24 @@ def _train(order: WorkerOrder) -> Report:
         threads=order.threads,
         runtime=f"{VERSION}, numpy {np.__version__}, {platform.machine()}",
     )
+
+
+@dataclass(slots=True)
+class _Watch:
+    """What a walk asks between segments: is all well within the budget?
+
+    Where no control group holds it, the bound on what is asked for is set anew each time. While things are loaded it is
+    not: thread stacks and what only loading needs would count.
+    """
+
+    budget_bytes: int
+    bounds_allocations: bool = False
+
+    def check(self) -> None:
+        """Raises OverBudget."""
+        check_budget(self.budget_bytes)
+        if self.bounds_allocations:
+            bound_allocations(self.budget_bytes)
 
 
 def _rows(order: WorkerOrder, artifact: Artifact) -> tuple[Iterator[Batch], list[Batch]]:

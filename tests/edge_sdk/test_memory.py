@@ -110,33 +110,6 @@ def test_allocations_beyond_the_budget_fail(more: int, wanted: int, answer: str)
     assert run(BOUND, str(more * MB), str(wanted * MB))[0] == answer
 
 
-RESERVED = """
-import mmap, sys
-from edge_sdk.memory import bound_allocations, read_memory
-reserved, reserved_bytes, wanted_bytes = mmap.mmap(-1, 100_000_000, mmap.MAP_PRIVATE), *map(int, sys.argv[1:])
-bound_allocations(read_memory().resident_bytes + 140_000_000, reserved_bytes)
-budget = read_memory().resident_bytes + 140_000_000
-try:
-    big = b"x" * wanted_bytes
-    print("granted", len(big))
-except MemoryError:
-    print("refused")
-for at in range(0, len(reserved), mmap.PAGESIZE):
-    reserved[at] = 1
-print("kept" if read_memory().resident_bytes < budget else "exceeded")
-"""
-
-
-@pytest.mark.parametrize(
-    ("reserved", "wanted", "answers"),
-    [(100, 30, ["granted", "kept"]), (100, 60, ["refused", "kept"]), (0, 60, ["granted", "exceeded"])],
-)
-def test_what_is_reserved_is_nobody_elses(reserved: int, wanted: int, answers: list[str]) -> None:
-    """A region that will be touched later keeps its place in the budget; unmentioned, it would be given away twice."""
-    said = run(RESERVED, str(reserved * MB), str(wanted * MB))
-    assert [word for word in said if word.isalpha()] == answers
-
-
 ORT = """
 import sys
 import numpy as np
