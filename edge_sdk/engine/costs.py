@@ -1,4 +1,4 @@
-"""What a graph costs at any shape, from what was measured at three: (1, T), (2, T) and (1, 2T) rows and tokens.
+"""What a graph costs at any shape, from what was measured at three: (1, T), (8, T) and (1, 4T) rows and tokens.
 
 At b rows of S tokens it is taken as c0 + c1 b S + c2 b S^2, in bytes as in milliseconds: the scores of attention are
 quadratic in the tokens, the rest is linear.

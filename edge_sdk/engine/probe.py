@@ -1,13 +1,14 @@
 """What each graph costs, measured in this process: what manifests carry and plans are made from.
 
-Every graph runs over three shapes of random numbers: one row of T tokens, two rows, and one row of 2T. Its memory is
-the growth of anonymous memory with a session of its own, whose arena begins empty and keeps what it needed; its time
+Every graph runs over three shapes of random numbers: one row of T tokens, eight rows, and one row of 4T. They lie wide
+apart, for what is between them is interpolated and what is beyond grows with their error. A graph's memory is the growth of anonymous memory with a session of its own, whose arena begins empty and keeps what it needed; its time
 the median of further runs, with the weights in memory. `process` is the memory at rest with everything loaded, the
 arena still empty. `pages` is what it costs to map weights and to give them back.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import statistics
 import time
@@ -53,11 +54,13 @@ def ready(artifact: Artifact, threads: int, plan: Plan, watch: Callable[[], None
     That is its anonymous memory before the first walk, for what the arena takes is a cost of the graphs, and the pages
     of files after one: code is mapped where it runs, and what only loading needed was forgotten.
     """
-    walk = Walk(artifact, threads, plan, watch)
+    streamed = dataclasses.replace(plan, resident=0)  # what stays mapped is the plan's, not the process's at rest
+    walk = Walk(artifact, threads, streamed, watch)
     gc.collect()
     anonymous_bytes = read_memory().anonymous_bytes
     walk.gradient(random_batch(artifact.manifest, 1, 2), artifact.initial_adapter(), 1.0)
     memory = read_memory()
+    walk.follow(plan)
     return walk, anonymous_bytes + memory.resident_bytes - memory.anonymous_bytes
 
 
@@ -72,8 +75,8 @@ class _Probe:
 
     def __init__(self, artifact: Artifact, tokens: int, threads: int) -> None:
         self._artifact, self._manifest, self._threads = artifact, artifact.manifest, threads
-        tokens = max(min(tokens, self._manifest.model.max_tokens // 2), 2)
-        self._shapes = ((1, tokens), (2, tokens), (1, 2 * tokens))
+        tokens = max(min(tokens, self._manifest.model.max_tokens // 4), 2)
+        self._shapes = ((1, tokens), (8, tokens), (1, 4 * tokens))
         self._adapter = artifact.initial_adapter()
         self._generator = np.random.default_rng(0)
 
