@@ -189,7 +189,7 @@ class Outcome:
     @property
     def near(self) -> bool:
         """Whether the prediction is within 10 % of what was measured."""
-        return abs(self.ratio - 1) <= NEAR
+        return abs(self.predicted_bytes - self.measured_bytes) <= NEAR * self.measured_bytes
 
 
 def overrun(case: Case, outcome: Outcome) -> bool:
