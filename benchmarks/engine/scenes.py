@@ -1,0 +1,262 @@
+"""The scenes: a model, a shape of a batch, who does its step, and what was promised about it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+
+from benchmarks.engine import models, storage
+from benchmarks.engine.checks import Check, check, plan_row, row
+from benchmarks.engine.contenders import Ours, Peer, Rows, in_turns
+from benchmarks.engine.models import Model
+from benchmarks.engine.plans import LEANEST, named_plans
+from edge_sdk.engine.artifact import open_artifact
+from edge_sdk.engine.plan import frontier, plans
+from edge_sdk.probing import probe_costs, with_costs
+from edge_sdk.wire.manifest import Manifest
+
+TORCH, CHECKPOINTING = "torch + peft", "torch + peft, checkpointing"
+ORT, ORT_LEAN = "onnxruntime-training", "onnxruntime-training, lean"
+LEAN, FAST = "lean", "fast"
+# The share of torch + peft's peak that a plan may take.
+SHARES = {LEAN: 0.13, FAST: 0.45}
+LEAN_OF_MANY, LEAN_OF_ORT = 0.15, 0.2
+BOARD_BYTES = 384_000_000
+EXACT = "fp32"  # the level whose numbers are the peers' own: what is promised, is promised of it
+LEVELS = tuple(str(level["name"]) for level in models.LEVELS)
+FEW = (EXACT, "int8")
+LAST = f"fp32-last{models.LAST}"
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """How often each is measured, how many steps at a time, and whether what takes minutes is done as well."""
+
+    turns: int
+    steps: int
+    threads: int
+    whole: bool
+    console: Console
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """What was found: rows as Rows.plain has them, `base` the one that ratios are to, `more` for JSON and the plot."""
+
+    title: str
+    base: str | None
+    rows: list[dict[str, Any]]
+    checks: list[Check]
+    more: Mapping[str, Any]
+
+
+def smollm2(effort: Effort) -> Scene:
+    """SmolLM2-135M, one row of 128 tokens: the numbers that the engine is known by."""
+    model, shape = models.smollm2(), (1, models.TOKENS)
+    manifests = _measured(model, LEVELS if effort.whole else FEW, shape, effort)
+    last = _measured(model, (LAST,), shape, effort)
+
+    def ours(rows: Rows) -> list[Ours]:
+        budgets = {kind: share * rows.median(TORCH, "peak_bytes") for kind, share in SHARES.items()}
+        return [*_ours(model, manifests, shape, budgets, effort), *_ours(model, last, shape, {}, effort)]
+
+    peers = [*_torch(model, shape, effort.steps), *_ort(model, shape, effort.steps)]
+    title = f"SmolLM2-135M, LoRA r=8 on q and v, {_said(shape)}"
+    found = in_turns(peers, ours, effort.turns, effort.console, title)
+    rows = found.plain()
+    base = row(rows, TORCH)
+    frontiers = {
+        level: [[plan.peak_bytes, plan.step_ms] for plan in frontier(plans(manifest, *shape))]
+        for level, manifest in {**manifests, **last}.items()
+    }
+    checks = [
+        _ratio("lean fp32: peak, of torch + peft's", 0.13, "peak_bytes", lambda: plan_row(rows, EXACT, LEAN), base),
+        _ratio("lean fp32: step, of torch + peft's", 1.25, "step_ms", lambda: plan_row(rows, EXACT, LEAN), base),
+        _ratio("fast fp32: peak, of torch + peft's", 0.45, "peak_bytes", lambda: plan_row(rows, EXACT, FAST), base),
+        _ratio("fast fp32: step, of torch + peft's", 1.0, "step_ms", lambda: plan_row(rows, EXACT, FAST), base),
+        *_last_checks(rows),
+    ]
+    budget_bytes = SHARES[LEAN] * base["peak_bytes"]
+    kept = {level: manifests[level] for level in FEW}
+    slow = storage.measure(model, kept, shape, int(budget_bytes), effort.steps, effort.threads)
+    return Scene(title, TORCH, rows, checks, {"frontiers": frontiers, "storage": slow})
+
+
+def _last_checks(rows: list[dict[str, Any]]) -> list[Check]:
+    """Training the last layers alone, against training all, each with its leanest plan."""
+    return [
+        _ratio(
+            f"last {models.LAST} of 30 layers: {what}, of all 30's ({LEANEST} fp32)",
+            bound,
+            key,
+            lambda: plan_row(rows, LAST, LEANEST),
+            plan_row(rows, EXACT, LEANEST),
+        )
+        for what, bound, key in (("step", 0.55, "step_ms"), ("peak", 1.0, "peak_bytes"))
+    ]
+
+
+def smollm2_many(effort: Effort) -> Scene:
+    """SmolLM2-135M, four rows of 512 tokens. One turn: a step of torch's takes most of a minute."""
+    model, shape = models.smollm2(), (4, 512)
+    manifests = _measured(model, FEW, shape, effort)
+
+    def ours(rows: Rows) -> list[Ours]:
+        budgets = {LEAN: LEAN_OF_MANY * rows.median(TORCH, "peak_bytes")}
+        return _ours(model, manifests, shape, budgets, effort, steps=1)
+
+    title = f"SmolLM2-135M, LoRA r=8 on q and v, {_said(shape)}"
+    rows = in_turns(_torch(model, shape, 1), ours, 1, effort.console, title).plain()
+    lean = _ratio(
+        "4 x 512, lean fp32: peak, of torch + peft's",
+        LEAN_OF_MANY,
+        "peak_bytes",
+        lambda: plan_row(rows, EXACT, LEAN),
+        row(rows, TORCH),
+    )
+    return Scene(title, TORCH, rows, [lean], {})
+
+
+def gpt2(effort: Effort) -> Scene:
+    """GPT-2-124M's shape, one row of 128 tokens, against what else trains without torch."""
+    model, shape = models.gpt2(), (1, models.TOKENS)
+    manifests = _measured(model, FEW, shape, effort)
+
+    def ours(rows: Rows) -> list[Ours]:
+        budgets = {LEAN: LEAN_OF_ORT * rows.median(ORT, "peak_bytes")}
+        return _ours(model, manifests, shape, budgets, effort)
+
+    peers = [*_ort(model, shape, effort.steps), *_torch(model, shape, effort.steps)]
+    if effort.whole:
+        peers.append(Peer("ExecuTorch", "executorch", _arguments(model, shape, 1), once=True))
+    title = f"GPT-2-124M's shape, LoRA r=8 on c_attn, {_said(shape)}"
+    rows = in_turns(peers, ours, effort.turns, effort.console, title).plain()
+    checks = [
+        _ratio(
+            f"GPT-2, lean fp32: {what}, of onnxruntime-training's",
+            bound,
+            key,
+            lambda: plan_row(rows, EXACT, LEAN),
+            row(rows, ORT),
+        )
+        for what, bound, key in (("peak", LEAN_OF_ORT, "peak_bytes"), ("step", 0.6, "step_ms"))
+    ]
+    return Scene(title, ORT, rows, checks, {})
+
+
+def tinyllama(effort: Effort) -> Scene:
+    """TinyLlama-1.1B's shape and twice its depth, one row of 128 tokens. One turn, no peers: torch needs 9 GB."""
+    shape = (1, models.TOKENS)
+    shallow, deep = models.tinyllama(22), models.tinyllama(44)
+
+    def ours(_: Rows) -> list[Ours]:
+        found = []
+        for model, levels, prefix in ((shallow, FEW, "22 layers, "), (deep, ("int8",), "44 layers, ")):
+            manifests = _measured(model, levels, shape, effort)
+            budgets = {LEAN: BOARD_BYTES}
+            found += _ours(model, manifests, shape, budgets, effort, steps=1, prefix=prefix)
+        return found
+
+    title = f"TinyLlama-1.1B's shape, LoRA r=8 on q and v, {_said(shape)}"
+    rows = in_turns((), ours, 1, effort.console, title).plain()
+    inputs_bytes = 22 * models.TOKENS * 2048 * 4
+
+    def deeper() -> float:
+        few, many = (plan_row(rows, f"{n} layers, int8", LEANEST)["peak_bytes"] for n in (22, 44))
+        return float((many - few - inputs_bytes) / few)
+
+    checks = [
+        check(
+            "TinyLlama, lean fp32: peak, MB",
+            BOARD_BYTES / 1e6,
+            lambda: float(plan_row(rows, f"22 layers, {EXACT}", LEAN)["peak_bytes"]) / 1e6,
+        ),
+        check("22 to 44 layers, leanest int8: growth of the peak beyond the inputs kept", 0.05, deeper),
+    ]
+    return Scene(title, None, rows, checks, {})
+
+
+def minilm(effort: Effort, batch: int) -> Scene:
+    """MiniLM with a classifier, `batch` rows of 128 tokens. Nothing was promised."""
+    model, shape = models.minilm(), (batch, models.TOKENS)
+    manifests = _measured(model, LEVELS, shape, effort)
+
+    def ours(rows: Rows) -> list[Ours]:
+        budgets = {kind: share * rows.median(TORCH, "peak_bytes") for kind, share in SHARES.items()}
+        return _ours(model, manifests, shape, budgets, effort)
+
+    title = f"MiniLM, classifier, LoRA r=8 on query and value, {_said(shape)}"
+    peers = _torch(model, shape, effort.steps)
+    return Scene(title, TORCH, in_turns(peers, ours, effort.turns, effort.console, title).plain(), [], {})
+
+
+SCENES: Mapping[str, Callable[[Effort], Scene]] = {
+    "smollm2-1x128": smollm2,
+    "gpt2-1x128": gpt2,
+    "smollm2-4x512": smollm2_many,
+    "minilm-1x128": lambda effort: minilm(effort, 1),
+    "minilm-4x128": lambda effort: minilm(effort, 4),
+    "tinyllama-1x128": tinyllama,
+}
+QUICK = ("smollm2-1x128", "gpt2-1x128")
+
+
+def _measured(model: Model, levels: Sequence[str], shape: tuple[int, int], effort: Effort) -> dict[str, Manifest]:
+    """The levels' manifests with costs as this machine has them now, at the scene's length."""
+    found = {}
+    for level in levels:
+        path = model.level(level)
+        with effort.console.status(f"what each graph of {path.stem} costs"):
+            costs = probe_costs(path, shape[1], effort.threads)["costs"]
+        found[level] = with_costs(open_artifact(path).manifest, costs)
+    return found
+
+
+def _ours(
+    model: Model,
+    manifests: Mapping[str, Manifest],
+    shape: tuple[int, int],
+    budgets: Mapping[str, float],
+    effort: Effort,
+    *,
+    steps: int | None = None,
+    prefix: str = "",
+) -> list[Ours]:
+    """The named plans of each level; `prefix` tells one model's levels from another's."""
+    return [
+        Ours(prefix + level, kinds, model.level(level), plan, shape, steps or effort.steps, effort.threads)
+        for level, manifest in manifests.items()
+        for kinds, plan in named_plans(manifest, *shape, budgets).items()
+    ]
+
+
+def _torch(model: Model, shape: tuple[int, int], steps: int) -> list[Peer]:
+    arguments = _arguments(model, shape, steps)
+    return [
+        Peer(TORCH, "torch_peft", arguments),
+        Peer(CHECKPOINTING, "torch_peft", (*arguments, "--checkpointing")),
+    ]
+
+
+def _ort(model: Model, shape: tuple[int, int], steps: int) -> list[Peer]:
+    arguments = _arguments(model, shape, steps)
+    return [Peer(ORT, "ort_training", arguments), Peer(ORT_LEAN, "ort_training", (*arguments, "--lean"))]
+
+
+def _arguments(model: Model, shape: tuple[int, int], steps: int) -> tuple[str, ...]:
+    batch, tokens = shape
+    numbers = ("--batch", str(batch), "--tokens", str(tokens), "--steps", str(steps))
+    return (str(model.folder), *model.arguments, *numbers)
+
+
+def _ratio(
+    name: str, bound: float, key: str, mine: Callable[[], Mapping[str, Any]], theirs: Mapping[str, Any]
+) -> Check:
+    return check(name, bound, lambda: float(mine()[key]) / float(theirs[key]))
+
+
+def _said(shape: tuple[int, int]) -> str:
+    return f"{shape[0]} x {shape[1]} tokens"
