@@ -60,7 +60,7 @@ def smollm2(effort: Effort) -> Scene:
     last = _measured(model, (LAST,), shape, effort)
 
     def ours(rows: Rows) -> list[Ours]:
-        budgets = {kind: share * rows.median(TORCH, "peak_bytes") for kind, share in SHARES.items()}
+        budgets = _budgets(rows, TORCH, SHARES)
         return [*_ours(model, manifests, shape, budgets, effort), *_ours(model, last, shape, {}, effort)]
 
     peers = [*_torch(model, shape, effort.steps), *_ort(model, shape, effort.steps)]
@@ -79,9 +79,9 @@ def smollm2(effort: Effort) -> Scene:
         _ratio("fast fp32: step, of torch + peft's", 1.0, "step_ms", lambda: plan_row(rows, EXACT, FAST), base),
         *_last_checks(rows),
     ]
-    budget_bytes = SHARES[LEAN] * base["peak_bytes"]
     kept = {level: manifests[level] for level in FEW}
-    slow = storage.measure(model, kept, shape, int(budget_bytes), effort.steps, effort.threads)
+    budgets = _budgets(found, TORCH, SHARES)
+    slow = storage.measure(model, kept, shape, int(budgets.get(LEAN, 0)), effort.steps, effort.threads)
     return Scene(title, TORCH, rows, checks, {"frontiers": frontiers, "storage": slow})
 
 
@@ -105,7 +105,7 @@ def smollm2_many(effort: Effort) -> Scene:
     manifests = _measured(model, FEW, shape, effort)
 
     def ours(rows: Rows) -> list[Ours]:
-        budgets = {LEAN: LEAN_OF_MANY * rows.median(TORCH, "peak_bytes")}
+        budgets = _budgets(rows, TORCH, {LEAN: LEAN_OF_MANY})
         return _ours(model, manifests, shape, budgets, effort, steps=1)
 
     title = f"SmolLM2-135M, LoRA r=8 on q and v, {_said(shape)}"
@@ -126,7 +126,7 @@ def gpt2(effort: Effort) -> Scene:
     manifests = _measured(model, FEW, shape, effort)
 
     def ours(rows: Rows) -> list[Ours]:
-        budgets = {LEAN: LEAN_OF_ORT * rows.median(ORT, "peak_bytes")}
+        budgets = _budgets(rows, ORT, {LEAN: LEAN_OF_ORT})
         return _ours(model, manifests, shape, budgets, effort)
 
     peers = [*_ort(model, shape, effort.steps), *_torch(model, shape, effort.steps)]
@@ -185,7 +185,7 @@ def minilm(effort: Effort, batch: int) -> Scene:
     manifests = _measured(model, LEVELS, shape, effort)
 
     def ours(rows: Rows) -> list[Ours]:
-        budgets = {kind: share * rows.median(TORCH, "peak_bytes") for kind, share in SHARES.items()}
+        budgets = _budgets(rows, TORCH, SHARES)
         return _ours(model, manifests, shape, budgets, effort)
 
     title = f"MiniLM, classifier, LoRA r=8 on query and value, {_said(shape)}"
@@ -202,6 +202,13 @@ SCENES: Mapping[str, Callable[[Effort], Scene]] = {
     "tinyllama-1x128": tinyllama,
 }
 QUICK = ("smollm2-1x128", "gpt2-1x128")
+
+
+def _budgets(rows: Rows, peer: str, shares: Mapping[str, float]) -> dict[str, float]:
+    """Shares of the peer's peak, in bytes; none where it failed."""
+    if not rows.runs[peer]:
+        return {}
+    return {kind: share * rows.median(peer, "peak_bytes") for kind, share in shares.items()}
 
 
 def _measured(model: Model, levels: Sequence[str], shape: tuple[int, int], effort: Effort) -> dict[str, Manifest]:
