@@ -12,9 +12,8 @@ from benchmarks.engine import models, storage
 from benchmarks.engine.checks import Check, check, plan_row, row
 from benchmarks.engine.contenders import Ours, Peer, Rows, in_turns
 from benchmarks.engine.models import Model
-from benchmarks.engine.plans import LEANEST, named_plans
+from benchmarks.engine.plans import LEANEST, named_plans, whole_frontier
 from edge_sdk.engine.artifact import open_artifact
-from edge_sdk.engine.plan import frontier, plans
 from edge_sdk.probing import probe_costs, with_costs
 from edge_sdk.wire.manifest import Manifest
 
@@ -69,7 +68,7 @@ def smollm2(effort: Effort) -> Scene:
     rows = found.plain()
     base = row(rows, TORCH)
     frontiers = {
-        level: [[plan.peak_bytes, plan.step_ms] for plan in frontier(plans(manifest, *shape))]
+        level: [[plan.peak_bytes, plan.step_ms] for plan in whole_frontier(manifest, *shape)]
         for level, manifest in {**manifests, **last}.items()
     }
     checks = [

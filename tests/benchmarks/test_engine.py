@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import math
 import pathlib
@@ -18,7 +19,7 @@ from benchmarks.engine import __main__ as command
 from benchmarks.engine.checks import Check, check, plan_row, row, table
 from benchmarks.engine.cold import read_speed
 from benchmarks.engine.contenders import Peer, Rows, in_turns
-from benchmarks.engine.plans import LEANEST, named_plans
+from benchmarks.engine.plans import LEANEST, named_plans, whole_frontier
 from benchmarks.engine.scenes import QUICK, SCENES, Effort, Scene
 from benchmarks.engine.show import storage_table
 from benchmarks.engine.show import table as rows_table
@@ -60,6 +61,16 @@ def test_plans_fit_the_budget_they_are_named_after(lean: float, fast: float) -> 
     assert {name for name, budget in budgets.items() if int(budget) >= least.peak_bytes} == by_name.keys() - {LEANEST}
     if {"lean", "fast"} <= by_name.keys() and fast >= lean:
         assert by_name["fast"].step_ms <= by_name["lean"].step_ms
+
+
+def test_the_frontier_falls_and_begins_with_the_least_memory() -> None:
+    """More memory is less time at every point, and no plan of any budget lies below."""
+    manifest = make_manifest()
+    found = whole_frontier(manifest, 2, TOKENS)
+    assert found[0].peak_bytes == leanest(plans(manifest, 2, TOKENS)).peak_bytes
+    assert all(a.peak_bytes < b.peak_bytes and a.step_ms > b.step_ms for a, b in itertools.pairwise(found))
+    for plan in plans(manifest, 2, TOKENS):
+        assert any(p.peak_bytes <= plan.peak_bytes and p.step_ms <= plan.step_ms for p in found)
 
 
 @given(st.floats(allow_nan=False), st.floats(allow_nan=False))
