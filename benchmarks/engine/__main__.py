@@ -26,13 +26,25 @@ from rich.console import Console
 from benchmarks import machine
 from benchmarks.engine import checks, show
 from benchmarks.engine.scenes import QUICK, SCENES, Effort, Scene
+from benchmarks.fetch import FetchError, say
+from edge_sdk.errors import EdgeError
 
 RESULTS = pathlib.Path(__file__).parents[1] / "results"
 
 
 def main() -> int:
-    """Measure, show, keep; 1 when `--check` finds a number missed."""
+    """Measure, show, keep; 1 when `--check` finds a number missed, or when something cannot be had."""
     arguments = _parser().parse_args()
+    try:
+        held = _run(arguments)
+    except (FetchError, EdgeError, RuntimeError, OSError) as error:
+        say(f"error: {error}")
+        return 1
+    return int(arguments.check and not held)
+
+
+def _run(arguments: argparse.Namespace) -> bool:
+    """Whether every promise of the scenes that were asked for was held."""
     console = Console()
     turns, steps = (2, 3) if arguments.quick else (5, 8)
     effort = Effort(turns, steps, len(os.sched_getaffinity(0)), whole=not arguments.quick, console=console)
@@ -47,7 +59,7 @@ def main() -> int:
         if out is not None:
             _keep(out, name, scene, effort)
     console.print(checks.table(found))
-    return int(arguments.check and not all(check.held for check in found))
+    return all(check.held for check in found)
 
 
 def _keep(out: pathlib.Path, name: str, scene: Scene, effort: Effort) -> None:
