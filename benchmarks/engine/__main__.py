@@ -30,6 +30,7 @@ from benchmarks.fetch import FetchError, say
 from edge_sdk.errors import EdgeError
 
 RESULTS = pathlib.Path(__file__).parents[1] / "results"
+LOG_WIDTH = 180  # of tables in a file
 
 
 def main() -> int:
@@ -45,7 +46,7 @@ def main() -> int:
 
 def _run(arguments: argparse.Namespace) -> bool:
     """Whether every promise of the scenes that were asked for was held."""
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else LOG_WIDTH)
     turns, steps = (2, 3) if arguments.quick else (5, 8)
     effort = Effort(turns, steps, len(os.sched_getaffinity(0)), whole=not arguments.quick, console=console)
     out = arguments.out or (None if arguments.quick else RESULTS / "engine.json")
