@@ -1,7 +1,8 @@
 """What each graph costs, measured in this process: what manifests carry and plans are made from.
 
 Every graph runs over three shapes of random numbers: one row of T tokens, eight rows, and one row of 4T. They lie wide
-apart, for what is between them is interpolated and what is beyond grows with their error. A graph's memory is the growth of anonymous memory with a session of its own, whose arena begins empty and keeps what it needed; its time
+apart, for what is between them is interpolated, and what is beyond is off by more the closer they are. A graph's memory
+is the growth of anonymous memory with a session of its own, whose arena begins empty and keeps what it needed; its time
 the median of further runs, with the weights in memory. `process` is the memory at rest with everything loaded, the
 arena still empty. `pages` is what it costs to map weights and to give them back.
 """
