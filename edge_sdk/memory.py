@@ -63,19 +63,17 @@ def forget_code() -> None:
             libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), mmap.MADV_DONTNEED)
 
 
-def bound_allocations(budget_bytes: int, reserved_bytes: int = 0) -> None:
+def bound_allocations(budget_bytes: int) -> None:
     """Make allocations fail, from now on, that would take this process's resident memory beyond the budget.
-
-    `reserved_bytes` are promised already and not yet touched, as a region set aside for later: they will be resident
-    without being asked for again, so nobody else may have them.
 
     RLIMIT_DATA counts writable private memory as promised, not as touched: thread stacks count whole. So what may be
     promised is what is promised now, and what is left of the budget beside all that is resident now, the libraries'
-    code included, and all that is reserved. RLIMIT_AS would count the mapped weights and is of no use.
+    code included. What is promised and will be touched only later is not counted: called again then, it is.
+    RLIMIT_AS would count the mapped weights and is of no use.
     """
     memory = read_memory()
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    limit = memory.data_bytes + max(budget_bytes - memory.resident_bytes - reserved_bytes, 0)
+    limit = memory.data_bytes + max(budget_bytes - memory.resident_bytes, 0)
     resource.setrlimit(resource.RLIMIT_DATA, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
 
 

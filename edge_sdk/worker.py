@@ -19,7 +19,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -100,9 +100,7 @@ def _train(order: WorkerOrder) -> Report:
     artifact = artifact_in(store, task.artifact)
     adapter = adapter_in(store, task.adapter, artifact.manifest)
     limits = Limits(task.batch, task.tokens, order.budget_bytes, order.threads, order.correction)
-    walk = settle(artifact, limits, lambda: check_budget(order.budget_bytes))
-    if not in_task_group(order.budget_bytes):  # the kernel's limit is on what is used; this one, on what is asked for
-        bound_allocations(order.budget_bytes)
+    walk = settle(artifact, limits, _watch(order.budget_bytes))
     before = {name: adapter[name].copy() for name in trained_names(walk, task.freeze)}
     training, aside = _rows(order, artifact)
     loss_before = evaluate(walk, adapter, aside).loss
@@ -129,6 +127,22 @@ def _train(order: WorkerOrder) -> Report:
         threads=order.threads,
         runtime=f"{VERSION}, numpy {np.__version__}, {platform.machine()}",
     )
+
+
+def _watch(budget_bytes: int) -> Callable[[], None]:
+    """What a walk asks between segments: is all well, and how much may be allocated until the next time?
+
+    The kernel's limit on a group is on what is used; ours is on what is asked for. The runtime's arena asks for more
+    than it uses, so what it has not touched has to become room again, or the last of it would be refused to others.
+    """
+    limited = in_task_group(budget_bytes)
+
+    def watch() -> None:
+        check_budget(budget_bytes)
+        if not limited:
+            bound_allocations(budget_bytes)
+
+    return watch
 
 
 def _rows(order: WorkerOrder, artifact: Artifact) -> tuple[Iterator[Batch], list[Batch]]:
