@@ -209,7 +209,7 @@ print(before.loss == after.loss, all((before.gradients[n] == after.gradients[n])
 
 
 def test_forgotten_code_is_not_resident_and_comes_back(tiny_artifact: pathlib.Path) -> None:
-    """Megabytes of code are given back at once; what a step needs is mapped again, less of it, and computes the same."""
+    """Megabytes of code are given back at once; what a step needs, less, is mapped again, and computes the same."""
     forgotten, again, *same = run(FORGET, str(tiny_artifact))
     assert int(forgotten) > 5 * MB
     assert 0 < int(again) < int(forgotten)

@@ -75,7 +75,7 @@ def test_inputs_and_outputs_are_the_manifests(exported: Exported) -> None:
 
 
 def test_a_vocabularys_loss_is_a_softmax_cut_into_slices(llama: Exported) -> None:
-    """From slices of the vocabulary come the loss and its gradient of the whole: logsums add up, products are shares."""
+    """Slices of the vocabulary give the loss and the gradient of the whole: logsums add up, products are shares."""
     manifest = llama.manifests["fp32"]
     loss = manifest.vocabulary_loss
     assert loss is not None
@@ -96,7 +96,7 @@ def test_a_vocabularys_loss_is_a_softmax_cut_into_slices(llama: Exported) -> Non
         dz = dz + np.exp(one["logsum"] - logsum) * product
     leaf = torch.tensor(z, requires_grad=True)
     expected = torch.nn.functional.cross_entropy(leaf @ torch.tensor(matrix).T, torch.tensor(labels), reduction="none")
-    expected.sum().backward()  # type: ignore[no-untyped-call]
+    expected.sum().backward()
     np.testing.assert_allclose(logsum[:, 0] - (z * wanted).sum(axis=1), expected.detach().numpy(), rtol=1e-5, atol=1e-5)
     assert leaf.grad is not None
     np.testing.assert_allclose(dz, leaf.grad.numpy(), rtol=1e-4, atol=1e-5)

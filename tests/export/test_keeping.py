@@ -128,7 +128,9 @@ def test_what_makes_no_product_keeps_nothing(exported: Exported) -> None:
     for structure, captured in exported.program.structures.items():
         assert bool(captured.kept) == structure.startswith("block")
     for structure, spec in exported.manifests["int8"].structures.items():
-        assert {keeping.bits for keeping in spec.keepings} == (set(PRECISIONS) if structure.startswith("block") else set())
+        assert {keeping.bits for keeping in spec.keepings} == (
+            set(PRECISIONS) if structure.startswith("block") else set()
+        )
 
 
 def joint(body: str) -> ir.Model:

@@ -22,7 +22,7 @@ def address(array: Array) -> int:
 
 @given(NUMBERS)
 def test_a_copy_stays_when_its_source_changes(source: Array) -> None:
-    """Same numbers, type and shape; what the source becomes later does not matter, for the runtime reuses its memory."""
+    """Same numbers, type and shape, whatever becomes of the source later: the runtime uses its memory again."""
     before = source.copy()
     copy = Shelf().put("block.0", {"x": source})["x"]
     source.fill(7)
