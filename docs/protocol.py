@@ -55,9 +55,11 @@ MANIFEST: Final = (
     manifest.LevelSpec,
     manifest.AdapterSpec,
     manifest.Structure,
+    manifest.Keeping,
     manifest.Segment,
     manifest.VocabularyLoss,
     manifest.ClassesLoss,
+    manifest.OptimizerGraphs,
     manifest.Cost,
 )
 NAMES: Final[Mapping[Any, str]] = {str: "text", int: "integer", float: "number", bool: "truth value", bytes: "binary"}

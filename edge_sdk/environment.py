@@ -11,8 +11,8 @@ def training_environment(threads: int) -> dict[str, str]:
     """This process's environment, for a child that trains with `threads` threads.
 
     - no telemetry: onnxruntime reads the variable when it is imported, and any later call is too late;
-    - freed memory goes back to the kernel at once, so that costs add up and a peak can be predicted; what that costs in
-      time, and what other thresholds keep, is measured in docs/adr/0007;
+    - freed memory, the runtime's arena apart, goes back to the kernel at once, so that a peak can be predicted; what
+      other thresholds keep is measured in docs/adr/0007;
     - it ends with this process, see `edge_sdk.wire.lifeline`;
     - NumPy's own threads would take memory for products that onnxruntime makes.
     """

@@ -114,7 +114,7 @@ def _forward(joint: ir.Model, origin: Sequence[str], names: Sequence[str], bits:
 
 
 def _backward(joint: ir.Model, origin: Sequence[str], names: Sequence[str], bits: int) -> ir.Model:
-    model = ir.from_proto(ir.to_proto(joint))
+    model = restrict(joint, lambda _: True, lambda name: name != "y")
     values = _by_name(model)
     first = model.graph[0]
     place = 1 + next(k for k, value in enumerate(model.graph.inputs) if value.name == "dy")
@@ -128,7 +128,7 @@ def _backward(joint: ir.Model, origin: Sequence[str], names: Sequence[str], bits
             taken = cast.outputs[0]
         values[source].replace_all_uses_with(taken)
     common.RemoveUnusedNodesPass()(model)
-    return restrict(model, lambda _: True, lambda name: name != "y")
+    return model
 
 
 def _by_name(model: ir.Model) -> dict[str, ir.Value]:

@@ -32,7 +32,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from edge_sdk.engine.costs import Costs
-from edge_sdk.wire.manifest import Keeping, Manifest
+from edge_sdk.wire.manifest import Keeping, Manifest, Segment
 
 HEAD_ROWS = (256, 128, 64, 32)
 SLICE_ROWS = 4096  # vocabulary rows per product: 9 MB dequantised at SmolLM2's width
@@ -88,11 +88,11 @@ def choose_plan(
     correction: float = 1.0,
     storage: Storage = FAST_STORAGE,
 ) -> Plan | Declined:
-    """The fastest plan whose predicted peak fits; of equally fast ones the leanest."""
+    """The fastest plan whose predicted peak fits; of equally fast ones the most exact, and of those the leanest."""
     everything = list(plans(manifest, batch, tokens, budget_bytes / correction, storage))
     fitting = [plan for plan in everything if plan.peak_bytes * correction <= budget_bytes]
     if fitting:
-        return corrected(min(fitting, key=lambda plan: (plan.step_ms, plan.peak_bytes)), correction)
+        return corrected(min(fitting, key=_by_time), correction)
     return Declined(math.ceil(min(plan.peak_bytes for plan in everything) * correction), budget_bytes)
 
 
@@ -139,18 +139,23 @@ def predicted(manifest: Manifest, batch: int, tokens: int, plan: Plan, storage: 
 
 def kept_segments(manifest: Manifest, plan: Plan) -> dict[str, Keeping]:
     """The segments that keep activations, by name: the last `kept_blocks` that can and are walked back."""
-    found = {}
-    for segment in manifest.walked_back():
-        by_bits = {keeping.bits: keeping for keeping in manifest.structures[segment.structure].keepings}
-        if by_bits:
-            found[segment.name] = by_bits[plan.kept_bits]
-    return dict(list(found.items())[max(len(found) - plan.kept_blocks, 0) :])
+    found = [
+        (segment.name, keeping)
+        for segment in manifest.walked_back()
+        for keeping in manifest.structures[segment.structure].keepings
+        if keeping.bits == plan.kept_bits
+    ]
+    return dict(found[max(len(found) - plan.kept_blocks, 0) :])
 
 
 def resident_segments(manifest: Manifest, plan: Plan) -> set[str]:
     """The segments whose weights stay mapped: the last `resident`, never the embedding, of which rows are read."""
     names = [segment.name for segment in manifest.walk[1:]]
     return set(names[max(len(names) - plan.resident, 0) :])
+
+
+def _by_time(plan: Plan) -> tuple[float, int, int, int]:
+    return plan.step_ms, -plan.kept_bits, -plan.state_bits, plan.peak_bytes
 
 
 def with_margin(peak_bytes: float) -> int:
@@ -264,13 +269,18 @@ class Step:
             keepings = kept_segments(self._manifest, plan)
             total = 0.0
             for segment in self._manifest.walk:
-                structure = self._manifest.structures[segment.structure]
-                pair = keepings.get(segment.name, structure)
-                total += self._costs.time_ms(pair.forward, rows, self._tokens)
-                if segment in self._walked_back:
-                    total += self._costs.time_ms(pair.backward, rows, self._tokens)
+                total += self._segment_ms(rows, segment, keepings.get(segment.name))
             self._walks_ms[key] = total
         return self._walks_ms[key]
+
+    def _segment_ms(self, rows: int, segment: Segment, keeping: Keeping | None) -> float:
+        """Fewer bits never count as faster than more: exact gradients are given up for room, not for noise."""
+        structure = self._manifest.structures[segment.structure]
+        pairs = [k for k in structure.keepings if k.bits >= keeping.bits] if keeping else [structure]
+        there = max(self._costs.time_ms(pair.forward, rows, self._tokens) for pair in pairs)
+        if segment not in self._walked_back:
+            return there
+        return there + max(self._costs.time_ms(pair.backward, rows, self._tokens) for pair in pairs)
 
     def _loss_ms(self, plan: Plan, rows: int) -> float:
         manifest = self._manifest

@@ -31,6 +31,7 @@ from edge_sdk.wire.errors import DecodeError
 MAX_MANIFEST_BYTES = 65_536
 FORMAT = 1
 BITS = (32, 16, 8, 4)  # in which a frozen matrix can be held
+KEPT_BITS = (32, 16)  # in which an activation can be kept
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
 
@@ -101,6 +102,12 @@ class Keeping:
     backward: str
     kept: tuple[str, ...]
     floats: int
+
+    def __post_init__(self) -> None:
+        """Refuse what no graph could keep, and no plan could count."""
+        if self.bits not in KEPT_BITS or self.floats < 1:
+            msg = f"a keeping of {self.floats} numbers in {self.bits} bits that cannot be"
+            raise ValueError(msg)
 
 
 @dataclass(frozen=True, slots=True)

@@ -110,6 +110,42 @@ def test_allocations_beyond_the_budget_fail(more: int, wanted: int, answer: str)
     assert run(BOUND, str(more * MB), str(wanted * MB))[0] == answer
 
 
+AGAIN = """
+import mmap, sys
+from edge_sdk.memory import bound_allocations, read_memory
+budget = read_memory().resident_bytes + 140_000_000
+bound_allocations(budget)
+untouched = mmap.mmap(-1, 100_000_000, mmap.MAP_PRIVATE)
+
+def asked():
+    try:
+        return "granted" if b"x" * int(sys.argv[1]) else ""
+    except MemoryError:
+        return "refused"
+
+print(asked())
+bound_allocations(budget)
+print(asked())
+for at in range(0, len(untouched), mmap.PAGESIZE):
+    untouched[at] = 1
+bound_allocations(budget)
+print(asked())
+"""
+
+
+@pytest.mark.parametrize(
+    ("wanted", "answers"),
+    [
+        (30, ["granted", "granted", "granted"]),
+        (60, ["refused", "granted", "refused"]),
+        (160, ["refused", "refused", "refused"]),
+    ],
+)
+def test_what_was_promised_and_not_touched_is_room_again(wanted: int, answers: list[str]) -> None:
+    """A bound that is set again counts what is resident: an arena's untouched pages are nobody's, touched they are."""
+    assert run(AGAIN, str(wanted * MB)) == answers
+
+
 ORT = """
 import sys
 import numpy as np
@@ -145,3 +181,36 @@ def test_a_peak_over_the_budget_says_both_numbers() -> None:
         check_budget(MB)
     assert caught.value.measured_bytes >= read_memory().resident_bytes // 2
     assert caught.value.budget_bytes == MB
+
+
+FORGET = """
+import sys
+from edge_sdk.engine.artifact import open_artifact
+from edge_sdk.engine.plan import Plan
+from edge_sdk.engine.probe import random_batch
+from edge_sdk.engine.walk import Walk
+from edge_sdk.memory import forget_code, read_memory
+
+def file_bytes():
+    memory = read_memory()
+    return memory.resident_bytes - memory.anonymous_bytes
+
+artifact = open_artifact(sys.argv[1])
+walk, adapter = Walk(artifact, 1, Plan(4, 32), lambda: None), artifact.initial_adapter()
+batch = random_batch(artifact.manifest, 4, 16)
+before = walk.gradient(batch, adapter, 1.0)
+loaded = file_bytes()
+forget_code()
+print(loaded - file_bytes())
+after = walk.gradient(batch, adapter, 1.0)
+print(loaded - file_bytes())
+print(before.loss == after.loss, all((before.gradients[n] == after.gradients[n]).all() for n in before.gradients))
+"""
+
+
+def test_forgotten_code_is_not_resident_and_comes_back(tiny_artifact: pathlib.Path) -> None:
+    """Megabytes of code are given back at once; what a step needs, less, is mapped again, and computes the same."""
+    forgotten, again, *same = run(FORGET, str(tiny_artifact))
+    assert int(forgotten) > 5 * MB
+    assert 0 < int(again) < int(forgotten)
+    assert same == ["True", "True"]

@@ -66,6 +66,40 @@ def test_inputs_and_outputs_are_the_manifests(exported: Exported) -> None:
                 backward = found[structure.backward].graph
                 assert [v.name for v in backward.input] == ["x", "dy", *tensors]
                 assert [v.name for v in backward.output] == ["dx", *(f"d.{n}" for n in structure.trained)]
+            for keeping in structure.keepings:
+                there, back = found[keeping.forward].graph, found[keeping.backward].graph
+                assert [v.name for v in there.input] == ["x", *tensors]
+                assert [v.name for v in there.output] == ["y", *keeping.kept]
+                assert [v.name for v in back.input] == ["x", "dy", *keeping.kept, *tensors]
+                assert [v.name for v in back.output] == ["dx", *(f"d.{n}" for n in structure.trained)]
+
+
+def test_a_vocabularys_loss_is_a_softmax_cut_into_slices(llama: Exported) -> None:
+    """Slices of the vocabulary give the loss and the gradient of the whole: logsums add up, products are shares."""
+    manifest = llama.manifests["fp32"]
+    loss = manifest.vocabulary_loss
+    assert loss is not None
+    matrix = read_tensors(llama.store.path(manifest.files[loss.tensors].sha256))["matrix"]
+    random = np.random.default_rng(0)
+    z, labels = random.normal(0, 3, (5, matrix.shape[1])).astype("f"), random.integers(0, len(matrix), 5)
+
+    def ran(name: str, given: dict[str, Any]) -> dict[str, Any]:
+        return run(ir.from_proto(onnx.load_from_string(llama.store.read(manifest.files[name]))), given)
+
+    found = {k: ran(loss.project, {"z": z, "matrix": matrix[k : k + 70]}) for k in range(0, len(matrix), 70)}
+    logsum = np.logaddexp.reduce([one["logsum"] for one in found.values()])
+    wanted = ran(loss.lookup, {"ids": labels, "matrix": matrix})["z"]
+    np.testing.assert_array_equal(wanted, matrix[labels])
+    dz = -wanted
+    for k, one in found.items():
+        product = ran(loss.unproject, {"softmax": one["softmax"], "matrix": matrix[k : k + 70]})["dz"]
+        dz = dz + np.exp(one["logsum"] - logsum) * product
+    leaf = torch.tensor(z, requires_grad=True)
+    expected = torch.nn.functional.cross_entropy(leaf @ torch.tensor(matrix).T, torch.tensor(labels), reduction="none")
+    expected.sum().backward()
+    np.testing.assert_allclose(logsum[:, 0] - (z * wanted).sum(axis=1), expected.detach().numpy(), rtol=1e-5, atol=1e-5)
+    assert leaf.grad is not None
+    np.testing.assert_allclose(dz, leaf.grad.numpy(), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("level", ["fp32", "fp16", "int8", "int4"])

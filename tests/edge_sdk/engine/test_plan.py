@@ -86,6 +86,28 @@ def test_the_chosen_plan_is_the_fastest_that_fits(manifest: Manifest, batch: int
 
 
 @settings(max_examples=50)
+@given(MANIFESTS, BATCHES, LENGTHS)
+def test_exactness_is_given_up_for_room_alone(manifest: Manifest, batch: int, tokens: int) -> None:
+    """Where everything fits, nothing is kept in fewer bits, however the measured times fell out."""
+    chosen = choose_plan(manifest, batch, tokens, 1 << 50)
+    assert isinstance(chosen, Plan)
+    assert (chosen.kept_bits, chosen.state_bits) == (32, 32)
+    for blocks in range(len(manifest.walked_back()) + 1):
+        exact, half = (predicted(manifest, batch, tokens, Plan(1, 32, blocks, bits)) for bits in (32, 16))
+        assert half.step_ms >= exact.step_ms
+
+
+@given(MANIFESTS)
+def test_a_structure_without_a_precision_keeps_nothing_in_it(manifest: Manifest) -> None:
+    """A manifest may offer fewer precisions for one structure than for another: its segments are walked as without."""
+    block = manifest.structures["block"]
+    without = {**manifest.structures, "block": dataclasses.replace(block, keepings=(HALF,))}
+    some = dataclasses.replace(manifest, structures=without)
+    assert kept_segments(some, Plan(1, 32, BLOCKS, 32)) == {}
+    assert all(isinstance(plan, Plan) for plan in plans(some, 2, TOKENS))
+
+
+@settings(max_examples=50)
 @given(MANIFESTS, BATCHES, LENGTHS, SHARES, st.integers(0, 100 * MB))
 def test_more_budget_is_never_slower(manifest: Manifest, batch: int, tokens: int, share: float, more: int) -> None:
     """What a device can do, a larger one can do as fast."""

@@ -24,7 +24,7 @@ from edge_sdk.wire.manifest import (
     decode_manifest,
     encode_manifest,
 )
-from tests.edge_sdk.samples import FILE, RANK, WIDTH, make_manifest
+from tests.edge_sdk.samples import FILE, KEEPING, RANK, WIDTH, make_manifest
 from tests.edge_sdk.wire.strategies import damaged
 
 MANIFEST = make_manifest()
@@ -119,6 +119,39 @@ def test_a_cost_that_cannot_have_been_measured_is_refused(
     """Plans divide by a cost's shape: a peer cannot make a device divide by zero."""
     with pytest.raises(ValueError, match="a cost of 'block'"):
         Cost("block", batch, tokens, memory_bytes, time_ms)
+
+
+@pytest.mark.parametrize(("bits", "floats"), [(8, 6), (0, 6), (32, 0), (16, -1)])
+def test_a_keeping_that_cannot_be_is_refused(bits: int, floats: int) -> None:
+    """Plans count what is kept: less than nothing would make room that is not there."""
+    with pytest.raises(ValueError, match=f"a keeping of {floats} numbers in {bits} bits that cannot be"):
+        dataclasses.replace(KEEPING, bits=bits, floats=floats)
+
+
+def renamed(part: Any, field: str) -> Any:
+    """`part` with a file that is not there."""
+    return dataclasses.replace(part, **{field: "absent"})
+
+
+BLOCK = STRUCTURES["block"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"optimizers": renamed(MANIFEST.optimizers, name)} for name in ("adamw", "sgd", "square_sum", "clip")),
+        *({"vocabulary_loss": renamed(MANIFEST.vocabulary_loss, n)} for n in ("project", "unproject", "lookup")),
+        *(
+            {"structures": {**STRUCTURES, "block": dataclasses.replace(BLOCK, keepings=(renamed(KEEPING, name),))}}
+            for name in ("forward", "backward")
+        ),
+    ],
+    ids=range(9),
+)
+def test_every_graph_is_listed(changes: dict[str, Any]) -> None:
+    """Whatever graph a device may ask for has a size and a SHA-256: optimizers, the loss's three, those that keep."""
+    with pytest.raises(ValueError, match="does not list: absent"):
+        changed(**changes)
 
 
 def test_a_manifest_without_a_walk_is_refused() -> None:
