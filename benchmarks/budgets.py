@@ -23,7 +23,6 @@ import math
 import pathlib
 import queue
 import random
-import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,7 +35,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from benchmarks import assets, machine, shapes, studies
-from benchmarks.fetch import cache_folder, say
 from edge_sdk.data import write_token_folder
 from edge_sdk.engine.plan import Plan, leanest, plans, predicted
 from edge_sdk.engine.settle import Limits, planned, with_process
@@ -138,12 +136,7 @@ def artifact_of(member: Member) -> pathlib.Path:
         studies.TOKENS,
         parity=False,
     )
-    out = studies.place_of(request, cache_folder() / "artifacts" / "budgets" / member.name)
-    if not out.is_dir():
-        shutil.rmtree(out.parent, ignore_errors=True)
-        say(f"exporting {member.name}")
-        studies.build(request, out)
-    return out
+    return studies.newest(f"budgets/{member.name}", request)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks import assets
-from benchmarks.fetch import STANDARD_ERROR, cache_folder
+from benchmarks.fetch import STANDARD_ERROR, cache_folder, say
 from edge_sdk.wire.errors import last_line
 
 TOKENS = 128
@@ -160,6 +160,20 @@ def place_of(request: Mapping[str, Any], under: pathlib.Path) -> pathlib.Path:
     """The folder under `under` for what this exporter makes of `request`: another exporter's has another name."""
     digest = hashlib.sha256(json.dumps([request, _source_digest()], sort_keys=True).encode()).hexdigest()
     return under / digest[:16]
+
+
+def newest(name: str, request: Mapping[str, Any]) -> pathlib.Path:
+    """The artifact of `request`, built once under `name` in the cache folder.
+
+    What an earlier state of the exporter or the engine has made there is deleted, for it may have gigabytes. Raises
+    RuntimeError with the exporter's own words when the build fails.
+    """
+    out = place_of(request, cache_folder() / "artifacts" / name)
+    if not out.is_dir():
+        shutil.rmtree(out.parent, ignore_errors=True)
+        say(f"exporting {name}")
+        build(request, out)
+    return out
 
 
 def _source_digest() -> str:

@@ -66,9 +66,7 @@ class VocabularyHead:
             self._give_back(matrix)
 
     def _rows(self, labels: Array) -> Array:
-        rows, inverse = np.unique(labels, return_inverse=True)
-        names = [name for name in self.tensors if name.startswith("matrix")]
-        return self.lookup.run({"ids": inverse, **{n: self.tensors.read_rows(n, rows) for n in names}})["z"]
+        return self.lookup.run(occurring_rows(self.tensors, labels))["z"]
 
     def _slices(self) -> Iterator[tuple[int, dict[str, Array]]]:
         vocabulary = len(self.tensors["matrix"])
@@ -84,6 +82,16 @@ class VocabularyHead:
 def _cross_entropy(z: Array, wanted: Array, logsum: Array) -> float:
     """Sum over the rows of `z`, where `wanted` is the vocabulary's row of each label."""
     return float(np.sum(logsum[:, 0] - np.einsum("rw,rw->r", z, wanted), dtype=np.float64))
+
+
+def occurring_rows(file: TensorFile, ids: Array) -> dict[str, Array]:
+    """Of a file's `matrix` only the rows that occur in `ids`, in all its parts, and `ids` that count within them.
+
+    A graph that looks rows up gives the same for less memory.
+    """
+    rows, inverse = np.unique(ids, return_inverse=True)
+    parts = {name: file.read_rows(name, rows) for name in file if name.startswith("matrix")}
+    return {"ids": inverse.reshape(ids.shape), **parts}
 
 
 def predicting_rows(ids: Array, attention_mask: Array) -> tuple[Array, Array]:

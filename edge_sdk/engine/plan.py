@@ -263,7 +263,7 @@ class Step:
         return self._graphs_ms(rows, plan) + self._visit_ms(visited_bytes) + self._loss_ms(plan, rows)
 
     def _graphs_ms(self, rows: int, plan: Plan) -> float:
-        """All graphs between the embedding and the loss: as without keeping, and what is saved by each that keeps."""
+        """All graphs between the ids and the loss, there and back."""
         key = (rows, plan.kept_blocks, plan.kept_bits)
         if key not in self._walks_ms:
             keepings = kept_segments(self._manifest, plan)

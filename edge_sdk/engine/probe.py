@@ -20,12 +20,13 @@ import numpy as np
 from edge_sdk.engine.artifact import Artifact
 from edge_sdk.engine.batch import Batch
 from edge_sdk.engine.costs import PAGES, PROCESS
+from edge_sdk.engine.losses import occurring_rows
 from edge_sdk.engine.plan import HEAD_ROWS, SLICE_ROWS, Plan, Step
 from edge_sdk.engine.runtime import Graph
 from edge_sdk.engine.walk import Arrays, Walk
 from edge_sdk.memory import read_memory
 from edge_sdk.wire.manifest import Cost, Manifest, Segment
-from edge_sdk.wire.tensors import Array, TensorFile
+from edge_sdk.wire.tensors import Array
 
 REPETITIONS = 5
 POSITIONS = (16, 64)  # of the vocabulary's loss
@@ -115,8 +116,7 @@ class _Probe:
             given |= {name: found[name] for name in structure.context}
         if segment is not self._manifest.walk[0]:
             return given | {"x": self._hidden(rows, tokens)}
-        names = [name for name in structure.frozen if _is_embedding(segment, name)]
-        return given | _few_rows(file, names, batch.ids)
+        return given | occurring_rows(file, batch.ids)
 
     def _vocabulary(self) -> Iterator[Cost]:
         loss = self._manifest.vocabulary_loss
@@ -169,11 +169,6 @@ class _Probe:
 
 def _is_embedding(segment: Segment, name: str) -> bool:
     return segment.name == "embed" and name.startswith("matrix")
-
-
-def _few_rows(file: TensorFile, names: list[str], ids: Array) -> Arrays:
-    rows, inverse = np.unique(ids, return_inverse=True)
-    return {"ids": inverse.reshape(ids.shape), **{name: file.read_rows(name, rows) for name in names}}
 
 
 def _median_ms(run: Callable[[], object]) -> float:

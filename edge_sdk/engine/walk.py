@@ -20,7 +20,7 @@ import numpy as np
 
 from edge_sdk.engine.artifact import Artifact
 from edge_sdk.engine.batch import Batch
-from edge_sdk.engine.losses import VocabularyHead, predicting_rows
+from edge_sdk.engine.losses import VocabularyHead, occurring_rows, predicting_rows
 from edge_sdk.engine.plan import Plan, kept_segments, resident_segments
 from edge_sdk.engine.runtime import Graph
 from edge_sdk.engine.shelf import Shelf
@@ -184,19 +184,12 @@ class Walk:
             **{name: adapter[f"{segment.name}/{name}"] for name in structure.trained},
         }
         if "ids" in flowing:
-            given |= self._embedding_rows(segment, flowing["ids"])
+            given |= occurring_rows(file, flowing["ids"])
         found = self._graphs[graph].run(given)
         if segment.name not in self._resident:
             file.evict()
         self.watch()
         return found
-
-    def _embedding_rows(self, segment: Segment, ids: Array) -> Arrays:
-        """Only the rows of the embedding that occur, and ids that count within them: the same graph, less memory."""
-        rows, inverse = np.unique(ids, return_inverse=True)
-        names = [n for n in self.artifact.manifest.structures[segment.structure].frozen if n.startswith("matrix")]
-        file = self._files[segment.name]
-        return {"ids": inverse.reshape(ids.shape), **{name: file.read_rows(name, rows) for name in names}}
 
     def _needed_graphs(self) -> list[str]:
         """Graph files, without the backward ones that no segment of this level will use."""
