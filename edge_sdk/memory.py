@@ -66,10 +66,10 @@ def forget_code() -> None:
 def bound_allocations(budget_bytes: int) -> None:
     """Make allocations fail, from now on, that would take this process's resident memory beyond the budget.
 
-    RLIMIT_DATA counts writable private memory as promised, not as touched: thread stacks count whole, and an arena that
-    grows by doubling promises more than it touches. So what may be promised is what is promised now, and what is left
-    of the budget beside all that is resident now, the libraries' code included; it is to be said again from time to
-    time, as promises are kept or are not. RLIMIT_AS would count the mapped weights and is of no use.
+    RLIMIT_DATA counts writable private memory as promised, not as touched: thread stacks count whole, and so does what
+    an arena has reserved. So what may be promised is what is promised now, and what is left of the budget beside all
+    that is resident now, the libraries' code included; it is to be said again from time to time, as promises are kept
+    or are not. RLIMIT_AS would count the mapped weights and is of no use.
     """
     memory = read_memory()
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)

@@ -19,7 +19,17 @@ from typing import Any
 
 from edge_sdk.engine.artifact import open_artifact
 from edge_sdk.engine.costs import TRAINING
-from edge_sdk.engine.plan import MARGIN, Declined, Plan, choose_plan, leanest, plans, with_margin
+from edge_sdk.engine.plan import (
+    MARGIN,
+    Declined,
+    Plan,
+    choose_plan,
+    leanest,
+    plans,
+    predicted,
+    with_margin,
+    with_process,
+)
 from edge_sdk.environment import training_environment
 from edge_sdk.errors import ArtifactError, EdgeError, OverBudget
 from edge_sdk.memory import read_memory
@@ -52,8 +62,10 @@ def probe_costs(manifest_path: pathlib.Path, tokens: int, threads: int) -> dict[
     manifest = with_costs(open_artifact(manifest_path).manifest, costs)
     lean = leanest(plans(manifest, 1, tokens))
     # What the parts do not show: code that runs only in training, what Python and the allocator add.
-    more_bytes = with_margin(probe_steps(manifest_path, lean, tokens, 1, 1, threads)["peak_bytes"]) - lean.peak_bytes
-    costs.append(dataclasses.asdict(Cost(TRAINING, 1, tokens, max(round(more_bytes / MARGIN), 0), 0.0)))
+    found = probe_steps(manifest_path, lean, tokens, 1, 1, threads)
+    expected = predicted(with_process(manifest, found["rest_bytes"]), 1, tokens, lean)
+    more_bytes = (with_margin(found["peak_bytes"]) - expected.peak_bytes) / MARGIN
+    costs.append(dataclasses.asdict(Cost(TRAINING, 1, tokens, max(round(more_bytes), 0), 0.0)))
     return {"costs": costs, "needs_bytes": leanest(plans(with_costs(manifest, costs), 1, tokens)).peak_bytes}
 
 

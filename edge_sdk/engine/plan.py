@@ -13,11 +13,13 @@ and the predicted peak of a step of b rows of S tokens is
     process          the worker with everything loaded, and what a step takes beyond its parts (both measured)
   + adapter state    every value, and the optimizer's moments of what trains
   + mapped           the weights of what is resident, and of the largest segment that is not
-  + shelf            inputs of what is walked back, activations kept, gradients
-  + arena            what flows, and the graph that needs most while it runs (measured); for the loss over a vocabulary
-                     the logits of `head_rows` positions
+  + shelf            inputs of what is walked back, activations kept, masks, gradients
+  + turn             hidden states where the loss over a vocabulary turns round
+  + arena            the graph that needs most while it runs (measured), for the loss over a vocabulary with the
+                     softmaxes of `head_rows` positions; and the arena's own notes
 
-and 5 % and 2.5 MB more, for what allocators add and two equal processes differ by.
+and 5 % and 2.5 MB more, for what allocators add and two equal processes differ by. The arena's first region is made as
+large as what is expected to lie in it, with the same margin.
 
 What a graph costs at other shapes than those measured, `edge_sdk.engine.costs` says. What this device measured later
 corrects a prediction: the ratio of measured to predicted peak, as `correction`.
@@ -31,8 +33,8 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from edge_sdk.engine.costs import Costs
-from edge_sdk.wire.manifest import Keeping, Manifest, Segment
+from edge_sdk.engine.costs import PROCESS, Costs
+from edge_sdk.wire.manifest import Cost, Keeping, Manifest, Segment
 
 HEAD_ROWS = (256, 128, 64, 32)
 SLICE_ROWS = 4096  # vocabulary rows per product: 9 MB dequantised at SmolLM2's width
@@ -41,11 +43,14 @@ STATE_BITS = (32, 8)
 UPDATE_MS = {32: 2.7e-6, 8: 8.6e-6}  # AdamW's time a number (one million, measured), clipping apart
 MARGIN = 1.05  # what allocators add between two equal steps
 VARIES_BYTES = 2_500_000  # two equal processes differ so much
+ARENA_NOTES = 1 / 32  # onnxruntime's arena writes down 8 bytes for each 256 of a region, touched or not
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How a step is done, see the module; `peak_bytes` and `step_ms` are predictions for the whole step."""
+    """How a step is done, see the module; `arena_bytes`, of its first region, and `peak_bytes` and `step_ms`, of the
+    whole step, are predictions.
+    """
 
     micro_batch: int
     head_rows: int
@@ -53,6 +58,7 @@ class Plan:
     kept_bits: int = 32
     resident: int = 0
     state_bits: int = 32
+    arena_bytes: int = 0
     peak_bytes: int = 0
     step_ms: float = 0.0
 
@@ -137,6 +143,12 @@ def predicted(manifest: Manifest, batch: int, tokens: int, plan: Plan, storage: 
     return Step(manifest, batch, tokens, storage).predicted(plan)
 
 
+def with_process(manifest: Manifest, rest_bytes: int) -> Manifest:
+    """The manifest with what a process holds at rest here."""
+    others = tuple(cost for cost in manifest.costs if cost.graph != PROCESS)
+    return dataclasses.replace(manifest, costs=(Cost(PROCESS, 1, 2, rest_bytes, 0.0), *others))
+
+
 def kept_segments(manifest: Manifest, plan: Plan) -> dict[str, Keeping]:
     """The segments that keep activations, by name: the last `kept_blocks` that can and are walked back."""
     found = [
@@ -211,13 +223,15 @@ class Step:
     def predicted(self, plan: Plan) -> Plan:
         """`plan` with its predictions."""
         fixed = self._costs.process_bytes + self._state_bytes(plan) + self._mapped_bytes(plan)
-        peak = fixed + self._shelf_bytes(plan) + self._arena_bytes(plan)
+        arena = self._arena_bytes(plan)
+        region_bytes = with_margin(arena)
+        peak = fixed + self._shelf_bytes(plan) + self._turn_bytes(plan) + arena + region_bytes * ARENA_NOTES
         whole, rest = divmod(self._batch, plan.micro_batch)
         walks_ms = sum(
             self._walk_ms(plan, rows) * times for rows, times in ((plan.micro_batch, whole), (rest, 1)) if rows
         )
         step_ms = walks_ms + UPDATE_MS[plan.state_bits] * self._trained
-        return dataclasses.replace(plan, peak_bytes=with_margin(peak), step_ms=step_ms)
+        return dataclasses.replace(plan, arena_bytes=region_bytes, peak_bytes=with_margin(peak), step_ms=step_ms)
 
     def _state_bytes(self, plan: Plan) -> int:
         return FLOAT_BYTES * self._adapter + self._moments[plan.state_bits]
@@ -226,34 +240,42 @@ class Step:
         streamed = len(self._weights) - plan.resident
         return sum(self._weights[streamed:]) + max([self._slice_bytes, *self._weights[:streamed]])
 
-    def _shelf_bytes(self, plan: Plan) -> int:
-        """What is put down between the two directions: inputs, activations, and gradients, of former walks as well."""
+    def _shelf_bytes(self, plan: Plan) -> float:
+        """What outlives a run: inputs, activations, what passes by, and gradients, of former walks as well."""
         keepings = kept_segments(self._manifest, plan)
         activations = sum(keeping.floats * keeping.bits // 8 for keeping in keepings.values())
-        inputs = FLOAT_BYTES * self._manifest.model.width * len(self._walked_back)
+        passing = 3  # the last output, what flows back, and what flows below the lowest segment that keeps
+        inputs = FLOAT_BYTES * self._manifest.model.width * (len(self._walked_back) + passing)
         gradients = FLOAT_BYTES * self._trained * (2 if plan.micro_batch < self._batch else 1)
-        return plan.micro_batch * self._tokens * (inputs + activations) + gradients
+        shared = self._costs.memory_bytes(self._manifest.context, plan.micro_batch, self._tokens)
+        return plan.micro_batch * self._tokens * (inputs + activations) + gradients + shared
+
+    def _turn_bytes(self, plan: Plan) -> int:
+        """All that predicts, its gradient, and that in the batch's shape; and a chunk at work."""
+        if self._manifest.vocabulary_loss is None:
+            return 0
+        positions = plan.micro_batch * self._tokens
+        return FLOAT_BYTES * self._manifest.model.width * (3 * positions + 4 * min(positions, plan.head_rows))
 
     def _arena_bytes(self, plan: Plan) -> float:
-        """What flows, and the graph that needs most while it runs."""
+        """The graph that needs most while it runs."""
         rows, keepings = plan.micro_batch, kept_segments(self._manifest, plan)
         graphs = {self._manifest.structures[segment.structure].forward for segment in self._manifest.walk}
         for segment in self._walked_back:
             pair = keepings.get(segment.name, self._manifest.structures[segment.structure])
             graphs |= {pair.forward, pair.backward}
+        graphs.add(self._manifest.context)
         running = max(self._costs.memory_bytes(graph, rows, self._tokens) for graph in graphs)
-        hidden = FLOAT_BYTES * rows * self._tokens * self._manifest.model.width
-        return 2 * hidden + max(running, self._loss_bytes(plan))
+        return max(running, self._loss_bytes(plan))
 
     def _loss_bytes(self, plan: Plan) -> float:
-        """What the turn needs: for a vocabulary the logits of a chunk, a slice at work, five times the hidden state."""
-        manifest, positions = self._manifest, plan.micro_batch * self._tokens
+        """The loss over classes, or, over a vocabulary, the softmaxes of a chunk and a slice at work."""
+        manifest = self._manifest
         if manifest.classes_loss is not None:
             return self._costs.memory_bytes(manifest.classes_loss.step, plan.micro_batch, self._tokens)
-        rows = min(positions, plan.head_rows)
-        logits = rows * manifest.model.vocabulary * FLOAT_BYTES
-        running = max(self._costs.memory_bytes(graph, rows, 1) for graph in self._products())
-        return logits + running + 5 * positions * manifest.model.width * FLOAT_BYTES
+        rows = min(plan.micro_batch * self._tokens, plan.head_rows)
+        softmaxes = rows * manifest.model.vocabulary * FLOAT_BYTES
+        return softmaxes + max(self._costs.memory_bytes(graph, rows, 1) for graph in self._products())
 
     def _walk_ms(self, plan: Plan, rows: int) -> float:
         """One walk of `rows` rows, there and back."""

@@ -1,19 +1,24 @@
 """What each graph costs, measured in this process: what manifests carry and plans are made from.
 
 Every graph runs over three shapes of random numbers: one row of T tokens, eight rows, and one row of 4T. They lie wide
-apart, for what is between them is interpolated, and what is beyond is off by more the closer they are. A graph's memory
-is the growth of anonymous memory with a session of its own, whose arena begins empty and keeps what it needed; its time
-the median of further runs, with the weights in memory. `process` is the memory at rest with everything loaded, the
-arena still empty. `pages` is what it costs to map weights and to give them back.
+apart, for what is between them is interpolated, and what is beyond is off by more the closer they are. Each runs in a
+fork of this process, whose arena begins empty: memory is the growth of anonymous memory in the first run, time the
+median of further ones, with the weights in memory. `process` is the memory at rest with everything loaded, the arena
+still empty. `pages` is what it costs to map weights and to give them back.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import gc
+import json
+import os
 import statistics
+import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -21,15 +26,17 @@ from edge_sdk.engine.artifact import Artifact
 from edge_sdk.engine.batch import Batch
 from edge_sdk.engine.costs import PAGES, PROCESS
 from edge_sdk.engine.losses import occurring_rows
-from edge_sdk.engine.plan import HEAD_ROWS, SLICE_ROWS, Plan, Step
-from edge_sdk.engine.runtime import Graph
+from edge_sdk.engine.plan import ARENA_NOTES, HEAD_ROWS, SLICE_ROWS, Plan, Step
+from edge_sdk.engine.runtime import Graph, reserve_arena
 from edge_sdk.engine.walk import Arrays, Walk
+from edge_sdk.errors import ArtifactError
 from edge_sdk.memory import read_memory
 from edge_sdk.wire.manifest import Cost, Manifest, Segment
 from edge_sdk.wire.tensors import Array
 
 REPETITIONS = 5
 POSITIONS = (16, 64)  # of the vocabulary's loss
+REGION_BYTES = 1 << 29  # of the arena in which a graph is measured: whatever it needs lies in one region
 
 
 def random_batch(manifest: Manifest, rows: int, tokens: int, seed: int = 0) -> Batch:
@@ -41,8 +48,9 @@ def random_batch(manifest: Manifest, rows: int, tokens: int, seed: int = 0) -> B
 
 
 def measure_costs(artifact: Artifact, tokens: int, threads: int) -> tuple[Cost, ...]:
-    """The costs of all graphs of the artifact. Raises like `Walk`."""
-    return (loaded(artifact, threads), *_Probe(artifact, tokens, threads).costs())
+    """The costs of all graphs of the artifact, in a process that has loaded none yet. Raises like `Walk`."""
+    graphs = tuple(_Probe(artifact, tokens, threads).costs())
+    return (loaded(artifact, threads), *graphs)
 
 
 def loaded(artifact: Artifact, threads: int) -> Cost:
@@ -84,6 +92,9 @@ class _Probe:
 
     def costs(self) -> Iterator[Cost]:
         """All of them but the process's."""
+        if self._manifest.context:
+            for rows, tokens in self._shapes:
+                yield self._context(rows, tokens)[0]
         for segment in {segment.structure: segment for segment in self._manifest.walk}.values():
             yield from self._segment(segment)
         if self._manifest.vocabulary_loss is not None:
@@ -108,22 +119,25 @@ class _Probe:
     def _given(self, segment: Segment, rows: int, tokens: int) -> Arrays:
         structure, batch = self._manifest.structures[segment.structure], random_batch(self._manifest, rows, tokens)
         file = self._artifact.tensors(segment.tensors)
-        given = {name: np.array(file[name]) for name in structure.frozen if not _is_embedding(segment, name)}
+        given = {name: file[name] for name in structure.frozen if not _is_embedding(segment, name)}
         given |= {name: self._adapter[f"{segment.name}/{name}"] for name in structure.trained}
-        if self._manifest.context:
-            context = Graph(self._artifact.path(self._manifest.context), self._threads)
-            found = context.run({"attention_mask": batch.attention_mask})
+        if structure.context:
+            found = self._context(rows, tokens)[1]
             given |= {name: found[name] for name in structure.context}
         if segment is not self._manifest.walk[0]:
             return given | {"x": self._hidden(rows, tokens)}
         return given | occurring_rows(file, batch.ids)
+
+    def _context(self, rows: int, tokens: int) -> tuple[Cost, Arrays]:
+        mask = random_batch(self._manifest, rows, tokens).attention_mask
+        return self._measured(self._manifest.context, rows, tokens, {"attention_mask": mask})
 
     def _vocabulary(self) -> Iterator[Cost]:
         loss = self._manifest.vocabulary_loss
         if loss is None:
             raise AssertionError
         file = self._artifact.tensors(loss.tensors)
-        matrix = {name: np.array(array[:SLICE_ROWS]) for name, array in file.items() if name.startswith("matrix")}
+        matrix = {name: array[:SLICE_ROWS] for name, array in file.items() if name.startswith("matrix")}
         for rows in POSITIONS:
             cost, found = self._measured(loss.project, rows, 1, {"z": self._hidden(rows, 1)[:, 0], **matrix})
             yield cost
@@ -134,7 +148,7 @@ class _Probe:
         if loss is None:
             raise AssertionError
         file = self._artifact.tensors(loss.tensors)
-        tensors = {name: np.array(file[name]) for name in loss.frozen}
+        tensors = {name: file[name] for name in loss.frozen}
         tensors |= {name: self._adapter[f"head/{name}"] for name in loss.trained}
         for rows, tokens in self._shapes:
             batch = random_batch(self._manifest, rows, tokens)
@@ -143,13 +157,18 @@ class _Probe:
             yield self._measured(loss.step, rows, tokens, given)[0]
 
     def _measured(self, name: str, rows: int, tokens: int, given: Mapping[str, Array]) -> tuple[Cost, Arrays]:
-        """Its cost, and what it gave, copied out of its arena."""
-        graph = Graph(self._artifact.path(name), self._threads, own_arena=True)
+        """Its cost, and numbers in the shapes of what it gave."""
+        found = in_fork(lambda: self._alone(name, given))
+        arrays = {output: np.ones(shape, dtype) for output, (shape, dtype) in found["outputs"].items()}
+        return Cost(name, rows, tokens, found["memory_bytes"], found["time_ms"]), arrays
+
+    def _alone(self, name: str, given: Mapping[str, Array]) -> dict[str, Any]:
+        reserve_arena(REGION_BYTES)
+        graph = Graph(self._artifact.path(name), self._threads)
         before = read_memory().anonymous_bytes
-        found = {key: array.copy() for key, array in graph.run(given).items()}
-        copies = sum(array.nbytes for array in found.values())
-        memory_bytes = max(read_memory().anonymous_bytes - before - copies, 0)
-        return Cost(name, rows, tokens, memory_bytes, _median_ms(lambda: graph.run(given))), found
+        outputs = {key: (array.shape, array.dtype.name) for key, array in graph.run(given).items()}
+        growth = read_memory().anonymous_bytes - before - round(REGION_BYTES * ARENA_NOTES)
+        return {"memory_bytes": max(growth, 0), "time_ms": _median_ms(lambda: graph.run(given)), "outputs": outputs}
 
     def _pages(self) -> Cost:
         largest = max(self._manifest.walk[1:], key=lambda segment: self._manifest.files[segment.tensors].size_bytes)
@@ -165,6 +184,33 @@ class _Probe:
 
     def _hidden(self, rows: int, tokens: int) -> Array:
         return self._generator.normal(size=(rows, tokens, self._manifest.model.width)).astype(np.float32)
+
+
+def in_fork(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What `work` gives, done in a fork of this process: plain values, for JSON. Raises ArtifactError when it fails.
+
+    What work allocates and starts is gone after it. This process must have no threads yet: a fork has only one.
+    """
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            os.write(writer, json.dumps(work()).encode())
+            status = 0
+        except BaseException:  # noqa: BLE001 - whatever it is, it must not go on as a second self of the parent
+            traceback.print_exc()
+            sys.stderr.flush()
+        finally:
+            os._exit(status)
+    os.close(writer)
+    with open(reader, "rb") as pipe:  # noqa: PTH123 - a descriptor
+        answer = pipe.read()
+    if os.waitpid(child, 0)[1] != 0:
+        msg = "a graph could not be measured"
+        raise ArtifactError(msg)
+    found: dict[str, Any] = json.loads(answer)
+    return found
 
 
 def _is_embedding(segment: Segment, name: str) -> bool:

@@ -21,16 +21,27 @@ from edge_sdk.wire.tensors import Array
 
 VERSION = f"onnxruntime {onnxruntime.__version__}"
 onnxruntime.set_default_logger_severity(3)  # warnings about graphs are the exporter's business, not a device's
-# One arena for all graphs: memory is allocated, cleared and mapped once instead of at every node, and what one graph
-# has freed serves the next. It grows by doubling: pages that were never touched cost nothing, and regions made to
-# measure would not fit the next length of a batch (24 MB lost so in ten batches, measured).
 GROWS_BY_DOUBLING, UNBOUNDED, DEFAULT = 0, 0, -1
-_CPU_ARENA = onnxruntime.OrtMemoryInfo(
-    "Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
-)
-onnxruntime.create_and_register_allocator(
-    _CPU_ARENA, onnxruntime.OrtArenaCfg(UNBOUNDED, GROWS_BY_DOUBLING, DEFAULT, DEFAULT)
-)
+
+
+def reserve_arena(first_bytes: int) -> None:
+    """Make the arena that all graphs of this process share; from the second call on without effect.
+
+    Memory is allocated, cleared and mapped once instead of at every node, and what one graph has freed serves the next.
+    Its first region takes `first_bytes` of addresses, for all that is expected: pages that are never touched cost
+    nothing, but regions do not merge: a large block would not fit what small ones have left. Further regions double.
+    """
+    if _registered:
+        return
+    place = onnxruntime.OrtMemoryInfo(
+        "Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
+    )
+    settings = onnxruntime.OrtArenaCfg(UNBOUNDED, GROWS_BY_DOUBLING, first_bytes or DEFAULT, DEFAULT)
+    onnxruntime.create_and_register_allocator(place, settings)
+    _registered.append(place)
+
+
+_registered: list[Any] = []  # onnxruntime refuses a second arena
 
 
 class Graph:
@@ -38,10 +49,9 @@ class Graph:
     are dropped.
     """
 
-    def __init__(self, path: pathlib.Path, threads: int, *, own_arena: bool = False) -> None:
-        """Load the graph; with an arena of its own, what it needs can be measured. Raises ArtifactError when this
-        onnxruntime refuses it.
-        """
+    def __init__(self, path: pathlib.Path, threads: int) -> None:
+        """Load the graph. Raises ArtifactError when this onnxruntime refuses it."""
+        reserve_arena(0)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -49,8 +59,9 @@ class Graph:
         # beside a step on two cores it took 1.5 times as long, at a load of nine twice (measured).
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.enable_mem_pattern = False  # patterns are kept per shape, and lengths vary
-        if not own_arena:
-            options.add_session_config_entry("session.use_env_allocators", "1")
+        options.add_session_config_entry("session.use_env_allocators", "1")
+        # The arena is for what flows: constants that lie in it from the start would count as what a graph needs.
+        options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
         try:
             self._session: Any = onnxruntime.InferenceSession(
                 path.read_bytes(), options, providers=["CPUExecutionProvider"]

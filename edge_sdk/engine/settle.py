@@ -11,12 +11,11 @@ import dataclasses
 from collections.abc import Callable
 
 from edge_sdk.engine.artifact import Artifact
-from edge_sdk.engine.costs import PROCESS
-from edge_sdk.engine.plan import FAST_STORAGE, Declined, Plan, Storage, choose_plan
+from edge_sdk.engine.plan import FAST_STORAGE, Declined, Plan, Storage, choose_plan, with_process
 from edge_sdk.engine.probe import ready
 from edge_sdk.engine.walk import Walk
 from edge_sdk.errors import OverBudget
-from edge_sdk.wire.manifest import Cost, Manifest
+from edge_sdk.wire.manifest import Manifest
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -51,9 +50,3 @@ def planned(manifest: Manifest, limits: Limits) -> Plan:
     if isinstance(plan, Declined):
         raise OverBudget(plan.needed_bytes, limits.budget_bytes, "needed by the leanest plan")
     return plan
-
-
-def with_process(manifest: Manifest, rest_bytes: int) -> Manifest:
-    """The manifest with what a process holds at rest here."""
-    others = tuple(cost for cost in manifest.costs if cost.graph != PROCESS)
-    return dataclasses.replace(manifest, costs=(Cost(PROCESS, 1, 2, rest_bytes, 0.0), *others))

@@ -4,6 +4,8 @@ Rules:
 
 - between the two directions only each segment's input is kept, and only of segments that are walked back; the plan's
   last blocks keep activations as well;
+- the runtime's arena is empty whenever a segment's graph begins: what outlives a run is put on the shelf, so a graph
+  needs in a walk what it needed alone when it was measured;
 - a segment's tensors are mapped while it runs and their pages given back after it, so resident memory does not depend
   on depth, unless the plan lets them stay;
 - the walk ends at the lowest segment that trains: below it nothing is kept and nothing computed;
@@ -22,13 +24,14 @@ from edge_sdk.engine.artifact import Artifact
 from edge_sdk.engine.batch import Batch
 from edge_sdk.engine.losses import VocabularyHead, occurring_rows, predicting_rows
 from edge_sdk.engine.plan import Plan, kept_segments, resident_segments
-from edge_sdk.engine.runtime import Graph
+from edge_sdk.engine.runtime import Graph, reserve_arena
 from edge_sdk.engine.shelf import Shelf
 from edge_sdk.memory import forget_code
 from edge_sdk.wire.manifest import Segment, VocabularyLoss
 from edge_sdk.wire.tensors import Array, TensorFile
 
 Arrays = dict[str, Array]
+PASSING, RETURNING, SHARED = "passing", "returning", "shared"  # places on the shelf that are of no segment
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +56,13 @@ class Walk:
         self.artifact = artifact
         self.watch = watch
         self._threads = threads
+        reserve_arena(plan.arena_bytes)
         self._shelf = Shelf()
         self._graphs: dict[str, Graph] = {}
         manifest = artifact.manifest
         self._segments, self._walked_back = manifest.walk, manifest.walked_back()
+        lowest = len(self._segments) - len(self._walked_back)
+        self._leaves_its_output = {segment.name for segment in self._segments[max(lowest - 1, 0) :]}
         self._files = {segment.name: artifact.tensors(segment.tensors) for segment in manifest.walk}
         self._classes_file = artifact.tensors(manifest.classes_loss.tensors) if manifest.classes_loss else None
         self.follow(plan)
@@ -101,36 +107,31 @@ class Walk:
             found = self.there(segment, flowing, context, adapter)
             y = found.pop("y")
             if self.walks_back(segment):
-                kept.append(self._shelf.put(segment.name, {**flowing, **found}))
+                kept.append({**flowing, **found})
             flowing = {"x": y}
         outcome, dy = self.turn(flowing.pop("x"), batch, adapter, weight)
         for segment in reversed(self._walked_back):
             found = self.back(segment, kept.pop(), dy, context, adapter)
             dy = found.pop("dx")
             if segment.trains:
-                names = self.artifact.manifest.structures[segment.structure].trained
-                outcome.gradients.update({f"{segment.name}/{name}": found[f"d.{name}"].copy() for name in names})
+                outcome.gradients.update({f"{segment.name}/{key.removeprefix('d.')}": found[key] for key in found})
         return outcome
 
     def there(self, segment: Segment, flowing: Arrays, context: Arrays, adapter: Mapping[str, Array]) -> Arrays:
         """One segment forward, on the way to come back: `y` (batch, tokens, width), and what the plan keeps of it."""
-        keeping = self._kept.get(segment.name)
-        return (
-            self._run(keeping.forward, segment, flowing, context, adapter)
-            if keeping
-            else {"y": self.forward(segment, flowing, context, adapter)}
-        )
+        pair = self._kept.get(segment.name, self.artifact.manifest.structures[segment.structure])
+        place = segment.name if segment.name in self._leaves_its_output else PASSING
+        return self._shelf.put(place, self._run(pair.forward, segment, flowing, context, adapter))
 
     def forward(self, segment: Segment, flowing: Arrays, context: Arrays, adapter: Mapping[str, Array]) -> Array:
-        """One segment forward, keeping nothing: its `y` (batch, tokens, width)."""
+        """One segment forward, keeping nothing: its `y` (batch, tokens, width), until the next one's."""
         name = self.artifact.manifest.structures[segment.structure].forward
-        return self._run(name, segment, flowing, context, adapter)["y"]
+        return self._shelf.put(PASSING, self._run(name, segment, flowing, context, adapter))["y"]
 
     def back(self, segment: Segment, kept: Arrays, dy: Array, context: Arrays, adapter: Mapping[str, Array]) -> Arrays:
         """One segment back from its input `x` and what else `there` has kept: `dx` and `d.<trained>`."""
-        keeping = self._kept.get(segment.name)
-        name = keeping.backward if keeping else self.artifact.manifest.structures[segment.structure].backward
-        return self._run(name, segment, {**kept, "dy": dy}, context, adapter)
+        pair = self._kept.get(segment.name, self.artifact.manifest.structures[segment.structure])
+        return self._returned(self._run(pair.backward, segment, {**kept, "dy": dy}, context, adapter))
 
     def classes_step(self, x: Array, batch: Batch, adapter: Mapping[str, Array], weight: float) -> Arrays:
         """The classes' loss with all its gradients, in one graph."""
@@ -159,7 +160,7 @@ class Walk:
     def context(self, batch: Batch) -> Arrays:
         """Masks, rotary tables: what all blocks share, computed once a batch."""
         name = self.artifact.manifest.context
-        return self._graphs[name].run({"attention_mask": batch.attention_mask}) if name else {}
+        return self._shelf.put(SHARED, self._graphs[name].run({"attention_mask": batch.attention_mask})) if name else {}
 
     def turn(self, x: Array, batch: Batch, adapter: Mapping[str, Array], weight: float) -> tuple[Outcome, Array]:
         """The loss, and the gradient by the last segment's output."""
@@ -170,8 +171,15 @@ class Walk:
             dy[predicts] = dz
             return Outcome(loss, 0, {}), dy
         found = self.classes_step(x, batch, adapter, weight)
-        head = {f"head/{key.removeprefix('d.')}": value for key, value in found.items() if key.startswith("d.")}
-        return Outcome(float(found["loss"]), _correct(found, batch), head), found["dx"]
+        correct = _correct(found, batch)
+        returned = self._returned(found)
+        head = {f"head/{key.removeprefix('d.')}": value for key, value in returned.items() if key.startswith("d.")}
+        return Outcome(float(returned["loss"]), correct, head), returned["dx"]
+
+    def _returned(self, found: Arrays) -> Arrays:
+        """What a way back gave, out of the arena: `dx` until the next one's, and copies of the gradients."""
+        dx = self._shelf.put(RETURNING, {"dx": found.pop("dx")})
+        return dx | {name: array.copy() for name, array in found.items()}
 
     def _run(
         self, graph: str, segment: Segment, flowing: Arrays, context: Arrays, adapter: Mapping[str, Array]

@@ -33,7 +33,7 @@ def found(manifest_path: pathlib.Path) -> dict[str, Any]:
 def test_every_graph_is_measured_that_a_step_may_run(manifest_path: pathlib.Path, found: dict[str, Any]) -> None:
     """The process at rest, mapping, and each graph at three shapes; the vocabulary's at two."""
     manifest = open_artifact(manifest_path).manifest
-    wanted = {"process": 1, "training": 1, "pages": 1}
+    wanted = {"process": 1, "training": 1, "pages": 1, manifest.context: 3}
     for segment in manifest.walk:
         structure = manifest.structures[segment.structure]
         wanted[structure.forward] = 3
