@@ -74,7 +74,8 @@ def test_graphs_are_there_where_they_differ(exported: Exported) -> None:
     of what flows back; other levels have none, and nothing to be off by.
     """
     for manifest in exported.manifests.values():
-        pairs: list[Structure | Keeping] = [pair for s in manifest.structures.values() for pair in (s, *s.keepings)]
+        structures = manifest.structures.values()
+        pairs: list[Structure | Keeping] = [*structures, *(keeping for s in structures for keeping in s.keepings)]
         for pair in pairs:
             nodes = operators(exported, manifest.files[pair.backward].sha256) if pair.backward else []
             assert bool(pair.backward_integers) == (manifest.level.bits == 8 and "DequantizeLinear" in nodes)
