@@ -92,6 +92,7 @@ FIELDS: Final = {
     "Report.up_bytes": "chunk data sent for this task; 0 where it was not counted",
     "Report.threads": "threads that training used",
     "Report.runtime": "what executed the graphs; for people",
+    "Report.gradient_error": "how far products in integers put the gradient off, a share of its norm; 0 for exact ones",
     # ---- the delta
     "Tensor.dtype": "element type, as in tensor files; `F32` in a delta",
     "Tensor.shape": f"dimensions, at most {MAX_DIMENSIONS}",

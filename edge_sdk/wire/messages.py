@@ -142,7 +142,8 @@ class Report:
 
     `peak_bytes` is the largest resident memory of any process that did the task (VmHWM); `predicted_bytes` what the
     plan expected. `step_ms` is the median. `down_bytes`, `up_bytes` are blob bytes on the wire for this task, both
-    directions.
+    directions. `gradient_error` is the manifest's `integers_error` where the plan multiplied in integers, 0 where
+    gradients were exact.
     """
 
     steps: int
@@ -158,6 +159,7 @@ class Report:
     up_bytes: int
     threads: int
     runtime: str
+    gradient_error: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse what would fill a ledger's row."""

@@ -134,6 +134,7 @@ def test_a_worker_that_may_use_integers_learns(tiny_classifier: pathlib.Path, tm
     report = report_of(work(order, tmp_path))
     assert report.loss_after < report.loss_before
     assert report.peak_bytes <= report.predicted_bytes <= report.budget_bytes
+    assert report.gradient_error in {0.0, start_of(order)[0].manifest.integers_error}
 
 
 @pytest.mark.parametrize(("more_bytes", "shape"), list(itertools.product((0, 3 * MB, 30 * MB), ((4, 16), (16, 128)))))
