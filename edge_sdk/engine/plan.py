@@ -274,7 +274,7 @@ class Step:
         graphs = {self._manifest.structures[segment.structure].forward for segment in self._manifest.walk}
         for segment in self._walked_back:
             pair = keepings.get(segment.name, self._manifest.structures[segment.structure])
-            graphs |= {pair.forward, backward_graph(pair, plan)}
+            graphs |= {pair.forward, pair.backward, backward_graph(pair, plan)}  # a trial of integers runs both
         running = max(self._costs.memory_bytes(graph, rows, self._tokens) for graph in graphs)
         hidden = FLOAT_BYTES * rows * self._tokens * self._manifest.model.width
         return 2 * hidden + max(running, self._loss_bytes(plan))
