@@ -108,6 +108,7 @@ class TrainingConfig:
     warmup_steps: int = number(0, MAX_STEPS, 0)
     clip_norm: float = number(0, 1e9, 1)
     seed: int = number(0, 1 << 31, 0)
+    integer_gradients: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

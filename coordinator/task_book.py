@@ -106,6 +106,7 @@ class TaskMaker:
             seed=_seed(training.seed, round_, device),
             freeze=FROZEN[self.rule],
             deadline_s=left_s,
+            integer_gradients=training.integer_gradients,
         )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib.metadata
+import itertools
 import json
 import os
 import pathlib
@@ -62,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_shape(command)
     command.add_argument("--budget", metavar="SIZE", help="probe the fastest plan within it; default: the leanest plan")
     command.add_argument("--steps", type=_positive, default=3)
+    _add_integers(command)
     command.add_argument("--costs-only", action="store_true", help="JSON of the costs alone, without whole steps")
     command.set_defaults(run=_probe)
 
@@ -69,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_artifact(command)
     _add_shape(command)
     command.add_argument("--budget", required=True, metavar="SIZE")
+    _add_integers(command)
     command.set_defaults(run=_plan)
 
     command = commands.add_parser("evaluate", help="loss of an adapter on this artifact's emulator, as JSON")
@@ -97,6 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--budget", required=True, metavar="SIZE")
     command.add_argument("--steps", type=_positive, required=True)
     command.add_argument("--learning-rate", type=float, default=1e-3)
+    _add_integers(command)
     command.add_argument("--out", type=pathlib.Path, required=True, metavar="ADAPTER.safetensors")
     command.set_defaults(run=_train)
     return parser
@@ -111,6 +115,11 @@ def _add_shape(command: argparse.ArgumentParser) -> None:
     command.add_argument("--tokens", type=_positive, default=128, help="tokens a row")
     command.add_argument("--batch", type=_positive, default=1, help="rows a step")
     command.add_argument("--threads", type=_positive, default=None, help="default: all cores")
+
+
+def _add_integers(command: argparse.ArgumentParser) -> None:
+    help_ = "allow integer products on the way back: faster on some processors, not exact"
+    command.add_argument("--integers", action="store_true", help=help_)
 
 
 def _positive(text: str) -> int:
@@ -152,6 +161,7 @@ def _probe(arguments: argparse.Namespace) -> int:
         arguments.steps,
         threads,
         parse_size(arguments.budget) if arguments.budget else None,
+        integers=arguments.integers,
     )
     print(json.dumps(found))
     return 0
@@ -159,19 +169,25 @@ def _probe(arguments: argparse.Namespace) -> int:
 
 def _plan(arguments: argparse.Namespace) -> int:
     from edge_sdk.engine.artifact import open_artifact
-    from edge_sdk.engine.plan import Declined, choose_plan, frontier, plans
+    from edge_sdk.engine.plan import EXACT, INTEGERS, Declined, choose_plan, frontier, plans
     from edge_sdk.memory import parse_size
 
     artifact = open_artifact(arguments.artifact, arguments.level)
     artifact.require_tokens(arguments.tokens)
     manifest, budget_bytes = artifact.manifest, parse_size(arguments.budget)
-    chosen = choose_plan(manifest, arguments.batch, arguments.tokens, budget_bytes)
-    print("   micro-batch  head rows  kept blocks  in bits  resident   peak MB   step ms")
-    fitting = plans(manifest, arguments.batch, arguments.tokens, budget_bytes)
-    for plan in frontier([*fitting, *plans(manifest, arguments.batch, arguments.tokens)]):
+    shape, integers = (arguments.batch, arguments.tokens), arguments.integers
+    chosen = choose_plan(manifest, *shape, budget_bytes, integers=integers)
+    print("   micro-batch  head rows  kept blocks  in bits  resident  back bits   peak MB   step ms")
+    fitting = plans(manifest, *shape, budget_bytes, integers=integers)
+    everything = [*fitting, *plans(manifest, *shape, integers=integers)]
+    shown = [frontier(plan for plan in everything if plan.back_bits == bits) for bits in (EXACT, INTEGERS)]
+    for plan in itertools.chain(*shown):
         kept = f"{plan.kept_blocks:12}{plan.kept_bits if plan.kept_blocks else '-':>9}{plan.resident:10}"
-        line = f"{plan.micro_batch:11}{plan.head_rows:11} {kept}{plan.peak_bytes / 1e6:10.0f}{plan.step_ms:10.0f}"
+        sizes = f"{plan.back_bits:11}{plan.peak_bytes / 1e6:10.0f}{plan.step_ms:10.0f}"
+        line = f"{plan.micro_batch:11}{plan.head_rows:11} {kept}{sizes}"
         print("->" if plan == chosen else "  ", line if plan.peak_bytes <= budget_bytes else f"{line}  over budget")
+    if integers and manifest.integers_error:
+        print(f"with 8 bits back, gradients are off by {manifest.integers_error:.1%}; a worker tries them out first")
     if isinstance(chosen, Declined):
         print(f"nothing fits {budget_bytes / 1e6:.0f} MB; the leanest plan needs {chosen.needed_bytes / 1e6:.0f} MB")
         return FAILED
@@ -234,6 +250,7 @@ def _train(arguments: argparse.Namespace) -> int:
         tokens=arguments.tokens,
         learning_rate=arguments.learning_rate,
         threads=arguments.threads,
+        integers=arguments.integers,
     )
     for report in training:
         print(f"step {report.step} of {report.steps}: loss {report.loss:.4f}, {report.time_ms:.0f} ms", flush=True)

@@ -85,6 +85,7 @@ def train(  # noqa: PLR0913 - each has a name where it is called
     threads: int | None = None,
     adapter: Path | None = None,
     seed: int = 0,
+    integers: bool = False,
 ) -> Training:
     """Get ready to train in this process, with AdamW, on all rows of `data`, cut at `tokens`.
 
@@ -101,6 +102,8 @@ def train(  # noqa: PLR0913 - each has a name where it is called
         threads: All cores by default.
         adapter: Tensor file to go on from; the artifact's initial adapter by default.
         seed: Draws the order of the rows.
+        integers: Allow integer products on the way back where they make this device a tenth faster. Gradients are then
+            off by the manifest's `integers_error`.
 
     Raises:
         OverBudget: nothing fits; it says what the leanest plan would need.
@@ -112,7 +115,7 @@ def train(  # noqa: PLR0913 - each has a name where it is called
     if not 0 <= learning_rate <= MAX_LEARNING_RATE:  # also refuses nan
         msg = f"learning_rate is {learning_rate}; it must be from 0 to {MAX_LEARNING_RATE}"
         raise ConfigError(msg)
-    limits = Limits(batch, tokens, budget_bytes, threads or all_cores())
+    limits = Limits(batch, tokens, budget_bytes, threads or all_cores(), integers=integers)
     planned(artifact.manifest, limits)  # before anything takes long
     folder = open_data(artifact, data, tokens)
     rows = batches(folder, folder.usable(), batch, tokens, seed)

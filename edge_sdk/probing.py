@@ -24,6 +24,7 @@ from edge_sdk.engine.plan import (
     Declined,
     Plan,
     choose_plan,
+    gradient_error,
     leanest,
     plans,
     predicted,
@@ -39,18 +40,27 @@ from edge_sdk.wire.manifest import Cost, Manifest
 
 
 def probe(
-    manifest_path: pathlib.Path, tokens: int, batch: int, steps: int, threads: int, budget_bytes: int | None
+    manifest_path: pathlib.Path,
+    tokens: int,
+    batch: int,
+    steps: int,
+    threads: int,
+    budget_bytes: int | None,
+    *,
+    integers: bool = False,
 ) -> dict[str, Any]:
     """What `probe_costs` finds, and peak and step time of whole steps with a plan. Plain values, for JSON.
 
-    The plan is the fastest within `budget_bytes`, or the leanest where no budget is given. Raises ArtifactError, and
+    The plan is the fastest within `budget_bytes`, or the leanest where no budget is given; `integers` allows integer
+    products on the way back, and `gradient_error` says how far off its gradients then are. Raises ArtifactError, and
     OverBudget when no plan fits.
     """
     found = probe_costs(manifest_path, tokens, threads)
     measured = with_costs(open_artifact(manifest_path).manifest, found["costs"])
-    plan = _plan(measured, tokens, batch, budget_bytes)
+    plan = _plan(measured, tokens, batch, budget_bytes, integers=integers)
     steps_found = probe_steps(manifest_path, plan, tokens, batch, steps, threads)
-    return {**found, "plan": dataclasses.asdict(plan), **steps_found}
+    error = gradient_error(measured, plan)
+    return {**found, "plan": dataclasses.asdict(plan), "gradient_error": error, **steps_found}
 
 
 def probe_costs(manifest_path: pathlib.Path, tokens: int, threads: int) -> dict[str, Any]:
@@ -82,10 +92,10 @@ def with_costs(manifest: Manifest, plain: list[dict[str, Any]]) -> Manifest:
     return dataclasses.replace(manifest, costs=tuple(Cost(**cost) for cost in plain))
 
 
-def _plan(manifest: Manifest, tokens: int, batch: int, budget_bytes: int | None) -> Plan:
+def _plan(manifest: Manifest, tokens: int, batch: int, budget_bytes: int | None, *, integers: bool) -> Plan:
     if budget_bytes is None:
-        return leanest(plans(manifest, batch, tokens))
-    chosen = choose_plan(manifest, batch, tokens, budget_bytes)
+        return leanest(plans(manifest, batch, tokens, integers=integers))
+    chosen = choose_plan(manifest, batch, tokens, budget_bytes, integers=integers)
     if isinstance(chosen, Declined):
         raise OverBudget(chosen.needed_bytes, budget_bytes, "needed by the leanest plan")
     return chosen

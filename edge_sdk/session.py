@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-from edge_sdk.engine.plan import Declined, Plan, choose_plan
+from edge_sdk.engine.plan import EXACT, Declined, Plan, choose_plan
 from edge_sdk.events import (
     CancelWorker,
     CheckFiles,
@@ -177,7 +177,8 @@ class Session:
         if current is None:
             return
         task, correction = current.task, self._corrections.get(current.task.artifact.sha256, 1.0)
-        plan = choose_plan(event.manifest, task.batch, task.tokens, self._hello.budget_bytes, correction)
+        shape, integers = (task.batch, task.tokens), task.integer_gradients
+        plan = choose_plan(event.manifest, *shape, self._hello.budget_bytes, correction, integers=integers)
         if isinstance(plan, Declined):
             sizes = (plan.needed_bytes, plan.budget_bytes)
             yield from self._decline(task, DeclineReason.OVER_BUDGET, _over_budget(event, plan), *sizes)
@@ -300,9 +301,9 @@ class Session:
 
 
 def _plan_line(plan: Plan) -> str:
-    return (
-        f"micro-batches of {plan.micro_batch}, {plan.peak_bytes / 1e6:.0f} MB and {plan.step_ms:.0f} ms a step expected"
-    )
+    back = ", products on the way back in integers if they pay here" if plan.back_bits != EXACT else ""
+    sizes = f"{plan.peak_bytes / 1e6:.0f} MB and {plan.step_ms:.0f} ms a step expected"
+    return f"micro-batches of {plan.micro_batch}, {sizes}{back}"
 
 
 def _peak_line(peak_bytes: int, predicted_bytes: int, budget_bytes: int) -> str:

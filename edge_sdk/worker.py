@@ -28,6 +28,7 @@ from edge_sdk.cgroup import in_task_group
 from edge_sdk.data import batches, open_token_folder, split
 from edge_sdk.engine.artifact import Artifact, adapter_in, artifact_in
 from edge_sdk.engine.batch import Batch
+from edge_sdk.engine.plan import gradient_error
 from edge_sdk.engine.runtime import VERSION
 from edge_sdk.engine.settle import Limits, settle
 from edge_sdk.engine.train import Recipe, evaluate, train_steps, trained_names
@@ -99,7 +100,14 @@ def _train(order: WorkerOrder) -> Report:
     store = BlobStore(pathlib.Path(order.store))
     artifact = artifact_in(store, task.artifact)
     adapter = adapter_in(store, task.adapter, artifact.manifest)
-    limits = Limits(task.batch, task.tokens, order.budget_bytes, order.threads, order.correction)
+    limits = Limits(
+        task.batch,
+        task.tokens,
+        order.budget_bytes,
+        order.threads,
+        order.correction,
+        integers=task.integer_gradients,
+    )
     watch = _Watch(order.budget_bytes)
     walk = settle(artifact, limits, watch.check)
     watch.bounds_allocations = not in_task_group(order.budget_bytes)
@@ -131,6 +139,7 @@ def _train(order: WorkerOrder) -> Report:
         up_bytes=0,
         threads=order.threads,
         runtime=f"{VERSION}, numpy {np.__version__}, {platform.machine()}",
+        gradient_error=gradient_error(artifact.manifest, plan),
     )
 
 

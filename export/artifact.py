@@ -31,6 +31,7 @@ from edge_sdk.wire.manifest import (
 )
 from edge_sdk.wire.tensors import Array, write_tensors
 from export.adapters import adapter_arrays
+from export.compress.integers import INTEGER_BITS, MultiplyBackInIntegers
 from export.compress.quantize import FULL_BITS, STORAGES, QuantizeInputs, is_quantized, quantize_tensors
 from export.errors import ExportError
 from export.lowering import Canonicalize, serialize
@@ -80,9 +81,10 @@ class ArtifactWriter:
     def _structure(self, name: str, bits: int, files: dict[str, Blob]) -> Structure:
         captured = self.program.structures[name]
         matrices = _matrices(captured)
-        backward = ""
+        backward = integers = ""
         if captured.backward is not None:
             backward = self._graph(f"{name}.backward.onnx", captured.backward, matrices, bits, files)
+            integers = self._integers(f"{name}.backward.integers.onnx", captured.backward, matrices, bits, files)
         return Structure(
             forward=self._graph(f"{name}.forward.onnx", captured.forward, matrices, bits, files),
             backward=backward,
@@ -90,17 +92,20 @@ class ArtifactWriter:
             context=captured.context,
             frozen=_frozen_names(captured, bits),
             trained=captured.trained,
+            backward_integers=integers,
         )
 
     def _keeping(self, name: str, captured: Captured, kept_bits: int, bits: int, files: dict[str, Blob]) -> Keeping:
         kept, matrices = captured.kept[kept_bits], _matrices(captured)
         forward, backward = (f"{name}.{way}.keep{kept_bits}.onnx" for way in ("forward", "backward"))
+        integers = f"{name}.backward.keep{kept_bits}.integers.onnx"
         return Keeping(
             bits=kept_bits,
             forward=self._graph(forward, kept.forward, matrices, bits, files),
             backward=self._graph(backward, kept.backward, matrices, bits, files),
             kept=kept.names,
             floats=kept.floats,
+            backward_integers=self._integers(integers, kept.backward, matrices, bits, files),
         )
 
     def _vocabulary_loss(self, bits: int, files: dict[str, Blob]) -> VocabularyLoss:
@@ -158,6 +163,18 @@ class ArtifactWriter:
             self._written[bits, name] = self.store.put(serialize(_in_bits(graph, matrices, bits)))
         files[name] = self._written[bits, name]
         return name
+
+    def _integers(
+        self, name: str, backward: ir.Model, matrices: tuple[str, ...], bits: int, files: dict[str, Blob]
+    ) -> str:
+        """The name of `backward` with products in integers; empty where it has none to make so."""
+        if bits != INTEGER_BITS:
+            return ""
+        graph = _in_bits(backward, matrices, bits)
+        if not MultiplyBackInIntegers()(graph).modified:
+            return ""
+        Canonicalize()(graph)
+        return self._graph(name, graph, (), bits, files)
 
 
 def _matrices(captured: Captured) -> tuple[str, ...]:

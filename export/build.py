@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 from collections.abc import Callable, Mapping
@@ -17,7 +18,7 @@ from export.folder import read_manifest
 from export.foundation import Foundation, open_foundation
 from export.levels import LevelRequest, resolve_level
 from export.measure import measure
-from export.parity import Oracle, Parity, check_parity, require_parity
+from export.parity import Oracle, Parity, check_parity, integers_error, require_parity
 from export.program import adapt, capture_program
 from export.progress import Progress, Report
 
@@ -67,27 +68,28 @@ def build(request: BuildRequest, report: Report) -> tuple[Built, ...]:
         adapted = adapt(foundation, adapter, request.seed)
         program = capture_program(adapted, lambda name: report(Progress(f"capture {name}", "", 1, of)))
         writer = ArtifactWriter(program, store)
-        oracle = Oracle(adapted, request.seed) if request.parity else None
+        oracle = Oracle(adapted, request.seed)
         begins = [_counted(report, level, SHARED_STAGES + each * k, of) for k, level in enumerate(levels)]
         built = tuple(
-            _build_level(writer, oracle, level, request.tokens, begin)
-            for level, begin in zip(levels, begins, strict=True)
+            _build_level(writer, oracle, level, request, begin) for level, begin in zip(levels, begins, strict=True)
         )
         _require_same(request, foundation.spec, adapter, built[0].manifest.files[built[0].manifest.adapter.initial])
     return built
 
 
 def _build_level(
-    writer: ArtifactWriter, oracle: Oracle | None, level: LevelSpec, tokens: int, begin: Callable[[str], None]
+    writer: ArtifactWriter, oracle: Oracle, level: LevelSpec, request: BuildRequest, begin: Callable[[str], None]
 ) -> Built:
     begin("tensors")
-    manifest = writer.write(level, tokens)
+    manifest = writer.write(level, request.tokens)
     parity = None
-    if oracle is not None:
+    if request.parity:
         begin("parity")
         parity = check_parity(oracle, writer.store, manifest)
         require_parity(parity)
     begin("costs")
+    off = parity.in_integers if parity else integers_error(oracle, writer.store, manifest)
+    manifest = dataclasses.replace(manifest, integers_error=off)
     path = write_manifest(writer.store.folder, manifest)
     manifest = measure(path, manifest)
     write_manifest(writer.store.folder, manifest)

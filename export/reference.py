@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from edge_sdk.wire.blobs import BlobStore
-from edge_sdk.wire.manifest import ClassesLoss, Manifest, Segment, VocabularyLoss
+from edge_sdk.wire.manifest import ClassesLoss, Keeping, Manifest, Segment, Structure, VocabularyLoss
 from edge_sdk.wire.tensors import Array, TensorFile
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # its wheels report home from 1.29 on; any later call would be too late
@@ -48,10 +48,11 @@ class ReferenceWalk:
     manifest: Manifest
     _sessions: dict[str, Any] = field(default_factory=dict)
 
-    def run(self, adapter: Mapping[str, Array], batch: Batch, kept_bits: int = 0) -> Outcome:
+    def run(self, adapter: Mapping[str, Array], batch: Batch, kept_bits: int = 0, *, integers: bool = False) -> Outcome:
         """There and back: loss and the gradient of every trained tensor.
 
-        `kept_bits` chooses the graphs that keep activations in so many bits; 0 those that recompute.
+        `kept_bits` chooses the graphs that keep activations in so many bits; 0 those that recompute. `integers` chooses
+        those that multiply so on the way back.
         """
         walk = self.manifest.walk
         context = self._graph(self.manifest.context, {"attention_mask": batch.attention_mask})
@@ -59,22 +60,23 @@ class ReferenceWalk:
         flowing = {"ids": batch.ids}
         for segment in walk:
             given = {**flowing, **self._tensors(segment, context, adapter)}
-            found = self._graph(self._pair(segment, kept_bits)[0], given)
+            found = self._graph(self._pair(segment, kept_bits).forward, given)
             flowing = {"x": found.pop("y")}
             inputs.append({**given, **found})
         loss, dy, gradients = self._loss(flowing["x"], batch, adapter)
         for segment in reversed(self.manifest.walked_back()):
-            found = self._graph(self._pair(segment, kept_bits)[1], {**inputs.pop(), "dy": dy})
+            pair = self._pair(segment, kept_bits)
+            backward = (pair.backward_integers if integers else "") or pair.backward
+            found = self._graph(backward, {**inputs.pop(), "dy": dy})
             dy = found.pop("dx")
             if segment.trains:
                 gradients |= {f"{segment.name}/{name.removeprefix('d.')}": value for name, value in found.items()}
         return Outcome(loss, gradients)
 
-    def _pair(self, segment: Segment, kept_bits: int) -> tuple[str, str]:
+    def _pair(self, segment: Segment, kept_bits: int) -> Structure | Keeping:
         """The graphs of a segment, there and back."""
         structure = self.manifest.structures[segment.structure]
-        keeping = next((one for one in structure.keepings if one.bits == kept_bits), structure)
-        return keeping.forward, keeping.backward
+        return next((one for one in structure.keepings if one.bits == kept_bits), structure)
 
     def _tensors(self, segment: Segment, context: Arrays, adapter: Mapping[str, Array]) -> Arrays:
         structure = self.manifest.structures[segment.structure]

@@ -31,11 +31,13 @@ def summary(manifest: Manifest) -> str:
 
 
 def level_table(manifests: Mapping[str, Manifest]) -> Table:
-    """One row per level; bytes that other levels of the folder have too are counted as shared."""
+    """One row per level; bytes that other levels of the folder have too are counted as shared. The last column is the
+    manifest's `integers_error`.
+    """
     users = Counter(blob for manifest in manifests.values() for blob in set(manifest.files.values()))
     table = Table(title="Emulator levels", title_justify="left")
     table.add_column("level", overflow="fold")
-    for heading in ("bits", "layers", "train", "files", "MB", "shared", "needs MB"):
+    for heading in ("bits", "layers", "train", "files", "MB", "shared", "needs MB", "off in integers"):
         table.add_column(heading, justify="right")
     for name, manifest in manifests.items():
         blobs = set(manifest.files.values())
@@ -49,6 +51,7 @@ def level_table(manifests: Mapping[str, Manifest]) -> Table:
             f"{size_bytes(blobs) / MB:.1f}",
             f"{size_bytes(shared) / MB:.1f}",
             f"{manifest.needs_bytes / MB:.0f}" if manifest.needs_bytes else "not measured",
+            f"{manifest.integers_error:.1%}" if manifest.integers_error else "-",
         )
     table.caption = f"{size_bytes(set(users)) / MB:.1f} MB on disk in {len(users)} files"
     return table
@@ -66,15 +69,21 @@ def cost_table(manifest: Manifest) -> Table:
 
 
 def parity_table(results: Sequence[Parity]) -> Table:
-    """One row per level and trained input: the largest relative error over all segments."""
-    from export.parity import BOUND
+    """One row per level and trained input: the largest relative error over all segments. One more where a level has
+    graphs in integers: the norm of what they make wrong, over that of the exact gradient.
+    """
+    from export.parity import BOUND, INTEGERS_BOUND
 
-    table = Table(title=f"Largest relative error against torch, allowed {BOUND:.0e}", title_justify="left")
+    allowed = f"{BOUND:.0e}, and {INTEGERS_BOUND:.0e} in integers"
+    table = Table(title=f"Largest relative error against torch, allowed {allowed}", title_justify="left")
     for heading in ("level", "tensor", "error"):
         table.add_column(heading, justify="right" if heading == "error" else "left")
     for result in results:
         for name, error in result.errors.items():
             table.add_row(result.level, name, f"{error:.1e}", style=None if error <= BOUND else "red")
+        if result.in_integers:
+            style = None if result.in_integers <= INTEGERS_BOUND else "red"
+            table.add_row(result.level, "whole gradient, in integers", f"{result.in_integers:.1e}", style=style)
     return table
 
 

@@ -39,7 +39,7 @@ class Peer:
 
 @dataclass(frozen=True, slots=True)
 class Ours:
-    """A plan on a level; `kinds` are the names under which the plan was chosen."""
+    """A plan on a level; `kinds` are the names under which the plan was chosen, `gradient_error` what it costs."""
 
     level: str
     kinds: tuple[str, ...]
@@ -48,6 +48,7 @@ class Ours:
     shape: tuple[int, int]  # rows and tokens
     steps: int
     threads: int
+    gradient_error: float = 0.0
 
     @property
     def name(self) -> str:
@@ -61,7 +62,8 @@ class Ours:
 
     def words(self) -> dict[str, Any]:
         """What its row says of it, for JSON."""
-        return {"ours": True, "level": self.level, "kinds": list(self.kinds), "plan": dataclasses.asdict(self.plan)}
+        words = {"ours": True, "level": self.level, "kinds": list(self.kinds), "plan": dataclasses.asdict(self.plan)}
+        return words | ({"gradient_error": self.gradient_error} if self.gradient_error else {})
 
 
 @dataclass(slots=True)

@@ -13,8 +13,9 @@ from benchmarks.engine import models, storage
 from benchmarks.engine.checks import Check, check, plan_row, row
 from benchmarks.engine.contenders import Ours, Peer, Rows, in_turns
 from benchmarks.engine.models import Model
-from benchmarks.engine.plans import LEANEST, named_plans, whole_frontier
+from benchmarks.engine.plans import LEANEST, integer_plans, named_plans, whole_frontier
 from edge_sdk.engine.artifact import open_artifact
+from edge_sdk.engine.plan import Plan, gradient_error
 from edge_sdk.probing import probe_costs, with_costs
 from edge_sdk.wire.manifest import Manifest
 
@@ -33,6 +34,9 @@ EXACT = "fp32"  # the level whose numbers are the peers' own: what is promised, 
 LEVELS = tuple(str(level["name"]) for level in models.LEVELS)
 FEW = (EXACT, "int8")
 LAST = f"fp32-last{models.LAST}"
+
+
+Named = Callable[[Manifest, int, int, Mapping[str, float]], dict[tuple[str, ...], Plan]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +69,8 @@ def smollm2(effort: Effort) -> Scene:
 
     def ours(rows: Rows) -> list[Ours]:
         budgets = _budgets(rows, TORCH, SHARES)
-        return [*_ours(model, manifests, shape, budgets, effort), *_ours(model, last, shape, {}, effort)]
+        exact = [*_ours(model, manifests, shape, budgets, effort), *_ours(model, last, shape, {}, effort)]
+        return [*exact, *_ours(model, {"int8": manifests["int8"]}, shape, budgets, effort, named=integer_plans)]
 
     peers = [*_torch(model, shape, effort.steps), *_ort(model, shape, effort.steps)]
     title = f"SmolLM2-135M, LoRA r=8 on q and v, {_said(shape)}"
@@ -206,12 +211,22 @@ def _ours(
     *,
     steps: int | None = None,
     prefix: str = "",
+    named: Named = named_plans,
 ) -> list[Ours]:
     """The named plans of each level; `prefix` tells one model's levels from another's."""
     return [
-        Ours(prefix + level, kinds, model.level(level), plan, shape, steps or effort.steps, effort.threads)
+        Ours(
+            prefix + level,
+            kinds,
+            model.level(level),
+            plan,
+            shape,
+            steps or effort.steps,
+            effort.threads,
+            gradient_error(manifest, plan),
+        )
         for level, manifest in manifests.items()
-        for kinds, plan in named_plans(manifest, *shape, budgets).items()
+        for kinds, plan in named(manifest, *shape, budgets).items()
     ]
 
 

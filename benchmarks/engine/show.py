@@ -33,7 +33,8 @@ def table(title: str, rows: Sequence[Mapping[str, Any]], base: str | None) -> Ta
             f"{plan['step_ms']:.0f} ms" if plan else "",
             _times(row, to, "step_ms"),
         )
-        found.add_row(row["name"], *(cells[n] for n in shown), said(plan))
+        off = f", gradient off by {row['gradient_error']:.1%}" if "gradient_error" in row else ""
+        found.add_row(row["name"], *(cells[n] for n in shown), said(plan) + off)
     return found
 
 

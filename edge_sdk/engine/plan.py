@@ -7,6 +7,9 @@ A plan is a point in
     kept_blocks      the last so many blocks keep activations, in `kept_bits`, and make no product twice on the way back
     resident         the last so many segments keep their weights mapped; the others map them anew at each visit
     state_bits       of the optimizer's moments
+    back_bits        32, or 8: products on the way back are made in integers, and gradients are off by what the
+                     manifest says. Considered where the caller allows it, for speed alone: a step that would not fit
+                     with exact gradients is declined
 
 and the predicted peak of a step of b rows of S tokens is
 
@@ -34,12 +37,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from edge_sdk.engine.costs import PROCESS, Costs
-from edge_sdk.wire.manifest import Cost, Keeping, Manifest, Segment
+from edge_sdk.wire.manifest import Cost, Keeping, Manifest, Segment, Structure
 
 HEAD_ROWS = (256, 128, 64, 32)
 SLICE_ROWS = 4096  # vocabulary rows per product: 9 MB dequantised at SmolLM2's width
 FLOAT_BYTES = 4
 STATE_BITS = (32, 8)
+EXACT, INTEGERS = 32, 8  # bits of the products on the way back
+WORTH = 0.9  # integers must make a step a tenth faster: exact gradients are not given up for noise
 UPDATE_MS = {32: 2.7e-6, 8: 8.6e-6}  # AdamW's time a number (one million, measured), clipping apart
 MARGIN = 1.05  # what allocators add between two equal steps
 VARIES_BYTES = 2_500_000  # two equal processes differ so much
@@ -58,6 +63,7 @@ class Plan:
     kept_bits: int = 32
     resident: int = 0
     state_bits: int = 32
+    back_bits: int = EXACT
     arena_bytes: int = 0
     peak_bytes: int = 0
     step_ms: float = 0.0
@@ -93,13 +99,22 @@ def choose_plan(
     budget_bytes: int,
     correction: float = 1.0,
     storage: Storage = FAST_STORAGE,
+    *,
+    integers: bool = False,
 ) -> Plan | Declined:
-    """The fastest plan whose predicted peak fits; of equally fast ones the most exact, and of those the leanest."""
-    everything = list(plans(manifest, batch, tokens, budget_bytes / correction, storage))
+    """The fastest plan whose predicted peak fits; of equally fast ones the most exact, and of those the leanest.
+
+    With `integers` gradients need not be exact, where that makes the step faster by a tenth.
+    """
+    everything = list(plans(manifest, batch, tokens, budget_bytes / correction, storage, integers=integers))
     fitting = [plan for plan in everything if plan.peak_bytes * correction <= budget_bytes]
-    if fitting:
-        return corrected(min(fitting, key=_by_time), correction)
-    return Declined(math.ceil(min(plan.peak_bytes for plan in everything) * correction), budget_bytes)
+    exact = [plan for plan in fitting if plan.back_bits == EXACT]
+    if not exact:
+        needed_bytes = min(plan.peak_bytes for plan in everything if plan.back_bits == EXACT)
+        return Declined(math.ceil(needed_bytes * correction), budget_bytes)
+    fastest, fastest_exact = min(fitting, key=_by_time), min(exact, key=_by_time)
+    chosen = fastest if fastest.step_ms <= WORTH * fastest_exact.step_ms else fastest_exact
+    return corrected(chosen, correction)
 
 
 def leanest(plans: Iterable[Plan]) -> Plan:
@@ -122,8 +137,10 @@ def plans(
     tokens: int,
     budget_bytes: float = math.inf,
     storage: Storage = FAST_STORAGE,
+    *,
+    integers: bool = False,
 ) -> Iterator[Plan]:
-    """Every plan for a step of `batch` rows of `tokens` tokens that is worth a look.
+    """Every plan for a step of `batch` rows of `tokens` tokens that is worth a look, those in integers if allowed.
 
     Weights stay resident nowhere, or in as many segments as the budget has room for: more is never slower.
     """
@@ -131,8 +148,11 @@ def plans(
     micro_batches = sorted({min(1 << k, batch) for k in range(batch.bit_length() + 1)}, reverse=True)
     head_rows = HEAD_ROWS if manifest.vocabulary_loss else HEAD_ROWS[:1]
     kept = [(0, 32), *itertools.product(range(1, step.most_kept() + 1), step.kept_bits())]
-    for rows, positions, (blocks, bits), state_bits in itertools.product(micro_batches, head_rows, kept, STATE_BITS):
-        streamed = step.predicted(Plan(rows, positions, blocks, bits, 0, state_bits))
+    back_bits = (EXACT, INTEGERS) if integers and step.has_integers() else (EXACT,)
+    for rows, positions, (blocks, bits), state_bits, back in itertools.product(
+        micro_batches, head_rows, kept, STATE_BITS, back_bits
+    ):
+        streamed = step.predicted(Plan(rows, positions, blocks, bits, 0, state_bits, back))
         yield streamed
         if resident := step.most_resident(streamed, budget_bytes):
             yield step.predicted(dataclasses.replace(streamed, resident=resident))
@@ -160,14 +180,24 @@ def kept_segments(manifest: Manifest, plan: Plan) -> dict[str, Keeping]:
     return dict(found[max(len(found) - plan.kept_blocks, 0) :])
 
 
+def backward_graph(pair: Structure | Keeping, plan: Plan) -> str:
+    """Which of a pair's graphs the plan walks back through: in integers only where there is such a graph."""
+    return pair.backward_integers if plan.back_bits == INTEGERS and pair.backward_integers else pair.backward
+
+
+def gradient_error(manifest: Manifest, plan: Plan) -> float:
+    """How far integers put the plan's gradient off, as a share of its norm; 0 where it has none."""
+    return manifest.integers_error if plan.back_bits == INTEGERS else 0.0
+
+
 def resident_segments(manifest: Manifest, plan: Plan) -> set[str]:
     """The segments whose weights stay mapped: the last `resident`, never the embedding, of which rows are read."""
     names = [segment.name for segment in manifest.walk[1:]]
     return set(names[max(len(names) - plan.resident, 0) :])
 
 
-def _by_time(plan: Plan) -> tuple[float, int, int, int]:
-    return plan.step_ms, -plan.kept_bits, -plan.state_bits, plan.peak_bytes
+def _by_time(plan: Plan) -> tuple[float, int, int, int, int]:
+    return plan.step_ms, -plan.back_bits, -plan.kept_bits, -plan.state_bits, plan.peak_bytes
 
 
 def with_margin(peak_bytes: float) -> int:
@@ -198,7 +228,7 @@ class Step:
         self._trained = sum(trained)
         self._adapter = sum(math.prod(shape) for shape in manifest.adapter_shapes().values())
         self._moments = {bits: 2 * sum(moment_bytes(n, bits) for n in trained) for bits in STATE_BITS}
-        self._walks_ms: dict[tuple[int, int, int], float] = {}
+        self._walks_ms: dict[tuple[int, int, int, int], float] = {}
 
     def kept_bits(self) -> tuple[int, ...]:
         """In which precisions activations may be kept, the fullest first."""
@@ -209,6 +239,10 @@ class Step:
     def most_kept(self) -> int:
         """How many segments could keep their activations."""
         return len(self._keepable)
+
+    def has_integers(self) -> bool:
+        """Whether anything on the way back could be multiplied in integers."""
+        return any(self._manifest.structures[s.structure].backward_integers for s in self._walked_back)
 
     def most_resident(self, plan: Plan, budget_bytes: float) -> int:
         """How many segments' weights could stay mapped beside `plan`, a prediction without any."""
@@ -263,7 +297,7 @@ class Step:
         graphs = {self._manifest.structures[segment.structure].forward for segment in self._manifest.walk}
         for segment in self._walked_back:
             pair = keepings.get(segment.name, self._manifest.structures[segment.structure])
-            graphs |= {pair.forward, pair.backward}
+            graphs |= {pair.forward, pair.backward, backward_graph(pair, plan)}  # a trial of integers runs both
         graphs.add(self._manifest.context)
         running = max(self._costs.memory_bytes(graph, rows, self._tokens) for graph in graphs)
         return max(running, self._loss_bytes(plan))
@@ -286,23 +320,23 @@ class Step:
 
     def _graphs_ms(self, rows: int, plan: Plan) -> float:
         """All graphs between the ids and the loss, there and back."""
-        key = (rows, plan.kept_blocks, plan.kept_bits)
+        key = (rows, plan.kept_blocks, plan.kept_bits, plan.back_bits)
         if key not in self._walks_ms:
             keepings = kept_segments(self._manifest, plan)
             total = 0.0
             for segment in self._manifest.walk:
-                total += self._segment_ms(rows, segment, keepings.get(segment.name))
+                total += self._segment_ms(rows, plan, segment, keepings.get(segment.name))
             self._walks_ms[key] = total
         return self._walks_ms[key]
 
-    def _segment_ms(self, rows: int, segment: Segment, keeping: Keeping | None) -> float:
-        """Fewer bits never count as faster than more: exact gradients are given up for room, not for noise."""
+    def _segment_ms(self, rows: int, plan: Plan, segment: Segment, keeping: Keeping | None) -> float:
+        """Fewer kept bits never count as faster than more: they are for room, not for noise."""
         structure = self._manifest.structures[segment.structure]
         pairs = [k for k in structure.keepings if k.bits >= keeping.bits] if keeping else [structure]
         there = max(self._costs.time_ms(pair.forward, rows, self._tokens) for pair in pairs)
         if segment not in self._walked_back:
             return there
-        return there + max(self._costs.time_ms(pair.backward, rows, self._tokens) for pair in pairs)
+        return there + max(self._costs.time_ms(backward_graph(pair, plan), rows, self._tokens) for pair in pairs)
 
     def _loss_ms(self, plan: Plan, rows: int) -> float:
         manifest = self._manifest

@@ -31,7 +31,7 @@ from edge_sdk.engine.runtime import Graph, reserve_arena
 from edge_sdk.engine.walk import Arrays, Walk
 from edge_sdk.errors import ArtifactError
 from edge_sdk.memory import read_memory
-from edge_sdk.wire.manifest import Cost, Manifest, Segment
+from edge_sdk.wire.manifest import Cost, Keeping, Manifest, Segment, Structure
 from edge_sdk.wire.tensors import Array
 
 REPETITIONS = 5
@@ -106,14 +106,14 @@ class _Probe:
     def _segment(self, segment: Segment) -> Iterator[Cost]:
         """One segment of each structure, the last: if any of them is walked back, it is."""
         structure, walked_back = self._manifest.structures[segment.structure], self._manifest.walked_back()
-        pairs = [(structure.forward, structure.backward), *((k.forward, k.backward) for k in structure.keepings)]
+        pairs: list[Structure | Keeping] = [structure, *structure.keepings]
         for rows, tokens in self._shapes:
             given = self._given(segment, rows, tokens)
-            for forward, backward in pairs if segment in walked_back else pairs[:1]:
-                cost, found = self._measured(forward, rows, tokens, given)
+            for pair in pairs if segment in walked_back else pairs[:1]:
+                cost, found = self._measured(pair.forward, rows, tokens, given)
                 yield cost
-                if segment in walked_back:
-                    kept = {name: array for name, array in found.items() if name != "y"}
+                kept = {name: array for name, array in found.items() if name != "y"}
+                for backward in filter(None, (pair.backward, pair.backward_integers) if segment in walked_back else ()):
                     yield self._measured(backward, rows, tokens, {**given, **kept, "dy": found["y"]})[0]
 
     def _given(self, segment: Segment, rows: int, tokens: int) -> Arrays:

@@ -2,7 +2,7 @@
 
 What a process holds when everything is loaded differs from board to board, and between a worker and a program that uses
 the library. So the plan that the manifest promises is loaded, what is resident then is measured, and the plan is chosen
-again with that in the place of what the exporter measured.
+again with that in the place of what the exporter measured. Products in integers are tried out before they are chosen.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import dataclasses
 from collections.abc import Callable
 
 from edge_sdk.engine.artifact import Artifact
-from edge_sdk.engine.plan import FAST_STORAGE, Declined, Plan, Storage, choose_plan, with_process
+from edge_sdk.engine.integers import gains
+from edge_sdk.engine.plan import EXACT, FAST_STORAGE, Declined, Plan, Storage, choose_plan, with_process
 from edge_sdk.engine.probe import ready
 from edge_sdk.engine.walk import Walk
 from edge_sdk.errors import OverBudget
@@ -23,6 +24,7 @@ class Limits:
     """What a step has to fit: rows and tokens of a step, the budget in bytes, threads, and what the device has learnt.
 
     `correction` is the ratio of measured to predicted peaks so far, `storage` where the weights are read from.
+    Gradients are exact unless `integers` may be used.
     """
 
     batch: int
@@ -31,6 +33,7 @@ class Limits:
     threads: int
     correction: float = 1.0
     storage: Storage = FAST_STORAGE
+    integers: bool = False
 
 
 def settle(artifact: Artifact, limits: Limits, watch: Callable[[], None]) -> Walk:
@@ -39,14 +42,17 @@ def settle(artifact: Artifact, limits: Limits, watch: Callable[[], None]) -> Wal
     Raises OverBudget with what the leanest plan needs, ArtifactError, and what `watch` raises.
     """
     walk, rest_bytes = ready(artifact, limits.threads, planned(artifact.manifest, limits), watch)
-    walk.follow(planned(with_process(artifact.manifest, rest_bytes), limits))
+    manifest = with_process(artifact.manifest, rest_bytes)
+    walk.follow(planned(manifest, limits))
+    if walk.plan.back_bits != EXACT and not gains(walk, limits.tokens):
+        walk.follow(planned(manifest, dataclasses.replace(limits, integers=False)))
     return walk
 
 
 def planned(manifest: Manifest, limits: Limits) -> Plan:
     """The fastest plan within the limits. Raises OverBudget with what the leanest needs."""
     step = (limits.batch, limits.tokens, limits.budget_bytes)
-    plan = choose_plan(manifest, *step, limits.correction, limits.storage)
+    plan = choose_plan(manifest, *step, limits.correction, limits.storage, integers=limits.integers)
     if isinstance(plan, Declined):
         raise OverBudget(plan.needed_bytes, limits.budget_bytes, "needed by the leanest plan")
     return plan

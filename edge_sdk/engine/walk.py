@@ -23,7 +23,7 @@ import numpy as np
 from edge_sdk.engine.artifact import Artifact
 from edge_sdk.engine.batch import Batch
 from edge_sdk.engine.losses import VocabularyHead, occurring_rows, predicting_rows
-from edge_sdk.engine.plan import Plan, kept_segments, resident_segments
+from edge_sdk.engine.plan import Plan, backward_graph, kept_segments, resident_segments
 from edge_sdk.engine.runtime import Graph, reserve_arena
 from edge_sdk.engine.shelf import Shelf
 from edge_sdk.memory import forget_code
@@ -131,7 +131,8 @@ class Walk:
     def back(self, segment: Segment, kept: Arrays, dy: Array, context: Arrays, adapter: Mapping[str, Array]) -> Arrays:
         """One segment back from its input `x` and what else `there` has kept: `dx` and `d.<trained>`."""
         pair = self._kept.get(segment.name, self.artifact.manifest.structures[segment.structure])
-        return self._returned(self._run(pair.backward, segment, {**kept, "dy": dy}, context, adapter))
+        found = self._run(backward_graph(pair, self.plan), segment, {**kept, "dy": dy}, context, adapter)
+        return self._returned(found)
 
     def classes_step(self, x: Array, batch: Batch, adapter: Mapping[str, Array], weight: float) -> Arrays:
         """The classes' loss with all its gradients, in one graph."""
@@ -205,9 +206,8 @@ class Walk:
         names = [manifest.context] if manifest.context else []
         names += [manifest.structures[segment.structure].forward for segment in self._segments]
         for segment in self._walked_back:
-            keeping = self._kept.get(segment.name)
-            structure = manifest.structures[segment.structure]
-            names += [keeping.forward, keeping.backward] if keeping else [structure.backward]
+            pair = self._kept.get(segment.name, manifest.structures[segment.structure])
+            names += [pair.forward, backward_graph(pair, self.plan)]
         if manifest.vocabulary_loss:
             loss = manifest.vocabulary_loss
             names += [loss.project, loss.unproject, loss.lookup]

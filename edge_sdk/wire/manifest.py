@@ -20,6 +20,7 @@ A model is a walk:  embed -> block.a -> block.b -> ... -> norm -> loss,  and bac
 from __future__ import annotations
 
 import enum
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -94,7 +95,7 @@ class Keeping:
     """A pair of graphs that keeps activations: what the way back needs so as to make no product with a weight twice.
 
     `forward` outputs the `kept` beside `y`, `backward` takes them after `dy`. They are `floats` numbers a token in all,
-    of `bits` bits each.
+    of `bits` bits each. `backward_integers` is as in Structure.
     """
 
     bits: int
@@ -102,6 +103,7 @@ class Keeping:
     backward: str
     kept: tuple[str, ...]
     floats: int
+    backward_integers: str = ""
 
     def __post_init__(self) -> None:
         """Refuse what no graph could keep, and no plan could count."""
@@ -115,6 +117,8 @@ class Structure:
     """A pair of graphs, as names in `Manifest.files`; `backward` is empty where nothing flows back.
 
     `keepings` do the same with more memory and less work. `trained` maps each trained input to its shape.
+    `backward_integers` takes and gives what `backward` does, and multiplies what flows back in integers: faster on some
+    processors, and not exact. Empty where there is no such graph.
     """
 
     forward: str
@@ -123,6 +127,7 @@ class Structure:
     context: tuple[str, ...]
     frozen: tuple[str, ...]
     trained: Mapping[str, tuple[int, ...]]
+    backward_integers: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,8 +216,10 @@ class Cost:
 class Manifest:
     """What an artifact is made of. `costs` and `needs_bytes` are measured at export, on the exporting machine.
 
-    `needs_bytes` is the predicted peak of the leanest plan for one row of `reference_tokens` tokens. `context` and
-    `tokenizer` are file names, empty where there is none. Exactly one of `vocabulary_loss` and `classes_loss` is set.
+    `needs_bytes` is the predicted peak of the leanest plan for one row of `reference_tokens` tokens. `integers_error`
+    is how far products in integers put the gradient off, as a share of its norm (measured with a drawn adapter and
+    drawn rows); 0 where no graph has such products. `context` and `tokenizer` are file names, empty where there is
+    none. Exactly one of `vocabulary_loss` and `classes_loss` is set.
     """
 
     format: int
@@ -230,6 +237,7 @@ class Manifest:
     reference_tokens: int
     costs: tuple[Cost, ...]
     needs_bytes: int
+    integers_error: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse a manifest that contradicts itself, so that nobody downstream has to ask."""
@@ -245,6 +253,9 @@ class Manifest:
                 raise ValueError(msg)
         if missing := sorted(set(_named(self)) - set(self.files) - {""}):
             msg = f"names files that it does not list: {', '.join(missing)}"
+            raise ValueError(msg)
+        if not 0 <= self.integers_error < math.inf:
+            msg = f"gradients in integers that are off by {self.integers_error}"
             raise ValueError(msg)
         _check_walk(self)
 
@@ -295,9 +306,9 @@ def _named(manifest: Manifest) -> Iterator[str]:
     optimizers = manifest.optimizers
     yield from (optimizers.adamw, optimizers.sgd, optimizers.square_sum, optimizers.clip)
     for structure in manifest.structures.values():
-        yield from (structure.forward, structure.backward)
-        for keeping in structure.keepings:
-            yield from (keeping.forward, keeping.backward)
+        pairs: tuple[Structure | Keeping, ...] = (structure, *structure.keepings)
+        for pair in pairs:
+            yield from (pair.forward, pair.backward, pair.backward_integers)
     for segment in manifest.walk:
         yield segment.tensors
     if manifest.vocabulary_loss is not None:

@@ -99,7 +99,8 @@ class Task:
 
     `artifact` is the manifest; `adapter` the tensor file to start from. Adapter inputs whose name ends in one of
     `freeze` are held fixed. `batch` rows of `tokens` tokens make one optimizer step; the device's plan splits them
-    into micro-batches. `deadline_s` is the time left when the offer was sent, so no clocks need agree.
+    into micro-batches. `deadline_s` is the time left when the offer was sent, so no clocks need agree. With
+    `integer_gradients` the device may use what is faster and as far off as the manifest's `integers_error` says.
     """
 
     task_id: str
@@ -118,6 +119,7 @@ class Task:
     seed: int
     freeze: tuple[str, ...]
     deadline_s: float
+    integer_gradients: bool = False
 
     def __post_init__(self) -> None:
         """Refuse numbers that no task can mean."""
@@ -140,7 +142,8 @@ class Report:
 
     `peak_bytes` is the largest resident memory of any process that did the task (VmHWM); `predicted_bytes` what the
     plan expected. `step_ms` is the median. `down_bytes`, `up_bytes` are blob bytes on the wire for this task, both
-    directions.
+    directions. `gradient_error` is the manifest's `integers_error` where the plan multiplied in integers, 0 where
+    gradients were exact.
     """
 
     steps: int
@@ -156,6 +159,7 @@ class Report:
     up_bytes: int
     threads: int
     runtime: str
+    gradient_error: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse what would fill a ledger's row."""

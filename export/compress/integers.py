@@ -18,6 +18,7 @@ from onnx_ir.passes import common
 from export.compress.quantize import constant, is_quantized, share_constants, substitute
 from export.lowering import CONTRIB_VERSION, MICROSOFT
 
+INTEGER_BITS = 8  # of the matrices that can be multiplied so
 TINY = np.finfo(np.float32).tiny  # what a row of zeros, as of padding, is divided by
 
 

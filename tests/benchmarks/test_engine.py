@@ -19,13 +19,13 @@ from benchmarks.engine import __main__ as command
 from benchmarks.engine.checks import Check, check, plan_row, row, table
 from benchmarks.engine.cold import read_all
 from benchmarks.engine.contenders import Peer, Rows, in_turns
-from benchmarks.engine.plans import LEANEST, named_plans, whole_frontier
+from benchmarks.engine.plans import LEANEST, integer_plans, named_plans, whole_frontier
 from benchmarks.engine.scenes import QUICK, SCENES, Effort, Scene
 from benchmarks.engine.show import storage_table
 from benchmarks.engine.show import table as rows_table
 from benchmarks.engine.storage import limited_command, memory_group
 from edge_sdk.cgroup import NotDelegated
-from edge_sdk.engine.plan import leanest, plans
+from edge_sdk.engine.plan import INTEGERS, leanest, plans
 from tests.edge_sdk.samples import MB, TOKENS, make_manifest
 
 PLAN = {"micro_batch": 1, "head_rows": 64, "kept_blocks": 2, "kept_bits": 16, "resident": 3, "state_bits": 8}
@@ -61,6 +61,19 @@ def test_plans_fit_the_budget_they_are_named_after(lean: float, fast: float) -> 
     assert {name for name, budget in budgets.items() if int(budget) >= least.peak_bytes} == by_name.keys() - {LEANEST}
     if {"lean", "fast"} <= by_name.keys() and fast >= lean:
         assert by_name["fast"].step_ms <= by_name["lean"].step_ms
+
+
+def test_plans_in_integers_have_names_of_their_own() -> None:
+    """For each budget the fastest of them, faster than exact or not, and the leanest; their rows say how far off."""
+    manifest = make_manifest(integers_ms=5.0)
+    budgets = {"lean": 1.5 * leanest(plans(manifest, 2, TOKENS)).peak_bytes, "none": MB}
+    found = {name: plan for names, plan in integer_plans(manifest, 2, TOKENS, budgets).items() for name in names}
+    assert found.keys() == {"lean in integers", f"{LEANEST} in integers"}
+    assert {plan.back_bits for plan in found.values()} == {INTEGERS}
+    assert found["lean in integers"].peak_bytes <= budgets["lean"]
+    out = io.StringIO()
+    Console(width=220, file=out).print(rows_table("a step", [ROWS[0], {**ROWS[2], "gradient_error": 0.085}], "torch"))
+    assert "gradient off by 8.5%" in out.getvalue()
 
 
 def test_the_frontier_falls_and_begins_with_the_least_memory() -> None:

@@ -9,6 +9,8 @@ import pytest
 
 from coordinator.config import Rule, load_config
 from coordinator.errors import ConfigError
+from coordinator.task_book import TaskMaker
+from edge_sdk.wire.blobs import blob_of
 from tests.coordinator.samples import CONFIG
 
 
@@ -30,6 +32,22 @@ def test_a_minimal_file_is_enough(tmp_path: pathlib.Path) -> None:
     assert config.training.learning_rate == 1.0
     assert config.aggregation.rule is Rule.LORA_SVD
     assert config.evaluation is None
+    assert config.training.integer_gradients is False
+
+
+def test_integers_are_the_tasks_choice(tmp_path: pathlib.Path) -> None:
+    """What the configuration allows is what every device's task allows."""
+    path = tmp_path / "coordinator.toml"
+    for text, allowed in (
+        (CONFIG, False),
+        (CONFIG.replace("[training]", "[training]\ninteger_gradients = true"), True),
+    ):
+        path.write_text(text)
+        blob = blob_of(b"a file")
+        task = TaskMaker("run", load_config(path).training, Rule.LORA_SVD).make(
+            device="pi", round_=1, attempt=0, number=0, artifact=blob, adapter=blob, left_s=1.0
+        )
+        assert task.integer_gradients is allowed
 
 
 @pytest.mark.parametrize(

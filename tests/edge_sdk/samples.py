@@ -49,13 +49,16 @@ def make_task(task_id: str = "run.1.1.0.pi", **changes: object) -> Task:
     return dataclasses.replace(task, **changes)  # type: ignore[arg-type]
 
 
-def make_manifest(process_bytes: int = 50 * MB) -> Manifest:
-    """A language model of two blocks; a step needs a little more than `process_bytes`."""
+def make_manifest(process_bytes: int = 50 * MB, integers_ms: float | None = None) -> Manifest:
+    """A language model of two blocks; a step needs a little more than `process_bytes`.
+
+    A block's way back takes 2 ms, and `integers_ms` in integers; None where there are no graphs for that.
+    """
     costs = [Cost("process", 1, 2, process_bytes, 0.0), Cost("pages", 1, 1, MB, 0.1)]
     for graph in ("forward", "backward", "keep.forward", "keep.backward"):
         costs += [Cost(graph, rows, TOKENS, rows * MB, rows * (1.0 + graph.endswith("backward"))) for rows in (1, 2)]
     trained = {"q.lora_A": (RANK, WIDTH), "q.lora_B": (WIDTH, RANK)}
-    return Manifest(
+    manifest = Manifest(
         format=1,
         model=ModelSpec("llama", TaskType.CAUSAL_LM, 2, WIDTH, 32, (), 64),
         level=LevelSpec("fp32", (0, 1), (0, 1), 32),
@@ -77,6 +80,22 @@ def make_manifest(process_bytes: int = 50 * MB) -> Manifest:
         reference_tokens=TOKENS,
         costs=tuple(costs),
         needs_bytes=process_bytes,
+    )
+    return manifest if integers_ms is None else with_integers(manifest, integers_ms)
+
+
+def with_integers(manifest: Manifest, integers_ms: float) -> Manifest:
+    """The manifest with a graph in integers for each way back of its blocks, of 1 MB and so many ms a row."""
+    block = manifest.structures["block"]
+    keepings = tuple(dataclasses.replace(keeping, backward_integers="integers") for keeping in block.keepings)
+    block = dataclasses.replace(block, backward_integers="integers", keepings=keepings)
+    costs = [Cost("integers", rows, TOKENS, rows * MB, rows * integers_ms) for rows in (1, 2)]
+    return dataclasses.replace(
+        manifest,
+        structures={**manifest.structures, "block": block},
+        files={**manifest.files, "integers": FILE},
+        costs=(*manifest.costs, *costs),
+        integers_error=0.05,
     )
 
 

@@ -83,6 +83,18 @@ def test_plan_shows_the_choice(tiny_artifact: pathlib.Path) -> None:
     assert "nothing fits 5 MB; the leanest plan needs" in done.stdout
 
 
+def test_plan_shows_integers_to_who_allows_them(tiny_classifier: pathlib.Path) -> None:
+    """With --integers the table has plans of 8 bits back as well, and says how far off their gradients are."""
+    for words, shown in ((), False), (("--integers",), True):
+        done = edge("plan", tiny_classifier, "--budget", "1GB", "--tokens", 16, *words)
+        assert (done.returncode, done.stderr) == (0, "")
+        heading, *lines = done.stdout.splitlines()
+        column = heading.index("back bits") + len("back bits")
+        back_bits = {line[:column].split()[-1] for line in lines if "->" in line or line.startswith("  ")}
+        assert back_bits == ({"32", "8"} if shown else {"32"})
+        assert ("with 8 bits back, gradients are off by 0." in lines[-1]) == shown
+
+
 def test_probe_measures(tiny_artifact: pathlib.Path) -> None:
     """Peak, step time and loss of real steps in a fresh process, as one line of JSON."""
     done = edge("probe", tiny_artifact, "--tokens", 16, "--steps", 2, "--threads", 1)

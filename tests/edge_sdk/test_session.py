@@ -119,6 +119,17 @@ def test_what_does_not_fit_is_declined_with_its_need() -> None:
     assert scene.session.phase is Phase.IDLE
 
 
+@pytest.mark.parametrize("allowed", [False, True])
+def test_the_task_decides_about_integers(*, allowed: bool) -> None:
+    """Fast integer products are planned with where the task allows them, and the worker hears the same task."""
+    scene, task = Scene(), make_task(integer_gradients=allowed)
+    scene.tell(TaskOffer(task))
+    scene.tell(ManifestHere(task.task_id, make_manifest(integers_ms=0.01)))
+    assert ("integers" in scene.wanted(Say).line) == allowed
+    scene.tell(FilesHere(task.task_id, 5))
+    assert scene.wanted(StartWorker).task.integer_gradients == allowed
+
+
 def test_what_was_refused_memory_is_not_tried_again() -> None:
     """A worker that was over budget at a peak below it was refused the rest: the same plan would fail again."""
     scene, task = Scene(), make_task()

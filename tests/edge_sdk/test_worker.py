@@ -128,6 +128,15 @@ def test_a_task_is_repeatable(tiny_artifact: pathlib.Path, tmp_path: pathlib.Pat
     assert deltas[0] == deltas[1] != deltas[2]
 
 
+def test_a_worker_that_may_use_integers_learns(tiny_classifier: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """Whether or not this machine is faster with them, the task is done within its budget, and the loss falls."""
+    order = make_order(tmp_path, tiny_classifier, steps=8, integer_gradients=True)
+    report = report_of(work(order, tmp_path))
+    assert report.loss_after < report.loss_before
+    assert report.peak_bytes <= report.predicted_bytes <= report.budget_bytes
+    assert report.gradient_error in {0.0, start_of(order)[0].manifest.integers_error}
+
+
 @pytest.mark.parametrize(("more_bytes", "shape"), list(itertools.product((0, 3 * MB, 30 * MB), ((4, 16), (16, 128)))))
 def test_a_chosen_plan_keeps_its_budget(
     tiny_artifact: pathlib.Path, tmp_path: pathlib.Path, more_bytes: int, shape: tuple[int, int]

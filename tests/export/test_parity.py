@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from export.compress.quantize import rounded
 from export.errors import ParityError
@@ -22,7 +24,7 @@ from export.parity import (
     torch_loss,
 )
 from export.reference import Batch, ReferenceWalk
-from export.report import verdict
+from export.report import parity_table, verdict
 from tests.export.conftest import Exported
 
 
@@ -125,6 +127,16 @@ def test_the_culprit_is_named() -> None:
     assert "3.0e+00, of level c: ABOVE" in verdict([close, off, worse])
     assert "nan, of level d: ABOVE" in verdict([none, worse])
     assert "of level a: within" in verdict([close])
+
+
+def test_the_error_in_integers_is_shown() -> None:
+    """A level that has such graphs has a row of its own, and is within its own bound; others have none."""
+    out = io.StringIO()
+    for off in (0.0, 0.085):
+        assert Parity("int8", 0.0, {"x": 0.0}, in_integers=off).holds
+        Console(width=120, file=out).print(parity_table([Parity("int8", 0.0, {"x": 0.0}, in_integers=off)]))
+    assert out.getvalue().count("whole gradient, in integers") == 1
+    assert "8.5e-02" in out.getvalue()
 
 
 def test_classifier_trains_with_the_adapter(bert: Exported) -> None:

@@ -11,12 +11,16 @@ from hypothesis import strategies as st
 
 from edge_sdk.engine.costs import PAGES, PROCESS
 from edge_sdk.engine.plan import (
+    EXACT,
     HEAD_ROWS,
+    INTEGERS,
+    WORTH,
     Declined,
     Plan,
     Storage,
     choose_plan,
     frontier,
+    gradient_error,
     kept_segments,
     leanest,
     plans,
@@ -25,7 +29,7 @@ from edge_sdk.engine.plan import (
 )
 from edge_sdk.wire.blobs import Blob
 from edge_sdk.wire.manifest import ClassesLoss, Cost, Keeping, Manifest, Segment
-from tests.edge_sdk.samples import MB, TOKENS, WIDTH, make_manifest
+from tests.edge_sdk.samples import MB, TOKENS, WIDTH, make_manifest, with_integers
 
 GRAPHS = ("forward", "backward", "keep.forward", "keep.backward", "half.forward", "half.backward")
 BATCHES, LENGTHS = st.integers(1, 40), st.integers(1, 512)
@@ -95,6 +99,38 @@ def test_exactness_is_given_up_for_room_alone(manifest: Manifest, batch: int, to
     for blocks in range(len(manifest.walked_back()) + 1):
         exact, half = (predicted(manifest, batch, tokens, Plan(1, 32, blocks, bits)) for bits in (32, 16))
         assert half.step_ms >= exact.step_ms
+
+
+@settings(max_examples=50)
+@given(MANIFESTS, st.floats(0, 200), BATCHES, LENGTHS, SHARES)
+def test_integers_are_chosen_where_allowed_and_worth_it(
+    manifest: Manifest, integers_ms: float, batch: int, tokens: int, share: float
+) -> None:
+    """Who does not allow them gets the plan of a manifest without such graphs; who does, that or one a tenth faster.
+
+    They make no room: what is declined, and what it would need, is the same.
+    """
+    budget, both = budget_of(share, manifest, batch, tokens), with_integers(manifest, integers_ms)
+    exact = choose_plan(manifest, batch, tokens, budget)
+    assert choose_plan(both, batch, tokens, budget) == exact
+    assert {plan.back_bits for plan in plans(both, batch, tokens)} == {EXACT}
+    chosen = choose_plan(both, batch, tokens, budget, integers=True)
+    if isinstance(exact, Plan) and chosen != exact:
+        assert isinstance(chosen, Plan)
+        assert chosen.back_bits == INTEGERS
+        assert chosen.step_ms <= WORTH * exact.step_ms
+        assert chosen.peak_bytes <= budget
+        assert gradient_error(both, chosen) == both.integers_error > gradient_error(both, exact) == 0
+    else:
+        assert chosen == exact
+
+
+def test_fast_integers_are_chosen() -> None:
+    """Where the way back is most of a step and integers make it four times as fast, they are taken; 0.1 % are not."""
+    for integers_ms, bits in ((0.5, INTEGERS), (1.998, EXACT)):
+        chosen = choose_plan(make_manifest(integers_ms=integers_ms), 1, TOKENS, 1 << 40, integers=True)
+        assert isinstance(chosen, Plan)
+        assert chosen.back_bits == bits
 
 
 @given(MANIFESTS)

@@ -10,7 +10,7 @@ import pytest
 
 from edge_sdk.engine.artifact import Artifact
 from edge_sdk.engine.batch import Batch
-from edge_sdk.engine.plan import Plan, Step
+from edge_sdk.engine.plan import INTEGERS, Plan, Step
 from edge_sdk.engine.train import batch_gradient
 from edge_sdk.engine.walk import Walk
 from edge_sdk.wire.tensors import Array
@@ -107,6 +107,24 @@ def test_what_is_kept_need_not_be_recomputed(artifact: Artifact, share: float, k
         assert loss == pytest.approx(expected[0], rel=1e-5)
         assert relative_error(gradient, expected[1]) < bound
         full_gradient(walk, batch_of(artifact.manifest, (12, 12), seed=3), adapter)
+
+
+@pytest.mark.parametrize("kept_blocks", [0, 1])
+def test_integers_are_as_far_off_as_the_manifest_says(classifier: Artifact, kept_blocks: int) -> None:
+    """The loss is exact, and the blocks' gradient is off by about the stated share of its norm: not more than twice."""
+    manifest = classifier.manifest
+    batch, adapter = batch_of(manifest), random_adapter(manifest)
+    plan = Plan(2, 32, kept_blocks)
+    loss, exact = full_gradient(walk_of(classifier, plan), batch, adapter)
+    found = full_gradient(walk_of(classifier, dataclasses.replace(plan, back_bits=INTEGERS)), batch, adapter)
+    assert found[0] == loss
+    names = [name for name in exact if not name.startswith("head/")]
+    off, whole = (
+        np.linalg.norm(np.concatenate([array.ravel() for array in arrays]))
+        for arrays in ([found[1][name] - exact[name] for name in names], [exact[name] for name in names])
+    )
+    assert 0 < manifest.integers_error < 0.1
+    assert 0 < off / whole < 2 * manifest.integers_error
 
 
 def test_a_walk_may_change_its_plan(artifact: Artifact) -> None:

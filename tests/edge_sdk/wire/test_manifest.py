@@ -39,9 +39,10 @@ def changed(**changes: Any) -> Manifest:
 
 def test_a_manifest_survives() -> None:
     """What the exporter writes is what the device reads, bytes and all."""
-    data = encode_manifest(MANIFEST)
-    assert decode_manifest(data) == MANIFEST
-    assert encode_manifest(decode_manifest(data)) == data
+    for manifest in (MANIFEST, make_manifest(integers_ms=0.5)):
+        data = encode_manifest(manifest)
+        assert decode_manifest(data) == manifest
+        assert encode_manifest(decode_manifest(data)) == data
 
 
 def test_a_real_manifest_survives(tiny_artifact: pathlib.Path) -> None:
@@ -90,8 +91,10 @@ STRUCTURES = MANIFEST.structures
         ({"walk": (dataclasses.replace(WALK[0], trains=True), *WALK[1:])}, "embed lacks a graph"),
         ({"walk": (*WALK, Segment("block.2", "block", "", trains=False))}, "block.2 lacks a graph or a tensor file"),
         ({"structures": {**STRUCTURES, "embed": Structure("", "", (), (), (), {})}}, "embed lacks a graph"),
+        ({"integers_error": -0.1}, "gradients in integers that are off by -0.1"),
+        ({"integers_error": math.nan}, "gradients in integers that are off by nan"),
     ],
-    ids=range(14),
+    ids=range(16),
 )
 def test_contradictions_are_refused(changes: dict[str, Any], complaint: str) -> None:
     """Who holds a manifest need not ask whether it is sound."""
@@ -143,13 +146,16 @@ BLOCK = STRUCTURES["block"]
         *({"vocabulary_loss": renamed(MANIFEST.vocabulary_loss, n)} for n in ("project", "unproject", "lookup")),
         *(
             {"structures": {**STRUCTURES, "block": dataclasses.replace(BLOCK, keepings=(renamed(KEEPING, name),))}}
-            for name in ("forward", "backward")
+            for name in ("forward", "backward", "backward_integers")
         ),
+        {"structures": {**STRUCTURES, "block": renamed(BLOCK, "backward_integers")}},
     ],
-    ids=range(9),
+    ids=range(11),
 )
 def test_every_graph_is_listed(changes: dict[str, Any]) -> None:
-    """Whatever graph a device may ask for has a size and a SHA-256: optimizers, the loss's three, those that keep."""
+    """Whatever graph a device may ask for has a size and a SHA-256: optimizers, the loss's three, those that keep or
+    multiply in integers.
+    """
     with pytest.raises(ValueError, match="does not list: absent"):
         changed(**changes)
 

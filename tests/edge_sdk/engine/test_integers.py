@@ -1,0 +1,82 @@
+"""Products in integers are used where this device is faster with them, and can be trusted with them."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+
+import pytest
+
+from edge_sdk.engine.artifact import Artifact
+from edge_sdk.engine.integers import CPUINFO, back_ms, saturates
+from edge_sdk.engine.plan import EXACT, INTEGERS, Plan
+from edge_sdk.engine.settle import Limits, planned, settle
+from edge_sdk.engine.train import batch_gradient
+from tests.edge_sdk.engine.samples import batch_of, random_adapter, relative_error, walk_of
+from tests.edge_sdk.samples import MB
+
+LIMITS = Limits(4, 16, 2000 * MB, 1, integers=True)
+
+
+def promising(artifact: Artifact, *, keeps_promise: bool) -> Artifact:
+    """The artifact with costs by which blocks keep, and go back in integers.
+
+    What are said to be the exact graph and the one in integers, are one that computes everything again and one that
+    does not, or the other way round: the one takes twice as long as the other, on every processor.
+    """
+    manifest = artifact.manifest
+    block = manifest.structures["block"]
+    keeping = next(one for one in block.keepings if one.bits == EXACT)
+    slow, fast = manifest.files[block.backward], manifest.files[keeping.backward]
+    exact, integers = (slow, fast) if keeps_promise else (fast, slow)
+    costs = [
+        dataclasses.replace(cost, time_ms=0.0 if cost.graph in {keeping.forward, keeping.backward_integers} else 1.0)
+        for cost in manifest.costs
+    ]
+    files = {**manifest.files, keeping.backward: exact, keeping.backward_integers: integers}
+    return dataclasses.replace(artifact, manifest=dataclasses.replace(manifest, costs=tuple(costs), files=files))
+
+
+@pytest.mark.parametrize("keeps_promise", [False, True])
+def test_what_is_no_faster_here_is_not_used(classifier: Artifact, *, keeps_promise: bool) -> None:
+    """A manifest's promise that integers are fast is tried out: where they are not, gradients are exact."""
+    artifact = promising(classifier, keeps_promise=keeps_promise)
+    assert planned(artifact.manifest, LIMITS).back_bits == INTEGERS
+    walk = settle(artifact, LIMITS, lambda: None)
+    trusted = not saturates(platform.machine(), CPUINFO.read_text(encoding="utf-8"))
+    assert walk.plan.back_bits == (INTEGERS if keeps_promise and trusted else EXACT)
+    batch, adapter = batch_of(artifact.manifest), random_adapter(artifact.manifest)
+    names = list(artifact.manifest.trained_shapes())
+    _, found = batch_gradient(walk, adapter, batch, names)
+    assert relative_error(found, batch_gradient(walk_of(classifier), adapter, batch, names)[1]) < 1e-4
+
+
+def test_nothing_is_tried_that_was_not_allowed(classifier: Artifact) -> None:
+    """However fast integers are, gradients are exact for who did not allow anything else."""
+    artifact = promising(classifier, keeps_promise=True)
+    walk = settle(artifact, dataclasses.replace(LIMITS, integers=False), lambda: None)
+    assert walk.plan.back_bits == EXACT
+
+
+@pytest.mark.parametrize("kept_blocks", [0, 1])
+def test_a_trial_leaves_the_walk_as_it_was(classifier: Artifact, kept_blocks: int) -> None:
+    """Both ways take some time, and the walk follows the plan that it followed before."""
+    plan = Plan(2, 32, kept_blocks, back_bits=INTEGERS)
+    walk = walk_of(classifier, plan)
+    assert all(time_ms > 0 for time_ms in back_ms(walk, 16))
+    assert walk.plan == plan
+
+
+@pytest.mark.parametrize(
+    ("machine", "flags", "expected"),
+    [
+        ("x86_64", "flags\t\t: fpu avx2 fma", True),
+        ("x86_64", "", True),
+        ("x86_64", "flags\t\t: fpu avx2 avx512f avx512_vnni", False),
+        ("x86_64", "flags\t\t: fpu avx2 avx_vnni", False),
+        ("aarch64", "Features\t: fp asimd", False),
+    ],
+)
+def test_processors_whose_sums_saturate_are_known(*, machine: str, flags: str, expected: bool) -> None:
+    """x86 without dot products of bytes adds pairs of them in 16 bits."""
+    assert saturates(machine, f"processor\t: 0\nmodel name\t: one\n{flags}\nbugs\t\t:\n") is expected
