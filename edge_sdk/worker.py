@@ -110,7 +110,8 @@ def _train(order: WorkerOrder) -> Report:
     )
     watch = _Watch(order.budget_bytes)
     walk = settle(artifact, limits, watch.check)
-    watch.bounds_allocations = not in_task_group(order.budget_bytes)
+    if not in_task_group(order.budget_bytes):
+        watch.idle_bytes = walk.idle_bytes
     training, aside = _rows(order, artifact)
     loss_before = evaluate(walk, adapter, aside).loss
     times_ms, examples = [], 0
@@ -148,17 +149,17 @@ class _Watch:
     """What a walk asks between segments: is all well within the budget?
 
     Where no control group holds it, the bound on what is asked for is set anew each time. While things are loaded it is
-    not: thread stacks and what only loading needs would count.
+    not: what will stay idle of what they promise is not known yet.
     """
 
     budget_bytes: int
-    bounds_allocations: bool = False
+    idle_bytes: int | None = None
 
     def check(self) -> None:
         """Raises OverBudget."""
         check_budget(self.budget_bytes)
-        if self.bounds_allocations:
-            bound_allocations(self.budget_bytes)
+        if self.idle_bytes is not None:
+            bound_allocations(self.budget_bytes, self.idle_bytes)
 
 
 def _rows(order: WorkerOrder, artifact: Artifact) -> tuple[Iterator[Batch], list[Batch]]:

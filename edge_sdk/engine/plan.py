@@ -101,12 +101,15 @@ def choose_plan(
     storage: Storage = FAST_STORAGE,
     *,
     integers: bool = False,
+    arena_bytes: float = math.inf,
 ) -> Plan | Declined:
     """The fastest plan whose predicted peak fits; of equally fast ones the most exact, and of those the leanest.
 
-    With `integers` gradients need not be exact, where that makes the step faster by a tenth.
+    With `integers` gradients need not be exact, where that makes the step faster by a tenth. Where the arena is
+    reserved already, plans that need more than its `arena_bytes` are left out.
     """
-    everything = list(plans(manifest, batch, tokens, budget_bytes / correction, storage, integers=integers))
+    found = plans(manifest, batch, tokens, budget_bytes / correction, storage, integers=integers)
+    everything = [plan for plan in found if plan.arena_bytes <= arena_bytes]
     fitting = [plan for plan in everything if plan.peak_bytes * correction <= budget_bytes]
     exact = [plan for plan in fitting if plan.back_bits == EXACT]
     if not exact:
