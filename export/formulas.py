@@ -46,8 +46,10 @@ def _rms_norm_lean(op: Op, x: Value, weight: Value, epsilon: Value) -> tuple[Val
     return y, scale
 
 
-def _is_weight_of(_context: Any, x: Value, weight: Value, **_: Value) -> bool:  # noqa: ANN401
-    """One weight for each number of the last dimension."""
+def _is_weight_of(_context: Any, x: Value, weight: Value, epsilon: Value, **_: Value) -> bool:  # noqa: ANN401
+    """One weight for each number of the last dimension, and a constant epsilon."""
+    if epsilon.const_value is None:
+        return False
     return x.shape is not None and weight.shape is not None and list(weight.shape) == list(x.shape[-1:])
 
 
@@ -125,7 +127,7 @@ def _tanh_gelu_gradient_lean(op: Op, x: Value, dy: Value) -> Value:
 
 
 def _padded_parts(op: Op, first: Value, second: Value, after: Value, before: Value) -> Value:
-    return op.Add(op.Pad(first, after, 0.0), op.Pad(second, before, 0.0))
+    return op.Add(op.Pad(first, after, 0.0, mode="constant"), op.Pad(second, before, 0.0, mode="constant"))
 
 
 def _joined_parts(op: Op, first: Value, second: Value, after: Value, before: Value) -> Value:
@@ -161,7 +163,7 @@ def _seam(first: Value, second: Value, one: Value, other: Value) -> tuple[int, b
 
 
 def _copies(op: Op, shared: Value, copies: Value, heads: Value) -> Value:
-    return op.Reshape(op.Expand(op.Unsqueeze(shared, [2]), copies), heads, allowzero=1)
+    return op.Reshape(op.Expand(op.Unsqueeze(shared, [2]), copies, _outputs=["expanded"]), heads)
 
 
 def _product_with_copies(op: Op, rows: Value, shared: Value, copies: Value, heads: Value) -> Value:
@@ -182,7 +184,7 @@ def _product_of_groups(op: Op, rows: Value, shared: Value, product: Value, **_: 
 def _sum_over_copies(op: Op, rows: Value, other: Value, copies: Value) -> Value:
     operands = {"_domain": MICROSOFT, "_allow_other_attributes": True, "_outputs": ["product"]}
     product = op.FusedMatMul(rows, other, transA=1, **operands)
-    return op.Squeeze(op.ReduceSum(op.Reshape(product, copies, allowzero=1), [2], keepdims=1, _outputs=["total"]), [2])
+    return op.Squeeze(op.ReduceSum(op.Reshape(product, copies), [2], keepdims=1, _outputs=["total"]), [2])
 
 
 def _product_of_more_rows(op: Op, rows: Value, other: Value, product: Value, total: Value, **_: Value) -> Value:
@@ -208,22 +210,35 @@ def _shape_of_groups(value: Value, groups: int) -> ir.Shape:
     return ir.Shape([batch, groups, f"{heads // groups}*{tokens}", width])
 
 
-def _rows_are_left(_context: Any, rows: Value, shared: Value, product: Value, **_: Value) -> bool:  # noqa: ANN401
-    """The rows of a head are those of the left operand: it may not be swapped."""
-    swapped = product.producer().attributes.get_int("transA", 0)
-    return not swapped and _are_heads(rows, shared)
-
-
-def _are_heads(rows: Value, shared: Value) -> bool:
-    """Rows by (batch, heads, tokens, size), what they share by (batch, groups, ...), as many heads in each group."""
-    if rows.shape is None or shared.shape is None or len(rows.shape) != HEADS_RANK:
+def _copies_are_of_heads(
+    _context: Any,  # noqa: ANN401
+    rows: Value,
+    shared: Value,
+    expanded: Value,
+    product: Value,
+    **_: Value,
+) -> bool:
+    """Each group's keys are copied once for each of its heads; rows are the left operand's, which is not swapped."""
+    if product.producer().attributes.get_int("transA", 0) or any(v.shape is None for v in (rows, shared, expanded)):
         return False
-    heads, groups = rows.shape[1], shared.shape[1]
+    return _are_groups(rows, expanded.shape[1]) and list(expanded.shape) == [
+        *shared.shape[:2],
+        rows.shape[1] // shared.shape[1],
+        *shared.shape[2:],
+    ]
+
+
+def _sum_is_over_heads(_context: Any, rows: Value, product: Value, total: Value, **_: Value) -> bool:  # noqa: ANN401
+    """The sum is over each group's heads and leaves all other dimensions as they are."""
+    if any(v.shape is None for v in (rows, product, total)):
+        return False
+    batch, _heads, *size = product.shape
+    return _are_groups(rows, total.shape[1]) and list(total.shape) == [batch, total.shape[1], 1, *size]
+
+
+def _are_groups(rows: Value, groups: int | ir.SymbolicDim) -> bool:
+    heads = rows.shape[1] if len(rows.shape) == HEADS_RANK else None
     return isinstance(heads, int) and isinstance(groups, int) and heads % groups == 0
-
-
-def _are_groups(_context: Any, rows: Value, total: Value, **_: Value) -> bool:  # noqa: ANN401
-    return _are_heads(rows, total)
 
 
 HEADS_RANK = 4  # batch, heads, tokens, size of a head
@@ -236,9 +251,9 @@ RULES = tuple(
         (_silu_gradient, _silu_gradient_lean, None),
         (_tanh_gelu_gradient, _tanh_gelu_gradient_lean, None),
         (_padded_parts, _joined_parts, _complement),
-        (_product_with_copies, _product_of_groups, _rows_are_left),
-        (_scaled_product_with_copies, _product_of_groups, _rows_are_left),
-        (_sum_over_copies, _product_of_more_rows, _are_groups),
+        (_product_with_copies, _product_of_groups, _copies_are_of_heads),
+        (_scaled_product_with_copies, _product_of_groups, _copies_are_of_heads),
+        (_sum_over_copies, _product_of_more_rows, _sum_is_over_heads),
     )
 )
 

@@ -153,7 +153,7 @@ def _is_swap(order: Sequence[int]) -> bool:
 class ProductsOfAnyRank(ir.passes.InPlacePass):
     """MatMul(Reshape(a), b) reshaped back -> MatMul(a, b): torch multiplies in two or three dimensions, ONNX in any.
 
-    A Reshape copies nothing, but it costs a call, its shape is computed, and it hides swaps and factors from the product.
+    A Reshape copies nothing, but it costs a call, needs its shape computed, and hides what could be folded.
     Requires: values have shapes, in which equal symbols are equal numbers.
     """
 
