@@ -10,6 +10,7 @@ import contextlib
 import io
 import logging
 import math
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -117,9 +118,14 @@ def _fakes(values: Sequence[Tensor], dynamic: Sequence[Mapping[int, Any]]) -> li
 
 def _with_names(model: ir.Model, examples: Tensors, outputs: Sequence[str], sizes: Sizes) -> ir.Model:
     known = {sizes.batch: "batch", sizes.tokens: "tokens"}
+    symbols: dict[str, str] = {}
     for value, (name, example) in zip(model.graph.inputs, examples.items(), strict=True):
         value.name = name
+        symbols |= {str(dim): known[n] for dim, n in zip(value.shape or (), example.shape, strict=False) if n in known}
         value.shape = ir.Shape([known.get(n, n) for n in example.shape])
+    for value in (value for node in model.graph for value in node.outputs):
+        if value.shape is not None:
+            value.shape = ir.Shape([_renamed(dim, symbols) for dim in value.shape])
     for k, (value, name) in enumerate(zip(list(model.graph.outputs), outputs, strict=True)):
         node = ir.node(
             "Identity", [value]
@@ -129,6 +135,11 @@ def _with_names(model: ir.Model, examples: Tensors, outputs: Sequence[str], size
         model.graph.outputs[k] = node.outputs[0]
     model.ir_version = IR_VERSION
     return model
+
+
+def _renamed(dim: int | ir.SymbolicDim, symbols: Mapping[str, str]) -> int | str:
+    """A dimension of an inner value, which the exporter calls s48 or 9*s16, in the names of the inputs' dimensions."""
+    return dim if isinstance(dim, int) else re.sub(r"\w+", lambda word: symbols.get(word[0], word[0]), str(dim))
 
 
 def _slice_backward(grad: Tensor, sizes: Sequence[int], dim: int, start: int, end: int, step: int) -> Tensor:

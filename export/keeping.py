@@ -51,12 +51,15 @@ def keep_products(joint: ir.Model, weights: Iterable[str], bits: int) -> Kept:
 def _cut(joint: ir.Model, weights: set[str]) -> list[ir.Value]:
     """The values to keep, in the graph's order."""
     before = _before_the_turn(joint)
+    there = _needed_there(joint)
     graph = nx.DiGraph()
     graph.add_nodes_from((SOURCE, SINK))
     for node in before:
         product = _is_product_with(node, weights)
         for value in node.outputs:
-            graph.add_edge((value.name, "in"), (value.name, "out"), capacity=_numbers(value, MANY_TOKENS))
+            # Of values alike, one that the way there computes anyway: a slope, say, is left to the way back.
+            capacity = _numbers(value, MANY_TOKENS) * (1 + len(before)) + (node not in there)
+            graph.add_edge((value.name, "in"), (value.name, "out"), capacity=capacity)
             if product:
                 graph.add_edge(SOURCE, (value.name, "in"))
             for use in value.uses():
@@ -83,9 +86,20 @@ def _before_the_turn(joint: ir.Model) -> dict[ir.Node, None]:
     return before
 
 
+def _needed_there(joint: ir.Model) -> set[ir.Node]:
+    """The nodes that `y` depends on."""
+    wanted = [value.producer() for value in joint.graph.outputs if value.name == "y"]
+    found: set[ir.Node] = set()
+    while wanted:
+        node = wanted.pop()
+        if node is not None and node not in found:
+            found.add(node)
+            wanted += [value.producer() for value in node.inputs if value is not None]
+    return found
+
+
 def _is_product_with(node: ir.Node, weights: set[str]) -> bool:
-    known = PRODUCTS | {"FusedMatMul"}
-    return node.op_type in known and any(value is not None and value.name in weights for value in node.inputs)
+    return node.op_type in PRODUCTS and any(value is not None and value.name in weights for value in node.inputs)
 
 
 def _numbers(value: ir.Value, tokens: int) -> int:

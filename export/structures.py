@@ -18,6 +18,7 @@ from torch.func import functional_call
 from export.adapters import Named, named
 from export.capture import IR_VERSION, OPSET, Function, Sizes, Tensors, capture
 from export.families import Family, Part
+from export.formulas import lean
 from export.keeping import PRECISIONS, Kept, keep_products
 from export.lowering import Canonicalize, FreeRows, lower, restrict, simplify
 
@@ -79,7 +80,7 @@ def capture_block(part: Part, context: Tensors, width: int, sizes: Sizes) -> Cap
     """
     x = torch.zeros(sizes.batch, sizes.tokens, width)
     tensors = {**{name: context[name] for name in part.context}, **_examples(part)}
-    joint = simplify(capture(_both_ways(part), {"x": x, "dy": torch.zeros_like(x), **tensors}, sizes))
+    joint = lean(simplify(capture(_both_ways(part), {"x": x, "dy": torch.zeros_like(x), **tensors}, sizes)))
     forward = restrict(joint, lambda name: name != "dy", lambda name: name == "y")
     backward = restrict(joint, lambda _: True, lambda name: name != "y")
     kept = {bits: pair for bits in PRECISIONS if (pair := keep_products(joint, _examples(part), bits)).names}

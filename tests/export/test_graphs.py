@@ -227,6 +227,87 @@ def test_other_permutations_are_left_alone() -> None:
     assert [node.op_type for node in model.graph] == ["Transpose", "MatMul"]
 
 
+def test_a_product_that_is_only_used_swapped_is_made_so() -> None:
+    """(a b)^T is b^T a^T: no Transpose is left, whatever was swapped before."""
+    a, b = value("a", [3, 4]), value("b", [5, 4])
+    swap = ir.node("Transpose", [b], {"perm": [1, 0]})
+    found = ir.node("MatMul", [a, swap.outputs[0]])
+    found.outputs[0].shape = ir.Shape([3, 5])
+    back = ir.node("Transpose", [found.outputs[0]], {"perm": [1, 0]})
+    back.outputs[0].shape = ir.Shape([5, 3])
+    model = lower(product([swap, found, back, ir.node("Abs", [back.outputs[0]])], [a, b]))
+    assert [node.op_type for node in model.graph] == ["FusedMatMul", "Abs"]
+    x, w = np.random.default_rng(0).normal(size=(3, 4)).astype("f"), np.ones((5, 4), "f")
+    np.testing.assert_allclose(run(model, {"a": x, "b": w})["y"], abs(w @ x.T), rtol=1e-5)
+
+
+def parsed(body: str) -> ir.Model:
+    """A graph with the shapes of its values, as torch's exporter gives them."""
+    text = f'<ir_version: {IR_VERSION}, opset_import: ["" : {OPSET}]> small {body}'
+    return ir.from_proto(onnx.shape_inference.infer_shapes(onnx.parser.parse_model(text), strict_mode=True))
+
+
+@pytest.mark.parametrize(
+    ("body", "kinds"),
+    [
+        (
+            """(float[2, 3, 4] a, float[4, 5] b) => (float[2, 3, 5] y) { rows = Constant <value_ints = [6, 4]> ()
+            back = Constant <value_ints = [2, 3, 5]> () two = Constant <value_float = 2.0> ()
+            flat = Reshape (a, rows) p = MatMul (flat, b) q = Reshape (p, back) r = Mul (q, two) y = Abs (r) }""",
+            ["FusedMatMul", "Abs"],
+        ),
+        (
+            """(float[2, 3, 4, 5] a, float[2, 3, 5, 6] b) => (float[2, 3, 4, 6] y) {
+            one = Constant <value_ints = [6, 4, 5]> () two = Constant <value_ints = [6, 5, 6]> ()
+            back = Constant <value_ints = [2, 3, 4, 6]> ()
+            c = Reshape (a, one) d = Reshape (b, two) p = MatMul (c, d) q = Reshape (p, back) y = Abs (q) }""",
+            ["MatMul", "Abs"],
+        ),
+        (
+            """(float[2, 3, 4] a, float[4, 5] b) => (float[5, 5] y) { rows = Constant <value_ints = [6, 4]> ()
+            back = Constant <value_ints = [2, 3, 5]> () flat = Reshape (a, rows) p = MatMul (flat, b)
+            t = Transpose <perm = [1, 0]> (p) q = MatMul (t, p) y = Abs (q) }""",
+            ["MatMul", "Reshape", "FusedMatMul", "Abs"],
+        ),
+        (
+            """(float[2, 6, 5] a, float[3, 4, 5] b) => (float[3, 4, 4] y) { one = Constant <value_ints = [3, 4, 5]> ()
+            c = Reshape (a, one) t = Transpose <perm = [0, 2, 1]> (b) p = MatMul (c, t) y = Abs (p) }""",
+            ["Reshape", "FusedMatMul", "Abs"],
+        ),
+    ],
+    ids=["rows", "batches", "rows that are wanted", "a Reshape that merges nothing"],
+)
+def test_products_are_made_in_the_shape_that_is_there(body: str, kinds: list[str]) -> None:
+    """What only merged dimensions for a product and split them again goes; the numbers stay."""
+    model = parsed(body)
+    random = np.random.default_rng(0)
+    given = {
+        v.name or "": random.normal(size=[int(str(n)) for n in v.shape or ()]).astype("f") for v in model.graph.inputs
+    }
+    wanted = run(model, given)["y"]
+    lower(model)
+    assert [node.op_type for node in model.graph] == kinds
+    np.testing.assert_allclose(run(model, given)["y"], wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_a_factor_that_is_wanted_stays() -> None:
+    """A multiplication goes into products only if nothing else uses what it gives."""
+    a, b = value("a", [3, 4]), value("b", [4, 3])
+    two = ir.node("Constant", [], {"value_float": 2.0})
+    twice = ir.node("Mul", [a, two.outputs[0]])
+    found = ir.node("MatMul", [twice.outputs[0], b])
+    nodes = [two, twice, found, ir.node("Concat", [twice.outputs[0], found.outputs[0]], {"axis": 1})]
+    assert [node.op_type for node in lower(product(nodes, [a, b])).graph] == ["Mul", "MatMul", "Concat"]
+
+
+def test_blocks_have_no_formula_that_could_be_leaner(exported: Exported) -> None:
+    """Nothing is left of norms in pieces, factors beside products, copies of keys, padded gradients."""
+    for name, graph in graphs(exported, "fp32").items():
+        if name.startswith("block"):
+            kinds = {node.op_type for node in graph.graph.node}
+            assert not kinds & {"Expand", "Pad", "ReduceMean", "Reciprocal", "Squeeze"}, name
+
+
 def test_quantizing_refuses_what_is_no_matrix() -> None:
     """The pass states its contract: a vector among the names is misuse."""
     a, b = value("a", [3, 4]), value("b", [4])
