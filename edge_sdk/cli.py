@@ -15,10 +15,15 @@ import os
 import pathlib
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from edge_sdk.errors import ConfigError, EdgeError, TrainingError
 from edge_sdk.wire.errors import TransportError, WireError, os_error_line
 from edge_sdk.wire.lifeline import end_with_parent, exit_on_terminate
+
+if TYPE_CHECKING:
+    from edge_sdk.engine.artifact import Artifact
+    from edge_sdk.engine.plan import Storage
 
 FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
 
@@ -62,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_shape(command)
     command.add_argument("--budget", metavar="SIZE", help="probe the fastest plan within it; default: the leanest plan")
     command.add_argument("--steps", type=_positive, default=3)
+    _add_in_memory(command)
     command.add_argument("--costs-only", action="store_true", help="JSON of the costs alone, without whole steps")
     command.set_defaults(run=_probe)
 
@@ -69,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_artifact(command)
     _add_shape(command)
     command.add_argument("--budget", required=True, metavar="SIZE")
+    _add_in_memory(command)
     command.set_defaults(run=_plan)
 
     command = commands.add_parser("evaluate", help="loss of an adapter on this artifact's emulator, as JSON")
@@ -113,6 +120,11 @@ def _add_shape(command: argparse.ArgumentParser) -> None:
     command.add_argument("--threads", type=_positive, default=None, help="default: all cores")
 
 
+def _add_in_memory(command: argparse.ArgumentParser) -> None:
+    text = "plan as if the page cache held all weights; default: measure the storage"
+    command.add_argument("--in-memory", action="store_true", help=text)
+
+
 def _positive(text: str) -> int:
     if not text.isascii() or not text.isdecimal() or int(text) < 1:
         msg = f"{text!r} is no whole number from 1"
@@ -141,17 +153,22 @@ def _probe(arguments: argparse.Namespace) -> int:
     from edge_sdk.probing import probe, probe_costs
 
     manifest_path, threads = choose_manifest(arguments.artifact, arguments.level), arguments.threads or all_cores()
-    open_artifact(manifest_path).require_tokens(arguments.tokens)
+    artifact = open_artifact(manifest_path)
+    artifact.require_tokens(arguments.tokens)
     if arguments.costs_only:
         print(json.dumps(probe_costs(manifest_path, arguments.tokens, threads)))
         return 0
+    budget_bytes = parse_size(arguments.budget) if arguments.budget else None
+    storage, line = _storage(artifact, budget_bytes or artifact.manifest.needs_bytes, in_memory=arguments.in_memory)
+    print(line, file=sys.stderr)
     found = probe(
         manifest_path,
         arguments.tokens,
         arguments.batch,
         arguments.steps,
         threads,
-        parse_size(arguments.budget) if arguments.budget else None,
+        budget_bytes,
+        storage,
     )
     print(json.dumps(found))
     return 0
@@ -165,10 +182,12 @@ def _plan(arguments: argparse.Namespace) -> int:
     artifact = open_artifact(arguments.artifact, arguments.level)
     artifact.require_tokens(arguments.tokens)
     manifest, budget_bytes = artifact.manifest, parse_size(arguments.budget)
-    chosen = choose_plan(manifest, arguments.batch, arguments.tokens, budget_bytes)
+    storage, line = _storage(artifact, budget_bytes, in_memory=arguments.in_memory)
+    print(line)
+    chosen = choose_plan(manifest, arguments.batch, arguments.tokens, budget_bytes, storage=storage)
     print("   micro-batch  head rows  kept blocks  in bits  resident   peak MB   step ms")
-    fitting = plans(manifest, arguments.batch, arguments.tokens, budget_bytes)
-    for plan in frontier([*fitting, *plans(manifest, arguments.batch, arguments.tokens)]):
+    fitting = plans(manifest, arguments.batch, arguments.tokens, budget_bytes, storage)
+    for plan in frontier([*fitting, *plans(manifest, arguments.batch, arguments.tokens, storage=storage)]):
         kept = f"{plan.kept_blocks:12}{plan.kept_bits if plan.kept_blocks else '-':>9}{plan.resident:10}"
         line = f"{plan.micro_batch:11}{plan.head_rows:11} {kept}{plan.peak_bytes / 1e6:10.0f}{plan.step_ms:10.0f}"
         print("->" if plan == chosen else "  ", line if plan.peak_bytes <= budget_bytes else f"{line}  over budget")
@@ -176,6 +195,20 @@ def _plan(arguments: argparse.Namespace) -> int:
         print(f"nothing fits {budget_bytes / 1e6:.0f} MB; the leanest plan needs {chosen.needed_bytes / 1e6:.0f} MB")
         return FAILED
     return 0
+
+
+def _storage(artifact: Artifact, budget_bytes: int, *, in_memory: bool) -> tuple[Storage, str]:
+    """Where the weights are read from, and a line about it."""
+    from edge_sdk import storage
+    from edge_sdk.engine.plan import FAST_STORAGE
+
+    if in_memory:
+        return FAST_STORAGE, "storage not measured: all weights count as in memory"
+    try:
+        found = storage.measure(artifact.largest_path(), budget_bytes)
+    except storage.NotMeasured as error:
+        return FAST_STORAGE, storage.unknown(error)
+    return found, storage.said(found)
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:

@@ -19,7 +19,17 @@ from typing import Any
 
 from edge_sdk.engine.artifact import open_artifact
 from edge_sdk.engine.costs import TRAINING
-from edge_sdk.engine.plan import MARGIN, Declined, Plan, choose_plan, leanest, plans, with_margin
+from edge_sdk.engine.plan import (
+    FAST_STORAGE,
+    MARGIN,
+    Declined,
+    Plan,
+    Storage,
+    choose_plan,
+    leanest,
+    plans,
+    with_margin,
+)
 from edge_sdk.environment import training_environment
 from edge_sdk.errors import ArtifactError, EdgeError, OverBudget
 from edge_sdk.memory import read_memory
@@ -29,16 +39,22 @@ from edge_sdk.wire.manifest import Cost, Manifest
 
 
 def probe(
-    manifest_path: pathlib.Path, tokens: int, batch: int, steps: int, threads: int, budget_bytes: int | None
+    manifest_path: pathlib.Path,
+    tokens: int,
+    batch: int,
+    steps: int,
+    threads: int,
+    budget_bytes: int | None,
+    storage: Storage = FAST_STORAGE,
 ) -> dict[str, Any]:
     """What `probe_costs` finds, and peak and step time of whole steps with a plan. Plain values, for JSON.
 
-    The plan is the fastest within `budget_bytes`, or the leanest where no budget is given. Raises ArtifactError, and
-    OverBudget when no plan fits.
+    The plan is the fastest within `budget_bytes` from that storage, or the leanest where no budget is given. Raises
+    ArtifactError, and OverBudget when no plan fits.
     """
     found = probe_costs(manifest_path, tokens, threads)
     measured = with_costs(open_artifact(manifest_path).manifest, found["costs"])
-    plan = _plan(measured, tokens, batch, budget_bytes)
+    plan = _plan(measured, tokens, batch, budget_bytes, storage)
     steps_found = probe_steps(manifest_path, plan, tokens, batch, steps, threads)
     return {**found, "plan": dataclasses.asdict(plan), **steps_found}
 
@@ -70,10 +86,10 @@ def with_costs(manifest: Manifest, plain: list[dict[str, Any]]) -> Manifest:
     return dataclasses.replace(manifest, costs=tuple(Cost(**cost) for cost in plain))
 
 
-def _plan(manifest: Manifest, tokens: int, batch: int, budget_bytes: int | None) -> Plan:
+def _plan(manifest: Manifest, tokens: int, batch: int, budget_bytes: int | None, storage: Storage) -> Plan:
     if budget_bytes is None:
-        return leanest(plans(manifest, batch, tokens))
-    chosen = choose_plan(manifest, batch, tokens, budget_bytes)
+        return leanest(plans(manifest, batch, tokens, storage=storage))
+    chosen = choose_plan(manifest, batch, tokens, budget_bytes, storage=storage)
     if isinstance(chosen, Declined):
         raise OverBudget(chosen.needed_bytes, budget_bytes, "needed by the leanest plan")
     return chosen

@@ -99,7 +99,7 @@ def _train(order: WorkerOrder) -> Report:
     store = BlobStore(pathlib.Path(order.store))
     artifact = artifact_in(store, task.artifact)
     adapter = adapter_in(store, task.adapter, artifact.manifest)
-    limits = Limits(task.batch, task.tokens, order.budget_bytes, order.threads, order.correction)
+    limits = Limits(task.batch, task.tokens, order.budget_bytes, order.threads, order.correction, order.storage())
     watch = _Watch(order.budget_bytes)
     walk = settle(artifact, limits, watch.check)
     watch.bounds_allocations = not in_task_group(order.budget_bytes)
