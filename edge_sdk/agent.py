@@ -272,6 +272,7 @@ class Agent:
             held_aside_rows=min(max(task.steps * task.batch // EVALUATED_SHARE, MIN_HELD_ASIDE), MAX_HELD_ASIDE),
             read_bytes_s=self._read_bytes_s(manifest),
             cache_bytes=self._cache_bytes(manifest),
+            provider=config.provider,
         )
 
     def _read_bytes_s(self, manifest: Manifest) -> float | None:

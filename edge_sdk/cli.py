@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from edge_sdk.errors import ConfigError, EdgeError, TrainingError
+from edge_sdk.providers import Provider, require
 from edge_sdk.wire.errors import TransportError, WireError, os_error_line
 from edge_sdk.wire.lifeline import end_with_parent, exit_on_terminate
 
@@ -68,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--budget", metavar="SIZE", help="probe the fastest plan within it; default: the leanest plan")
     command.add_argument("--steps", type=_positive, default=3)
     _add_in_memory(command)
+    _add_provider(command)
     command.add_argument("--costs-only", action="store_true", help="JSON of the costs alone, without whole steps")
     command.set_defaults(run=_probe)
 
@@ -84,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--data", type=pathlib.Path, required=True, metavar="TOKEN_FOLDER")
     command.add_argument("--rows", type=_positive, default=1_000_000, help="at most so many rows")
     command.add_argument("--threads", type=_positive, default=None)
+    _add_provider(command)
     command.set_defaults(run=_evaluate)
 
     command = commands.add_parser("prepare", help="make a token folder from text, CSV or token arrays")
@@ -104,6 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--budget", required=True, metavar="SIZE")
     command.add_argument("--steps", type=_positive, required=True)
     command.add_argument("--learning-rate", type=float, default=1e-3)
+    _add_provider(command)
     command.add_argument("--out", type=pathlib.Path, required=True, metavar="ADAPTER.safetensors")
     command.set_defaults(run=_train)
     return parser
@@ -118,6 +122,11 @@ def _add_shape(command: argparse.ArgumentParser) -> None:
     command.add_argument("--tokens", type=_positive, default=128, help="tokens a row")
     command.add_argument("--batch", type=_positive, default=1, help="rows a step")
     command.add_argument("--threads", type=_positive, default=None, help="default: all cores")
+
+
+def _add_provider(command: argparse.ArgumentParser) -> None:
+    choices = [provider.value for provider in Provider]
+    command.add_argument("--provider", choices=choices, default=Provider.CPU.value, help="what executes; default: cpu")
 
 
 def _add_in_memory(command: argparse.ArgumentParser) -> None:
@@ -153,10 +162,12 @@ def _probe(arguments: argparse.Namespace) -> int:
     from edge_sdk.probing import probe, probe_costs
 
     manifest_path, threads = choose_manifest(arguments.artifact, arguments.level), arguments.threads or all_cores()
+    provider = Provider(arguments.provider)
+    require(provider)
     artifact = open_artifact(manifest_path)
     artifact.require_tokens(arguments.tokens)
     if arguments.costs_only:
-        print(json.dumps(probe_costs(manifest_path, arguments.tokens, threads)))
+        print(json.dumps(probe_costs(manifest_path, arguments.tokens, threads, provider)))
         return 0
     budget_bytes = parse_size(arguments.budget) if arguments.budget else None
     storage, line = _storage(artifact, budget_bytes or artifact.manifest.needs_bytes, in_memory=arguments.in_memory)
@@ -169,6 +180,7 @@ def _probe(arguments: argparse.Namespace) -> int:
         threads,
         budget_bytes,
         storage,
+        provider,
     )
     print(json.dumps(found))
     return 0
@@ -212,8 +224,10 @@ def _storage(artifact: Artifact, budget_bytes: int, *, in_memory: bool) -> tuple
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
+    from edge_sdk.engine.runtime import use
     from edge_sdk.local import evaluate
 
+    use(Provider(arguments.provider))
     found = evaluate(
         arguments.artifact,
         arguments.data,
@@ -254,9 +268,11 @@ def _prepare(arguments: argparse.Namespace) -> int:
 
 
 def _train(arguments: argparse.Namespace) -> int:
+    from edge_sdk.engine.runtime import use
     from edge_sdk.local import open_artifact, train
     from edge_sdk.memory import parse_size
 
+    use(Provider(arguments.provider))
     _require_writable(arguments.out)
     training = train(
         open_artifact(arguments.artifact, arguments.level),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from edge_sdk.engine.plan import FAST_STORAGE, Storage
+from edge_sdk.providers import Provider
 from edge_sdk.wire.messages import Task
 
 MAX_ORDER_BYTES = 1 << 20
@@ -17,7 +18,7 @@ class WorkerOrder:
     `prepare` is the command that makes the token folder `data` first, empty where it is there already. At most
     `held_aside_rows` of its rows are kept from training, to measure the loss on. `correction` is
     how much larger peaks were on this device than predicted, as a ratio from 1. `read_bytes_s` is the speed of the
-    store's medium, None where that is not known, and `cache_bytes` what the page cache may hold.
+    store's medium, None where that is not known, and `cache_bytes` what the page cache may hold. `provider` executes.
     """
 
     device: str
@@ -32,6 +33,7 @@ class WorkerOrder:
     held_aside_rows: int
     read_bytes_s: float | None = None
     cache_bytes: int = 0
+    provider: Provider = Provider.CPU
 
     def __post_init__(self) -> None:
         """Raises ValueError."""

@@ -1,7 +1,7 @@
 """Measuring an artifact on this machine, each measurement in a fresh process.
 
-    python -m edge_sdk.probing costs MANIFEST TOKENS THREADS
-    python -m edge_sdk.probing steps MANIFEST TOKENS BATCH STEPS THREADS PLAN
+    python -m edge_sdk.probing PROVIDER costs MANIFEST TOKENS THREADS
+    python -m edge_sdk.probing PROVIDER steps MANIFEST TOKENS BATCH STEPS THREADS PLAN
 
 is that process; `probe` starts it. `costs` measures each graph, `steps` whole training steps with a plan (JSON).
 """
@@ -33,6 +33,7 @@ from edge_sdk.engine.plan import (
 from edge_sdk.environment import training_environment
 from edge_sdk.errors import ArtifactError, EdgeError, OverBudget
 from edge_sdk.memory import read_memory
+from edge_sdk.providers import Provider
 from edge_sdk.wire.errors import WireError, last_line
 from edge_sdk.wire.lifeline import end_with_parent
 from edge_sdk.wire.manifest import Cost, Manifest
@@ -46,39 +47,50 @@ def probe(
     threads: int,
     budget_bytes: int | None,
     storage: Storage = FAST_STORAGE,
+    provider: Provider = Provider.CPU,
 ) -> dict[str, Any]:
     """What `probe_costs` finds, and peak and step time of whole steps with a plan. Plain values, for JSON.
 
     The plan is the fastest within `budget_bytes` from that storage, or the leanest where no budget is given. Raises
     ArtifactError, and OverBudget when no plan fits.
     """
-    found = probe_costs(manifest_path, tokens, threads)
+    found = probe_costs(manifest_path, tokens, threads, provider)
     measured = with_costs(open_artifact(manifest_path).manifest, found["costs"])
     plan = _plan(measured, tokens, batch, budget_bytes, storage)
-    steps_found = probe_steps(manifest_path, plan, tokens, batch, steps, threads)
+    steps_found = probe_steps(manifest_path, plan, tokens, batch, steps, threads, provider)
     return {**found, "plan": dataclasses.asdict(plan), **steps_found}
 
 
-def probe_costs(manifest_path: pathlib.Path, tokens: int, threads: int) -> dict[str, Any]:
+def probe_costs(
+    manifest_path: pathlib.Path, tokens: int, threads: int, provider: Provider = Provider.CPU
+) -> dict[str, Any]:
     """What a manifest carries: costs per graph, and what the leanest plan needs for one row. Raises ArtifactError.
 
     Plain values, for JSON.
     """
-    costs = _fresh("costs", manifest_path, (tokens, threads), threads)["costs"]
+    costs = _fresh("costs", manifest_path, (tokens, threads), threads, provider)["costs"]
     manifest = with_costs(open_artifact(manifest_path).manifest, costs)
     lean = leanest(plans(manifest, 1, tokens))
     # What the parts do not show: code that runs only in training, what Python and the allocator add.
-    more_bytes = with_margin(probe_steps(manifest_path, lean, tokens, 1, 1, threads)["peak_bytes"]) - lean.peak_bytes
+    more_bytes = (
+        with_margin(probe_steps(manifest_path, lean, tokens, 1, 1, threads, provider)["peak_bytes"]) - lean.peak_bytes
+    )
     costs.append(dataclasses.asdict(Cost(TRAINING, 1, tokens, max(round(more_bytes / MARGIN), 0), 0.0)))
     return {"costs": costs, "needs_bytes": leanest(plans(with_costs(manifest, costs), 1, tokens)).peak_bytes}
 
 
 def probe_steps(
-    manifest_path: pathlib.Path, plan: Plan, tokens: int, batch: int, steps: int, threads: int
+    manifest_path: pathlib.Path,
+    plan: Plan,
+    tokens: int,
+    batch: int,
+    steps: int,
+    threads: int,
+    provider: Provider = Provider.CPU,
 ) -> dict[str, Any]:
     """Peak and median time of whole steps with `plan`, after a first one that is not timed. Raises ArtifactError."""
     shape = (tokens, batch, steps, threads, json.dumps(dataclasses.asdict(plan)))
-    return _fresh("steps", manifest_path, shape, threads)
+    return _fresh("steps", manifest_path, shape, threads, provider)
 
 
 def with_costs(manifest: Manifest, plain: list[dict[str, Any]]) -> Manifest:
@@ -95,8 +107,11 @@ def _plan(manifest: Manifest, tokens: int, batch: int, budget_bytes: int | None,
     return chosen
 
 
-def _fresh(what: str, manifest_path: pathlib.Path, shape: tuple[int | str, ...], threads: int) -> dict[str, Any]:
-    command = [sys.executable, "-m", "edge_sdk.probing", what, str(manifest_path), *map(str, shape)]
+def _fresh(
+    what: str, manifest_path: pathlib.Path, shape: tuple[int | str, ...], threads: int, provider: Provider
+) -> dict[str, Any]:
+    arguments = [provider.value, what, str(manifest_path), *map(str, shape)]
+    command = [sys.executable, "-m", "edge_sdk.probing", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=training_environment(threads))
     if done.returncode != 0:
         last = last_line(done.stderr, f"exit status {done.returncode}")
@@ -116,7 +131,10 @@ def main(arguments: list[str]) -> None:
 
 
 def _measure(arguments: list[str]) -> None:
-    what, path, *shape = arguments
+    from edge_sdk.engine.runtime import use
+
+    provider, what, path, *shape = arguments
+    use(Provider(provider))
     if what == "costs":
         tokens, threads = map(int, shape)
         found = _costs(pathlib.Path(path), tokens, threads)
