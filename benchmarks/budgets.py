@@ -36,8 +36,7 @@ from rich.table import Table
 
 from benchmarks import assets, machine, shapes, studies
 from edge_sdk.data import write_token_folder
-from edge_sdk.engine.plan import Plan, leanest, plans, predicted, with_process
-from edge_sdk.engine.settle import Limits, planned
+from edge_sdk.engine.plan import Limits, Plan, leanest, planned, plans, predicted, with_process
 from edge_sdk.order import WorkerOrder
 from edge_sdk.probing import probe_steps
 from edge_sdk.supervisor import Supervisor, WorkerEvent, WorkerFailed, WorkerFinished

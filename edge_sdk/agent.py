@@ -28,6 +28,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
+from edge_sdk import storage
 from edge_sdk.config import DeviceConfig
 from edge_sdk.events import (
     CancelWorker,
@@ -106,6 +107,8 @@ class Agent:
         self._fetcher = Fetcher(self._store, zlib.crc32(config.device.encode()))
         self._from_worker: queue.SimpleQueue[WorkerEvent] = queue.SimpleQueue()
         self._supervisor = Supervisor(self._on_worker, home)
+        self._in_groups = home is not None
+        self._speeds: list[float | None] = []  # of the store's medium: one, once it was measured
         self._events: deque[Event] = deque()
         self._next_tick_s = 0.0
         contents = self._outbox.load()
@@ -267,7 +270,28 @@ class Agent:
             correction=start.correction,
             threads=config.threads,
             held_aside_rows=min(max(task.steps * task.batch // EVALUATED_SHARE, MIN_HELD_ASIDE), MAX_HELD_ASIDE),
+            read_bytes_s=self._read_bytes_s(manifest),
+            cache_bytes=self._cache_bytes(manifest),
+            provider=config.provider,
         )
+
+    def _read_bytes_s(self, manifest: Manifest) -> float | None:
+        """The speed of the store's medium, measured on the first artifact; None where it cannot be."""
+        if not self._speeds:
+            try:
+                speed = storage.read_bytes_s(self._store.blobs.path(manifest.largest_blob().sha256))
+                self._speeds.append(speed)
+                self._say(f"the store is read at {speed / 1e6:.0f} MB/s")
+            except (storage.NotMeasured, OSError) as error:  # a worker that cannot read says so better
+                self._speeds.append(None)
+                self._say(storage.unknown(error))
+        return self._speeds[0]
+
+    def _cache_bytes(self, manifest: Manifest) -> int:
+        """What the page cache may hold beside a worker; in a group of its own, what the leanest plan leaves there."""
+        free_bytes = storage.cache_bytes(self._config.budget_bytes)
+        beside_bytes = max(self._config.budget_bytes - manifest.needs_bytes, 0)
+        return min(free_bytes, beside_bytes) if self._in_groups else free_bytes
 
 
 def _tokens_name(manifest: Manifest, tokens: int) -> str:

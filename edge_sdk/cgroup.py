@@ -8,7 +8,7 @@ below it (the "no internal processes" rule), so the agent moves into the leaf `a
     ├── agent            this process
     └── task-xxxxxxxx    one process of a task and all that it starts, for as long as it runs; memory.max is the budget
 
-Why a group beside a watch: docs/adr/0008. Version 1 is not used. https://docs.kernel.org/admin-guide/cgroup-v2.html
+Why a group beside a watch: docs/adr/0008. Version 1 is not used, only asked for its limits. https://docs.kernel.org/admin-guide/cgroup-v2.html
 """
 
 from __future__ import annotations
@@ -74,6 +74,21 @@ def own_group(proc: pathlib.Path = PROC) -> pathlib.Path:
             with contextlib.suppress(ValueError):  # another part of the hierarchy than ours is mounted there
                 return pathlib.Path(point, pathlib.PurePosixPath(found[1]).relative_to(root))
     msg = "no cgroup v2 here"
+    raise NotDelegated(msg)
+
+
+def memory_group(proc: pathlib.Path = PROC) -> pathlib.Path:
+    """The folder of version 1's memory group that a process is in. Raises NotDelegated, OSError.
+
+    https://docs.kernel.org/admin-guide/cgroup-v1/memory.html
+    """
+    found = re.search(r"^\d+:(?:[^:]*,)?memory(?:,[^:]*)?:(/.*)$", (proc / "cgroup").read_text(), re.MULTILINE)
+    for line in (proc / "mountinfo").read_text().splitlines() if found else ():
+        mount, kind = (part.split() for part in line.split(" - ", 1))
+        if found and kind[0] == "cgroup" and "memory" in kind[2].split(","):
+            with contextlib.suppress(ValueError):  # another part of the hierarchy than ours is mounted there
+                return pathlib.Path(mount[4], pathlib.PurePosixPath(found[1]).relative_to(mount[3]))
+    msg = "version 1 of cgroups bounds no memory here"
     raise NotDelegated(msg)
 
 

@@ -16,10 +16,16 @@ import os
 import pathlib
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from edge_sdk.errors import ConfigError, EdgeError, TrainingError
+from edge_sdk.providers import Provider, require
 from edge_sdk.wire.errors import TransportError, WireError, os_error_line
 from edge_sdk.wire.lifeline import end_with_parent, exit_on_terminate
+
+if TYPE_CHECKING:
+    from edge_sdk.engine.artifact import Artifact
+    from edge_sdk.engine.plan import Storage
 
 FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
 
@@ -64,6 +70,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--budget", metavar="SIZE", help="probe the fastest plan within it; default: the leanest plan")
     command.add_argument("--steps", type=_positive, default=3)
     _add_integers(command)
+    _add_in_memory(command)
+    _add_provider(command)
     command.add_argument("--costs-only", action="store_true", help="JSON of the costs alone, without whole steps")
     command.set_defaults(run=_probe)
 
@@ -72,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_shape(command)
     command.add_argument("--budget", required=True, metavar="SIZE")
     _add_integers(command)
+    _add_in_memory(command)
     command.set_defaults(run=_plan)
 
     command = commands.add_parser("evaluate", help="loss of an adapter on this artifact's emulator, as JSON")
@@ -80,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--data", type=pathlib.Path, required=True, metavar="TOKEN_FOLDER")
     command.add_argument("--rows", type=_positive, default=1_000_000, help="at most so many rows")
     command.add_argument("--threads", type=_positive, default=None)
+    _add_provider(command)
     command.set_defaults(run=_evaluate)
 
     command = commands.add_parser("prepare", help="make a token folder from text, CSV or token arrays")
@@ -101,6 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--steps", type=_positive, required=True)
     command.add_argument("--learning-rate", type=float, default=1e-3)
     _add_integers(command)
+    _add_provider(command)
     command.add_argument("--out", type=pathlib.Path, required=True, metavar="ADAPTER.safetensors")
     command.set_defaults(run=_train)
     return parser
@@ -120,6 +131,16 @@ def _add_shape(command: argparse.ArgumentParser) -> None:
 def _add_integers(command: argparse.ArgumentParser) -> None:
     help_ = "allow integer products on the way back: faster on some processors, not exact"
     command.add_argument("--integers", action="store_true", help=help_)
+
+
+def _add_provider(command: argparse.ArgumentParser) -> None:
+    choices = [provider.value for provider in Provider]
+    command.add_argument("--provider", choices=choices, default=Provider.CPU.value, help="what executes; default: cpu")
+
+
+def _add_in_memory(command: argparse.ArgumentParser) -> None:
+    text = "plan as if the page cache held all weights; default: measure the storage"
+    command.add_argument("--in-memory", action="store_true", help=text)
 
 
 def _positive(text: str) -> int:
@@ -150,17 +171,24 @@ def _probe(arguments: argparse.Namespace) -> int:
     from edge_sdk.probing import probe, probe_costs
 
     manifest_path, threads = choose_manifest(arguments.artifact, arguments.level), arguments.threads or all_cores()
-    open_artifact(manifest_path).require_tokens(arguments.tokens)
+    provider = Provider(arguments.provider)
+    require(provider)
+    artifact = open_artifact(manifest_path)
+    artifact.require_tokens(arguments.tokens)
     if arguments.costs_only:
-        print(json.dumps(probe_costs(manifest_path, arguments.tokens, threads)))
+        print(json.dumps(probe_costs(manifest_path, arguments.tokens, threads, provider)))
         return 0
+    budget_bytes = parse_size(arguments.budget) if arguments.budget else None
+    storage, line = _storage(artifact, budget_bytes or artifact.manifest.needs_bytes, in_memory=arguments.in_memory)
+    print(line, file=sys.stderr)
     found = probe(
         manifest_path,
-        arguments.tokens,
-        arguments.batch,
+        (arguments.batch, arguments.tokens),
         arguments.steps,
         threads,
-        parse_size(arguments.budget) if arguments.budget else None,
+        budget_bytes,
+        storage,
+        provider,
         integers=arguments.integers,
     )
     print(json.dumps(found))
@@ -176,10 +204,12 @@ def _plan(arguments: argparse.Namespace) -> int:
     artifact.require_tokens(arguments.tokens)
     manifest, budget_bytes = artifact.manifest, parse_size(arguments.budget)
     shape, integers = (arguments.batch, arguments.tokens), arguments.integers
-    chosen = choose_plan(manifest, *shape, budget_bytes, integers=integers)
+    storage, line = _storage(artifact, budget_bytes, in_memory=arguments.in_memory)
+    print(line)
+    chosen = choose_plan(manifest, *shape, budget_bytes, storage=storage, integers=integers)
     print("   micro-batch  head rows  kept blocks  in bits  resident  back bits   peak MB   step ms")
-    fitting = plans(manifest, *shape, budget_bytes, integers=integers)
-    everything = [*fitting, *plans(manifest, *shape, integers=integers)]
+    fitting = plans(manifest, *shape, budget_bytes, storage, integers=integers)
+    everything = [*fitting, *plans(manifest, *shape, storage=storage, integers=integers)]
     shown = [frontier(plan for plan in everything if plan.back_bits == bits) for bits in (EXACT, INTEGERS)]
     for plan in itertools.chain(*shown):
         kept = f"{plan.kept_blocks:12}{plan.kept_bits if plan.kept_blocks else '-':>9}{plan.resident:10}"
@@ -194,9 +224,25 @@ def _plan(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _storage(artifact: Artifact, budget_bytes: int, *, in_memory: bool) -> tuple[Storage, str]:
+    """Where the weights are read from, and a line about it."""
+    from edge_sdk import storage
+    from edge_sdk.engine.plan import FAST_STORAGE
+
+    if in_memory:
+        return FAST_STORAGE, "storage not measured: all weights count as in memory"
+    try:
+        found = storage.measure(artifact.largest_path(), budget_bytes)
+    except storage.NotMeasured as error:
+        return FAST_STORAGE, storage.unknown(error)
+    return found, storage.said(found)
+
+
 def _evaluate(arguments: argparse.Namespace) -> int:
+    from edge_sdk.engine.runtime import use
     from edge_sdk.local import evaluate
 
+    use(Provider(arguments.provider))
     found = evaluate(
         arguments.artifact,
         arguments.data,
@@ -237,9 +283,11 @@ def _prepare(arguments: argparse.Namespace) -> int:
 
 
 def _train(arguments: argparse.Namespace) -> int:
+    from edge_sdk.engine.runtime import use
     from edge_sdk.local import open_artifact, train
     from edge_sdk.memory import parse_size
 
+    use(Provider(arguments.provider))
     _require_writable(arguments.out)
     training = train(
         open_artifact(arguments.artifact, arguments.level),

@@ -7,6 +7,7 @@
     store = "store"                 # a folder; all that the device keeps lies in it
     threads = 4                     # default: all cores
     quota = "8GB"                   # of the store
+    provider = "cpu"                # or "cuda", where the installed onnxruntime has it
     [data]
     kind = "text-folder"            # or "csv", "token-arrays"
     path = "texts"
@@ -25,6 +26,7 @@ from typing import Final
 
 from edge_sdk.errors import ConfigError
 from edge_sdk.memory import parse_size
+from edge_sdk.providers import Provider
 from edge_sdk.wire.settings import SettingsError, matching, number, read_settings, text
 from edge_sdk.wire.topics import DEVICE, FLEET, NAME_RULE
 
@@ -82,6 +84,7 @@ class DeviceConfig:
     data: DataConfig
     threads: int = number(1, MAX_THREADS, all_cores)
     quota_bytes: int = text(_size, "8GB", key="quota")
+    provider: Provider = Provider.CPU
 
 
 def load_config(path: pathlib.Path) -> DeviceConfig:

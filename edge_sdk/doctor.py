@@ -24,6 +24,8 @@ from typing import Final
 
 from edge_sdk.cgroup import PROC, NotDelegated, delegated_group
 from edge_sdk.environment import training_environment
+from edge_sdk.errors import ConfigError
+from edge_sdk.providers import installed
 from edge_sdk.store import RESERVE_BYTES
 from edge_sdk.wire.errors import last_line
 
@@ -94,6 +96,7 @@ def findings(broker: str | None, store: pathlib.Path | None) -> Iterator[Finding
     yield check_python(sys.version_info[:3], platform.machine())
     for name, module in LIBRARIES.items():
         yield check_library(name, module)
+    yield check_providers()
     for name, why in OPTIONAL.items():
         yield check_optional(name, why)
     yield check_cpu(pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8"), platform.machine())
@@ -131,6 +134,14 @@ def check_library(name: str, module: str) -> Finding:
         again = f"pip install --force-reinstall {name}"
         return Finding(State.FAIL, name, f"{version} cannot be imported: {error}", again)
     return Finding(State.OK, name, version)
+
+
+def check_providers() -> Finding:
+    """What onnxruntime could train with here."""
+    try:
+        return Finding(State.OK, "providers", f"{', '.join(installed())}: the configuration's provider is one of these")
+    except ConfigError as error:
+        return Finding(State.FAIL, "providers", str(error), "pip install --force-reinstall onnxruntime")
 
 
 def check_optional(name: str, why: str) -> Finding:

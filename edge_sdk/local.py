@@ -26,8 +26,8 @@ from edge_sdk.config import DataConfig, DataKind, all_cores
 from edge_sdk.data import TokenFolder, batches, open_token_folder
 from edge_sdk.engine.artifact import Artifact, open_artifact, select_adapter
 from edge_sdk.engine.batch import Batch
-from edge_sdk.engine.plan import HEAD_ROWS, Plan
-from edge_sdk.engine.settle import Limits, planned, settle
+from edge_sdk.engine.plan import FAST_STORAGE, HEAD_ROWS, Limits, Plan, Storage, planned
+from edge_sdk.engine.settle import settle
 from edge_sdk.engine.train import Evaluation, Recipe, StepReport, train_steps
 from edge_sdk.engine.train import evaluate as evaluate_batches
 from edge_sdk.engine.walk import Walk
@@ -35,6 +35,7 @@ from edge_sdk.environment import training_environment
 from edge_sdk.errors import ConfigError, DataError
 from edge_sdk.memory import check_budget, reset_peak
 from edge_sdk.prepare import command
+from edge_sdk.storage import NotMeasured, measure
 from edge_sdk.wire.errors import last_line
 from edge_sdk.wire.tensors import Array, read_tensors, write_tensors
 
@@ -115,7 +116,8 @@ def train(  # noqa: PLR0913 - each has a name where it is called
     if not 0 <= learning_rate <= MAX_LEARNING_RATE:  # also refuses nan
         msg = f"learning_rate is {learning_rate}; it must be from 0 to {MAX_LEARNING_RATE}"
         raise ConfigError(msg)
-    limits = Limits(batch, tokens, budget_bytes, threads or all_cores(), integers=integers)
+    storage = _storage(artifact, budget_bytes)
+    limits = Limits(batch, tokens, budget_bytes, threads or all_cores(), storage=storage, integers=integers)
     planned(artifact.manifest, limits)  # before anything takes long
     folder = open_data(artifact, data, tokens)
     rows = batches(folder, folder.usable(), batch, tokens, seed)
@@ -200,6 +202,14 @@ def _run(prepare: list[str]) -> None:
     if done.returncode != 0:
         last = last_line(done.stderr, f"exit status {done.returncode}")
         raise DataError(last.removeprefix("edge_sdk.prepare: "))
+
+
+def _storage(artifact: Artifact, budget_bytes: int) -> Storage:
+    """Where it cannot be measured, plans count with weights in memory."""
+    try:
+        return measure(artifact.largest_path(), budget_bytes)
+    except NotMeasured:
+        return FAST_STORAGE
 
 
 def _adapter(artifact: Artifact, path: Path | None) -> dict[str, Array]:

@@ -1,7 +1,7 @@
 """Measuring an artifact on this machine, each measurement in a fresh process.
 
-    python -m edge_sdk.probing costs MANIFEST TOKENS THREADS
-    python -m edge_sdk.probing steps MANIFEST TOKENS BATCH STEPS THREADS PLAN
+    python -m edge_sdk.probing PROVIDER costs MANIFEST TOKENS THREADS
+    python -m edge_sdk.probing PROVIDER steps MANIFEST TOKENS BATCH STEPS THREADS PLAN
 
 is that process; `probe` starts it. `costs` measures each graph, `steps` whole training steps with a plan (JSON).
 """
@@ -20,20 +20,23 @@ from typing import Any
 from edge_sdk.engine.artifact import open_artifact
 from edge_sdk.engine.costs import TRAINING
 from edge_sdk.engine.plan import (
+    FAST_STORAGE,
     MARGIN,
-    Declined,
+    Limits,
     Plan,
-    choose_plan,
+    Storage,
     gradient_error,
     leanest,
+    planned,
     plans,
     predicted,
     with_margin,
     with_process,
 )
 from edge_sdk.environment import training_environment
-from edge_sdk.errors import ArtifactError, EdgeError, OverBudget
+from edge_sdk.errors import ArtifactError, EdgeError
 from edge_sdk.memory import read_memory
+from edge_sdk.providers import Provider
 from edge_sdk.wire.errors import WireError, last_line
 from edge_sdk.wire.lifeline import end_with_parent
 from edge_sdk.wire.manifest import Cost, Manifest
@@ -41,38 +44,45 @@ from edge_sdk.wire.manifest import Cost, Manifest
 
 def probe(
     manifest_path: pathlib.Path,
-    tokens: int,
-    batch: int,
+    shape: tuple[int, int],
     steps: int,
     threads: int,
     budget_bytes: int | None,
+    storage: Storage = FAST_STORAGE,
+    provider: Provider = Provider.CPU,
     *,
     integers: bool = False,
 ) -> dict[str, Any]:
-    """What `probe_costs` finds, and peak and step time of whole steps with a plan. Plain values, for JSON.
+    """What `probe_costs` finds, and peak and step time of whole steps of `shape`, rows and tokens, with a plan.
 
-    The plan is the fastest within `budget_bytes`, or the leanest where no budget is given; `integers` allows integer
-    products on the way back, and `gradient_error` says how far off its gradients then are. Raises ArtifactError, and
-    OverBudget when no plan fits.
+    Plain values, for JSON. The plan is the fastest within `budget_bytes` from that storage, or the leanest where no budget is given; `integers`
+    allows integer products on the way back, and `gradient_error` says how far off its gradients then are. Raises
+    ArtifactError, and OverBudget when no plan fits.
     """
-    found = probe_costs(manifest_path, tokens, threads)
+    batch, tokens = shape
+    found = probe_costs(manifest_path, tokens, threads, provider)
     measured = with_costs(open_artifact(manifest_path).manifest, found["costs"])
-    plan = _plan(measured, tokens, batch, budget_bytes, integers=integers)
-    steps_found = probe_steps(manifest_path, plan, tokens, batch, steps, threads)
+    if budget_bytes is None:
+        plan = leanest(plans(measured, batch, tokens, storage=storage, integers=integers))
+    else:
+        plan = planned(measured, Limits(batch, tokens, budget_bytes, threads, storage=storage, integers=integers))
+    steps_found = probe_steps(manifest_path, plan, tokens, batch, steps, threads, provider)
     error = gradient_error(measured, plan)
     return {**found, "plan": dataclasses.asdict(plan), "gradient_error": error, **steps_found}
 
 
-def probe_costs(manifest_path: pathlib.Path, tokens: int, threads: int) -> dict[str, Any]:
+def probe_costs(
+    manifest_path: pathlib.Path, tokens: int, threads: int, provider: Provider = Provider.CPU
+) -> dict[str, Any]:
     """What a manifest carries: costs per graph, and what the leanest plan needs for one row. Raises ArtifactError.
 
     Plain values, for JSON.
     """
-    costs = _fresh("costs", manifest_path, (tokens, threads), threads)["costs"]
+    costs = _fresh("costs", manifest_path, (tokens, threads), threads, provider)["costs"]
     manifest = with_costs(open_artifact(manifest_path).manifest, costs)
     lean = leanest(plans(manifest, 1, tokens))
     # What the parts do not show: code that runs only in training, what Python and the allocator add.
-    found = probe_steps(manifest_path, lean, tokens, 1, 1, threads)
+    found = probe_steps(manifest_path, lean, tokens, 1, 1, threads, provider)
     expected = predicted(with_process(manifest, found["rest_bytes"]), 1, tokens, lean)
     more_bytes = (with_margin(found["peak_bytes"]) - expected.peak_bytes) / MARGIN
     costs.append(dataclasses.asdict(Cost(TRAINING, 1, tokens, max(round(more_bytes), 0), 0.0)))
@@ -80,11 +90,17 @@ def probe_costs(manifest_path: pathlib.Path, tokens: int, threads: int) -> dict[
 
 
 def probe_steps(
-    manifest_path: pathlib.Path, plan: Plan, tokens: int, batch: int, steps: int, threads: int
+    manifest_path: pathlib.Path,
+    plan: Plan,
+    tokens: int,
+    batch: int,
+    steps: int,
+    threads: int,
+    provider: Provider = Provider.CPU,
 ) -> dict[str, Any]:
     """Peak and median time of whole steps with `plan`, after a first one that is not timed. Raises ArtifactError."""
     shape = (tokens, batch, steps, threads, json.dumps(dataclasses.asdict(plan)))
-    return _fresh("steps", manifest_path, shape, threads)
+    return _fresh("steps", manifest_path, shape, threads, provider)
 
 
 def with_costs(manifest: Manifest, plain: list[dict[str, Any]]) -> Manifest:
@@ -92,17 +108,11 @@ def with_costs(manifest: Manifest, plain: list[dict[str, Any]]) -> Manifest:
     return dataclasses.replace(manifest, costs=tuple(Cost(**cost) for cost in plain))
 
 
-def _plan(manifest: Manifest, tokens: int, batch: int, budget_bytes: int | None, *, integers: bool) -> Plan:
-    if budget_bytes is None:
-        return leanest(plans(manifest, batch, tokens, integers=integers))
-    chosen = choose_plan(manifest, batch, tokens, budget_bytes, integers=integers)
-    if isinstance(chosen, Declined):
-        raise OverBudget(chosen.needed_bytes, budget_bytes, "needed by the leanest plan")
-    return chosen
-
-
-def _fresh(what: str, manifest_path: pathlib.Path, shape: tuple[int | str, ...], threads: int) -> dict[str, Any]:
-    command = [sys.executable, "-m", "edge_sdk.probing", what, str(manifest_path), *map(str, shape)]
+def _fresh(
+    what: str, manifest_path: pathlib.Path, shape: tuple[int | str, ...], threads: int, provider: Provider
+) -> dict[str, Any]:
+    arguments = [provider.value, what, str(manifest_path), *map(str, shape)]
+    command = [sys.executable, "-m", "edge_sdk.probing", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=training_environment(threads))
     if done.returncode != 0:
         last = last_line(done.stderr, f"exit status {done.returncode}")
@@ -122,7 +132,10 @@ def main(arguments: list[str]) -> None:
 
 
 def _measure(arguments: list[str]) -> None:
-    what, path, *shape = arguments
+    from edge_sdk.engine.runtime import use
+
+    provider, what, path, *shape = arguments
+    use(Provider(provider))
     if what == "costs":
         tokens, threads = map(int, shape)
         found = _costs(pathlib.Path(path), tokens, threads)

@@ -14,6 +14,7 @@ from edge_sdk.agent import Agent
 from edge_sdk.cgroup import NotDelegated, claim
 from edge_sdk.config import DataConfig, load_config
 from edge_sdk.errors import ConfigError, DataError
+from edge_sdk.providers import require
 from edge_sdk.sources import open_source
 from edge_sdk.wire.lifeline import stop_on_signals
 from edge_sdk.wire.mqtt import MqttTransport
@@ -25,6 +26,7 @@ def run(config_path: pathlib.Path) -> int:
     """Be the device of this configuration until a signal; the exit status. Raises EdgeError, OSError."""
     config = load_config(config_path)
     _require_data(config.data)
+    require(config.provider)
     with contextlib.ExitStack() as stack:
         stack.enter_context(_alone(config.store))
         stop = stack.enter_context(stop_on_signals())

@@ -28,11 +28,11 @@ from edge_sdk.cgroup import in_task_group
 from edge_sdk.data import batches, open_token_folder, split
 from edge_sdk.engine.artifact import Artifact, adapter_in, artifact_in
 from edge_sdk.engine.batch import Batch
-from edge_sdk.engine.plan import gradient_error
-from edge_sdk.engine.runtime import VERSION
-from edge_sdk.engine.settle import Limits, settle
+from edge_sdk.engine.plan import Limits, gradient_error
+from edge_sdk.engine.runtime import VERSION, use
+from edge_sdk.engine.settle import settle
 from edge_sdk.engine.train import Recipe, evaluate, train_steps, trained_names
-from edge_sdk.errors import ArtifactError, DataError, NonFinite, OverBudget
+from edge_sdk.errors import ArtifactError, ConfigError, DataError, NonFinite, OverBudget
 from edge_sdk.memory import bound_allocations, check_budget, read_memory
 from edge_sdk.order import MAX_ORDER_BYTES, WorkerOrder
 from edge_sdk.wire import codec
@@ -48,6 +48,7 @@ REASONS: dict[type[Exception], FailureReason] = {
     NonFinite: FailureReason.NON_FINITE,
     DataError: FailureReason.BAD_DATA,
     ArtifactError: FailureReason.BAD_ARTIFACT,
+    ConfigError: FailureReason.WORKER_DIED,  # there was a provider when the agent started, and is none now
     WireError: FailureReason.BAD_ARTIFACT,
 }
 
@@ -97,6 +98,7 @@ def say(event: str, **values: object) -> None:
 
 def _train(order: WorkerOrder) -> Report:
     begin, task = time.monotonic(), order.task
+    use(order.provider)
     store = BlobStore(pathlib.Path(order.store))
     artifact = artifact_in(store, task.artifact)
     adapter = adapter_in(store, task.adapter, artifact.manifest)
@@ -106,6 +108,7 @@ def _train(order: WorkerOrder) -> Report:
         order.budget_bytes,
         order.threads,
         order.correction,
+        order.storage(),
         integers=task.integer_gradients,
     )
     watch = _Watch(order.budget_bytes)

@@ -50,7 +50,7 @@ def storage_table(rows: Sequence[Mapping[str, Any]]) -> Table:
             found.add_row(row["level"], limit, "", "", row["failed"], "")
             continue
         expected = row.get("predicted_ms", row["warm_predicted_ms"])
-        read = f"{row['read_ms']:.0f} ms, {row['read_bytes_s'] / 1e6:.0f} MB/s"
+        read = f"{row['read_bytes_s'] / 1e6:.0f} MB/s"
         times = (f"{row[key]:.0f} ms" for key in ("first_ms", "step_ms"))
         found.add_row(row["level"], limit, read, *times, f"{expected:.0f} ms")
     return found

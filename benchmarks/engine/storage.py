@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import json
 import pathlib
-import re
 import subprocess
 import sys
 import tempfile
@@ -14,13 +13,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from benchmarks.engine.models import Model
-from edge_sdk.cgroup import ENTER, NotDelegated, claim, task_group
+from edge_sdk.cgroup import ENTER, NotDelegated, claim, memory_group, task_group
 from edge_sdk.engine.plan import Declined, Storage, choose_plan, predicted
 from edge_sdk.environment import training_environment
 from edge_sdk.wire.errors import last_line
 from edge_sdk.wire.manifest import Manifest
 
-PROC = pathlib.Path("/proc/self")
 GROUP = "fedpeat-"
 
 
@@ -86,18 +84,3 @@ def _first_version(limit_bytes: int) -> Iterator[pathlib.Path]:
         yield folder
     finally:
         folder.rmdir()
-
-
-def memory_group(proc: pathlib.Path = PROC) -> pathlib.Path:
-    """The folder of version 1's memory group that this process is in. Raises NotDelegated, OSError.
-
-    https://docs.kernel.org/admin-guide/cgroup-v1/memory.html
-    """
-    found = re.search(r"^\d+:(?:[^:]*,)?memory(?:,[^:]*)?:(/.*)$", (proc / "cgroup").read_text(), re.MULTILINE)
-    for line in (proc / "mountinfo").read_text().splitlines() if found else ():
-        mount, kind = (part.split() for part in line.split(" - ", 1))
-        if found and kind[0] == "cgroup" and "memory" in kind[2].split(","):
-            with contextlib.suppress(ValueError):  # another part of the hierarchy than ours is mounted there
-                return pathlib.Path(mount[4], pathlib.PurePosixPath(found[1]).relative_to(mount[3]))
-    msg = "neither version 1 nor version 2 of cgroups bounds memory here"
-    raise NotDelegated(msg)

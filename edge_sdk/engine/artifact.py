@@ -27,6 +27,10 @@ class Artifact:
         """Where the file that the manifest calls `name` lies."""
         return self.store.path(self.manifest.files[name].sha256)
 
+    def largest_path(self) -> pathlib.Path:
+        """Where its largest file lies: what a medium's speed is measured on."""
+        return self.store.path(self.manifest.largest_blob().sha256)
+
     def require_tokens(self, tokens: int) -> None:
         """Raise ConfigError for longer rows than the model reads."""
         if tokens > self.manifest.model.max_tokens:

@@ -37,6 +37,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from edge_sdk.engine.costs import PROCESS, Costs
+from edge_sdk.errors import OverBudget
 from edge_sdk.wire.manifest import Cost, Keeping, Manifest, Segment, Structure
 
 HEAD_ROWS = (256, 128, 64, 32)
@@ -90,6 +91,40 @@ class Storage:
 
 
 FAST_STORAGE = Storage()
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a step has to fit: rows and tokens of a step, the budget in bytes, threads, and what the device has learnt.
+
+    `correction` is the ratio of measured to predicted peaks so far, `storage` where the weights are read from.
+    Gradients are exact unless `integers` may be used. The runtime's arena has `arena_bytes` at most.
+    """
+
+    batch: int
+    tokens: int
+    budget_bytes: int
+    threads: int
+    correction: float = 1.0
+    storage: Storage = FAST_STORAGE
+    integers: bool = False
+    arena_bytes: float = math.inf
+
+
+def planned(manifest: Manifest, limits: Limits) -> Plan:
+    """The fastest plan within the limits. Raises OverBudget with what the leanest needs."""
+    step = (limits.batch, limits.tokens, limits.budget_bytes)
+    plan = choose_plan(
+        manifest,
+        *step,
+        limits.correction,
+        limits.storage,
+        integers=limits.integers,
+        arena_bytes=limits.arena_bytes,
+    )
+    if isinstance(plan, Declined):
+        raise OverBudget(plan.needed_bytes, limits.budget_bytes, "needed by the leanest plan")
+    return plan
 
 
 def choose_plan(

@@ -16,7 +16,8 @@ import numpy as np
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 import onnxruntime
 
-from edge_sdk.errors import ArtifactError
+from edge_sdk.errors import ArtifactError, ConfigError
+from edge_sdk.providers import Provider
 from edge_sdk.wire.tensors import Array
 
 VERSION = f"onnxruntime {onnxruntime.__version__}"
@@ -43,6 +44,26 @@ def reserve_arena(first_bytes: int) -> None:
 
 _registered: list[Any] = []  # onnxruntime refuses a second arena
 
+EXECUTES = {Provider.CPU: "CPUExecutionProvider", Provider.CUDA: "CUDAExecutionProvider"}
+WHEELS = {Provider.CUDA: "NVIDIA's onnxruntime-gpu for its JetPack"}
+_used = [Provider.CPU]  # by every graph that is loaded from now on: like the arena, of the whole process
+
+
+def available() -> list[Provider]:
+    """The providers that this onnxruntime has."""
+    names = onnxruntime.get_available_providers()
+    return [provider for provider, name in EXECUTES.items() if name in names]
+
+
+def use(provider: Provider) -> None:
+    """Load graphs with this provider from now on. Raises ConfigError where this onnxruntime lacks it."""
+    if provider not in available():
+        has = ", ".join(found.value for found in available())
+        wheel = f"; on a Jetson install {WHEELS[provider]} instead" if provider in WHEELS else ""
+        msg = f"{VERSION} has no provider {provider.value}, only {has}{wheel}"
+        raise ConfigError(msg)
+    _used[0] = provider
+
 
 class Graph:
     """One loaded graph. Inputs are read in place (a mapped weight is never copied); outputs lie in the arena until they
@@ -63,12 +84,15 @@ class Graph:
         # The arena is for what flows: constants that lie in it from the start would count as what a graph needs.
         options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
         try:
-            self._session: Any = onnxruntime.InferenceSession(
-                path.read_bytes(), options, providers=["CPUExecutionProvider"]
-            )
+            # The CPU comes last, and runs the nodes that the other lacks.
+            wanted = list(dict.fromkeys([EXECUTES[_used[0]], EXECUTES[Provider.CPU]]))
+            self._session: Any = onnxruntime.InferenceSession(path.read_bytes(), options, providers=wanted)
         except Exception as error:  # onnxruntime's own exceptions share no base class
             msg = f"{VERSION} cannot load graph {path.name[:12]}: {_first_line(error)}"
             raise ArtifactError(msg) from error
+        if self._session.get_providers() != wanted:  # it goes on with the CPU alone where there is no such device
+            msg = f"{VERSION} has the provider {_used[0].value}, but cannot start it here: no such device, or no driver"
+            raise ConfigError(msg)
         self.inputs = tuple(value.name for value in self._session.get_inputs())
         self.outputs = tuple(value.name for value in self._session.get_outputs())
 

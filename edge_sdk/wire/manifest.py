@@ -275,6 +275,10 @@ class Manifest:
         lowest = next((k for k, segment in enumerate(self.walk) if segment.trains), len(self.walk))
         return self.walk[lowest:]
 
+    def largest_blob(self) -> Blob:
+        """The largest file."""
+        return max(self.files.values(), key=lambda blob: blob.size_bytes)
+
     def _adapter(self) -> Iterator[tuple[bool, str, tuple[int, ...]]]:
         for segment in self.walk:
             for name, shape in self.structures[segment.structure].trained.items():

@@ -17,13 +17,12 @@ from rich.console import Console
 
 from benchmarks.engine import __main__ as command
 from benchmarks.engine.checks import Check, check, plan_row, row, table
-from benchmarks.engine.cold import read_all
 from benchmarks.engine.contenders import Peer, Rows, in_turns
 from benchmarks.engine.plans import LEANEST, integer_plans, named_plans, whole_frontier
 from benchmarks.engine.scenes import QUICK, SCENES, Effort, Scene
 from benchmarks.engine.show import storage_table
 from benchmarks.engine.show import table as rows_table
-from benchmarks.engine.storage import limited_command, memory_group
+from benchmarks.engine.storage import limited_command
 from edge_sdk.cgroup import NotDelegated
 from edge_sdk.engine.plan import INTEGERS, leanest, plans
 from tests.edge_sdk.samples import MB, TOKENS, make_manifest
@@ -153,17 +152,6 @@ def test_a_scene_replaces_its_own_record_alone(tmp_path: pathlib.Path) -> None:
     assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_first_versions_group_is_found_where_it_is_mounted(tmp_path: pathlib.Path) -> None:
-    """Whatever else the hierarchy controls; without a memory controller the answer is a reason."""
-    (tmp_path / "cgroup").write_text("5:cpu,cpuacct:/a\n4:memory:/box/inner\n0::/\n")
-    mounts = "30 1 0:30 / /cg/cpu rw - cgroup cgroup rw,cpu\n31 1 0:31 /box /cg/memory rw - cgroup cgroup rw,memory\n"
-    (tmp_path / "mountinfo").write_text(mounts)
-    assert memory_group(tmp_path) == pathlib.Path("/cg/memory/inner")
-    (tmp_path / "cgroup").write_text("0::/\n")
-    with pytest.raises(NotDelegated, match="neither version"):
-        memory_group(tmp_path)
-
-
 def test_a_limited_command_cannot_take_more() -> None:
     """200 MB in a group of 60 MB end the process, 1 MB does not; the group is gone afterwards."""
     for size, ends in ((200 * MB, True), (MB, False)):
@@ -174,13 +162,3 @@ def test_a_limited_command_cannot_take_more() -> None:
         except (NotDelegated, OSError) as error:
             pytest.skip(f"no group to be had: {error}")
         assert (done.returncode != 0) == ends, done.stderr
-
-
-def test_reading_is_of_all_files(tmp_path: pathlib.Path) -> None:
-    """Every byte counts, and the files are as before."""
-    paths = [tmp_path / name for name in "ab"]
-    for path in paths:
-        path.write_bytes(b"x" * 3_000_000)
-    size_bytes, read_ms = read_all(paths)
-    assert (size_bytes, read_ms > 0) == (6_000_000, True)
-    assert all(path.read_bytes() == b"x" * 3_000_000 for path in paths)

@@ -27,7 +27,7 @@ def manifest_path(tiny_artifact: pathlib.Path) -> pathlib.Path:
 @pytest.fixture(scope="module")
 def found(manifest_path: pathlib.Path) -> dict[str, Any]:
     """One probe, without a budget."""
-    return probe(manifest_path, TOKENS, BATCH, STEPS, 1, None)
+    return probe(manifest_path, (BATCH, TOKENS), STEPS, 1, None)
 
 
 def test_every_graph_is_measured_that_a_step_may_run(manifest_path: pathlib.Path, found: dict[str, Any]) -> None:
@@ -72,7 +72,7 @@ def test_the_need_is_that_of_one_row(manifest_path: pathlib.Path, found: dict[st
 def test_a_budget_chooses_the_plan_and_is_kept(manifest_path: pathlib.Path, found: dict[str, Any]) -> None:
     """The plan for a budget is tried, and stays within it, as predicted and as measured."""
     budget_bytes = found["needs_bytes"] + 50 * MB
-    chosen = probe(manifest_path, TOKENS, BATCH, STEPS, 1, budget_bytes)
+    chosen = probe(manifest_path, (BATCH, TOKENS), STEPS, 1, budget_bytes)
     assert chosen["plan"]["peak_bytes"] <= budget_bytes
     assert chosen["peak_bytes"] <= budget_bytes
 
@@ -80,7 +80,7 @@ def test_a_budget_chooses_the_plan_and_is_kept(manifest_path: pathlib.Path, foun
 def test_a_budget_too_small_is_told_what_is_needed(manifest_path: pathlib.Path) -> None:
     """Nobody probes steps that cannot fit; the need that is named is not that of this process."""
     with pytest.raises(OverBudget, match=r"^\d+ MB needed by the leanest plan, the budget is 1 MB$") as caught:
-        probe(manifest_path, TOKENS, BATCH, STEPS, 1, MB)
+        probe(manifest_path, (BATCH, TOKENS), STEPS, 1, MB)
     assert caught.value.measured_bytes > 30 * MB
 
 

@@ -9,8 +9,8 @@ import pytest
 
 from edge_sdk.engine.artifact import Artifact
 from edge_sdk.engine.integers import CPUINFO, back_ms, saturates
-from edge_sdk.engine.plan import EXACT, INTEGERS, Plan
-from edge_sdk.engine.settle import Limits, planned, settle
+from edge_sdk.engine.plan import EXACT, INTEGERS, Limits, Plan, planned
+from edge_sdk.engine.settle import settle
 from edge_sdk.engine.train import batch_gradient
 from tests.edge_sdk.engine.samples import batch_of, random_adapter, relative_error, walk_of
 from tests.edge_sdk.samples import MB

@@ -8,8 +8,8 @@ import pytest
 
 from edge_sdk.engine.artifact import Artifact
 from edge_sdk.engine.costs import PROCESS, Costs
-from edge_sdk.engine.plan import Step, leanest, plans, with_process
-from edge_sdk.engine.settle import Limits, planned, settle
+from edge_sdk.engine.plan import Limits, Step, leanest, planned, plans, with_process
+from edge_sdk.engine.settle import settle
 from edge_sdk.engine.train import batch_gradient
 from edge_sdk.errors import OverBudget
 from edge_sdk.memory import read_memory
