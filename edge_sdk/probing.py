@@ -55,9 +55,9 @@ def probe(
 ) -> dict[str, Any]:
     """What `probe_costs` finds, and peak and step time of whole steps of `shape`, rows and tokens, with a plan.
 
-    Plain values, for JSON. The plan is the fastest within `budget_bytes` from that storage, or the leanest where no budget is given; `integers`
-    allows integer products on the way back, and `gradient_error` says how far off its gradients then are. Raises
-    ArtifactError, and OverBudget when no plan fits.
+    Plain values, for JSON. The plan is the fastest within `budget_bytes` from that storage, or the leanest where no
+    budget is given; `integers` allows integer products on the way back, and `gradient_error` says how far off its
+    gradients then are. Raises ArtifactError, and OverBudget when no plan fits.
     """
     batch, tokens = shape
     found = probe_costs(manifest_path, tokens, threads, provider)
