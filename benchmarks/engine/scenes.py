@@ -18,14 +18,17 @@ from benchmarks.engine.contenders import Ours, Peer, Rows, in_turns
 from benchmarks.engine.models import Model
 from benchmarks.engine.plans import LEANEST, integer_plans, named_plans, whole_frontier
 from edge_sdk.engine.artifact import open_artifact
-from edge_sdk.engine.plan import Plan, gradient_error
+from edge_sdk.engine.plan import Plan, gradient_error, leanest, plans
 from edge_sdk.probing import probe_costs, with_costs
 from edge_sdk.wire.manifest import Manifest
 
 TORCH, CHECKPOINTING = "torch + peft", "torch + peft, checkpointing"
 ORT, ORT_LEAN = "onnxruntime-training", "onnxruntime-training, lean"
 LEAN, FAST = "lean", "fast"
-# What was promised, as shares of somebody's; a plan is the fastest within its share of the peak.
+SAME = "in the room of all"  # the fastest plan within what training all layers needs at least
+# What was promised, as shares of somebody's; a plan is the fastest within its share of the peak. Training the last 6 of
+# 30 layers is promised to be so much faster within what all 30 need at least. Where both may keep everything, products
+# alone leave 0.68: of 76 blocks' worth, 30 there, 30 back, 16 for the vocabulary, it makes 52.
 SMOLLM2_LEAN = {"peak_bytes": 0.13, "step_ms": 1.25}
 SMOLLM2_FAST = {"peak_bytes": 0.45, "step_ms": 1.0}
 LAST_OF_ALL = {"peak_bytes": 1.0, "step_ms": 0.55}
@@ -73,7 +76,8 @@ def smollm2(effort: Effort) -> Scene:
 
     def ours(rows: Rows) -> list[Ours]:
         budgets = _budgets(rows, TORCH, SHARES)
-        exact = [*_ours(model, manifests, shape, budgets, effort), *_ours(model, last, shape, {}, effort)]
+        room = {SAME: leanest(plans(manifests[EXACT], *shape)).peak_bytes}
+        exact = [*_ours(model, manifests, shape, budgets, effort), *_ours(model, last, shape, room, effort)]
         return [*exact, *_ours(model, {"int8": manifests["int8"]}, shape, budgets, effort, named=integer_plans)]
 
     peers = [*_torch(model, shape, effort.steps), *_ort(model, shape, effort.steps)]
@@ -88,7 +92,7 @@ def smollm2(effort: Effort) -> Scene:
     checks = [
         *_ratios(f"{TORCH}'s, {LEAN} {EXACT}", partial(plan_row, rows, EXACT, LEAN), torch, SMOLLM2_LEAN),
         *_ratios(f"{TORCH}'s, {FAST} {EXACT}", partial(plan_row, rows, EXACT, FAST), torch, SMOLLM2_FAST),
-        *_ratios(f"all 30 layers', {LEANEST} {LAST}", partial(plan_row, rows, LAST, LEANEST), whole, LAST_OF_ALL),
+        *_ratios(f"all 30 layers', {LAST} {SAME}", partial(plan_row, rows, LAST, SAME), whole, LAST_OF_ALL),
     ]
     first = [_first_step(model, shape, effort) for _ in range(effort.turns + 1)][1:]  # the first fills the page cache
     checks.append(check(FIRST_STEP, FIRST_STEP_S, lambda: statistics.median(one["beyond_s"] for one in first)))
