@@ -30,6 +30,7 @@ corrects a prediction: the ratio of measured to predicted peak, as `correction`.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import itertools
 import math
@@ -38,7 +39,7 @@ from dataclasses import dataclass
 
 from edge_sdk.engine.costs import PROCESS, Costs
 from edge_sdk.errors import OverBudget
-from edge_sdk.wire.manifest import Cost, Keeping, Manifest, Segment, Structure
+from edge_sdk.wire.manifest import Cost, Keeping, Manifest, Structure
 
 HEAD_ROWS = (256, 128, 64, 32)
 SLICE_ROWS = 4096  # vocabulary rows per product: 9 MB dequantised at SmolLM2's width
@@ -248,6 +249,14 @@ def corrected(plan: Plan, correction: float) -> Plan:
     return dataclasses.replace(plan, peak_bytes=math.ceil(plan.peak_bytes * correction))
 
 
+@dataclass(frozen=True, slots=True)
+class _Graphs:
+    """Of several graphs: the memory of the one that needs most, the time of all."""
+
+    memory_bytes: float
+    time_ms: float
+
+
 class Step:
     """A step of `batch` rows of `tokens` tokens: what plans for it would need. See the module."""
 
@@ -266,7 +275,8 @@ class Step:
         self._trained = sum(trained)
         self._adapter = sum(math.prod(shape) for shape in manifest.adapter_shapes().values())
         self._moments = {bits: 2 * sum(moment_bytes(n, bits) for n in trained) for bits in STATE_BITS}
-        self._walks_ms: dict[tuple[int, int, int, int], float] = {}
+        self._files_bytes = sum(blob.size_bytes for blob in manifest.files.values())
+        self._found: dict[tuple[int, int, int, int], _Graphs] = {}
 
     def kept_bits(self) -> tuple[int, ...]:
         """In which precisions activations may be kept, the fullest first."""
@@ -331,14 +341,7 @@ class Step:
 
     def _arena_bytes(self, plan: Plan) -> float:
         """The graph that needs most while it runs."""
-        rows, keepings = plan.micro_batch, kept_segments(self._manifest, plan)
-        graphs = {self._manifest.structures[segment.structure].forward for segment in self._manifest.walk}
-        for segment in self._walked_back:
-            pair = keepings.get(segment.name, self._manifest.structures[segment.structure])
-            graphs |= {pair.forward, pair.backward, backward_graph(pair, plan)}  # a trial of integers runs both
-        graphs.add(self._manifest.context)
-        running = max(self._costs.memory_bytes(graph, rows, self._tokens) for graph in graphs)
-        return max(running, self._loss_bytes(plan))
+        return max(self._graphs(plan, plan.micro_batch).memory_bytes, self._loss_bytes(plan))
 
     def _loss_bytes(self, plan: Plan) -> float:
         """The loss over classes, or, over a vocabulary, the softmaxes of a chunk and a slice at work."""
@@ -354,27 +357,35 @@ class Step:
         streamed = self._weights[: len(self._weights) - plan.resident]
         once = len(self._weights) - len(self._walked_back)  # below, nothing is visited on the way back
         visited_bytes = sum(streamed) + sum(streamed[once:])
-        return self._graphs_ms(rows, plan) + self._visit_ms(visited_bytes) + self._loss_ms(plan, rows)
+        return self._graphs(plan, rows).time_ms + self._visit_ms(visited_bytes) + self._loss_ms(plan, rows)
 
-    def _graphs_ms(self, rows: int, plan: Plan) -> float:
-        """All graphs between the ids and the loss, there and back."""
+    def _graphs(self, plan: Plan, rows: int) -> _Graphs:
+        """What lies between the ids and the loss, there and back; looked up, for many plans differ elsewhere."""
         key = (rows, plan.kept_blocks, plan.kept_bits, plan.back_bits)
-        if key not in self._walks_ms:
-            keepings = kept_segments(self._manifest, plan)
-            total = 0.0
-            for segment in self._manifest.walk:
-                total += self._segment_ms(rows, plan, segment, keepings.get(segment.name))
-            self._walks_ms[key] = total
-        return self._walks_ms[key]
+        if key not in self._found:
+            kept, back = kept_segments(self._manifest, plan), {segment.name for segment in self._walked_back}
+            ways = collections.Counter((s.structure, s.name in kept, s.name in back) for s in self._manifest.walk)
+            found = [(self._segment(plan, rows, *way), times) for way, times in ways.items()]
+            shared_bytes = self._costs.memory_bytes(self._manifest.context, rows, self._tokens)
+            memory_bytes = max(shared_bytes, *(segment.memory_bytes for segment, _ in found))
+            self._found[key] = _Graphs(memory_bytes, sum(segment.time_ms * times for segment, times in found))
+        return self._found[key]
 
-    def _segment_ms(self, rows: int, plan: Plan, segment: Segment, keeping: Keeping | None) -> float:
-        """Fewer kept bits never count as faster than more: they are for room, not for noise."""
-        structure = self._manifest.structures[segment.structure]
-        pairs = [k for k in structure.keepings if k.bits >= keeping.bits] if keeping else [structure]
-        there = max(self._costs.time_ms(pair.forward, rows, self._tokens) for pair in pairs)
-        if segment not in self._walked_back:
-            return there
-        return there + max(self._costs.time_ms(backward_graph(pair, plan), rows, self._tokens) for pair in pairs)
+    def _segment(self, plan: Plan, rows: int, structure: str, keeps: bool, returns: bool) -> _Graphs:  # noqa: FBT001 - as counted
+        """One segment. Fewer kept bits never count as faster than more: they are for room, not for noise."""
+        whole = self._manifest.structures[structure]
+        pairs = [k for k in whole.keepings if k.bits >= plan.kept_bits] if keeps else [whole]
+        there = [self._graph(pair.forward, rows) for pair in pairs]
+        back = [self._graph(backward_graph(pair, plan), rows) for pair in pairs] if returns else []
+        exact = [self._graph(pair.backward, rows) for pair in pairs] if returns else []  # a trial of integers runs both
+        return _Graphs(
+            max(graph.memory_bytes for graph in (*there, *back, *exact)),
+            sum(max((graph.time_ms for graph in way), default=0.0) for way in (there, back)),
+        )
+
+    def _graph(self, graph: str, rows: int) -> _Graphs:
+        costs = self._costs
+        return _Graphs(costs.memory_bytes(graph, rows, self._tokens), costs.time_ms(graph, rows, self._tokens))
 
     def _loss_ms(self, plan: Plan, rows: int) -> float:
         manifest = self._manifest
@@ -397,8 +408,8 @@ class Step:
 
     def _visit_ms(self, size_bytes: int) -> float:
         """Mapping weights and giving them back, and reading them where the page cache does not hold all of them."""
-        everything = sum(blob.size_bytes for blob in self._manifest.files.values())
-        read_ms = size_bytes / self._storage.read_bytes_s * 1e3 if everything > self._storage.cache_bytes else 0.0
+        reads = self._files_bytes > self._storage.cache_bytes
+        read_ms = size_bytes / self._storage.read_bytes_s * 1e3 if reads else 0.0
         return self._costs.pages_ms(size_bytes) + read_ms
 
 
