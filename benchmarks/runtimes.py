@@ -45,7 +45,9 @@ VERSIONS = (
 NEWEST = VERSIONS[-1]
 DEVICE = ("numpy", "msgpack", "paho-mqtt", "psutil")  # what a device installs beside it, in our own versions
 LEVELS = ("fp32", "int8", "int4")
-BOUNDS = {"recomputing": 1e-4, "kept-32": 1e-4, "kept-16": 2e-2}  # relative, in norm over all gradients
+# Relative, in norm over all gradients. Versions up to 1.28 agree with each other to 1e-6, and so do 1.30 and 1.31; in
+# between a kernel began to round otherwise, which over 30 blocks makes 1.5e-4.
+BOUNDS = {"recomputing": 3e-4, "kept-32": 3e-4, "kept-16": 2e-2}
 
 Row = dict[str, Any]
 

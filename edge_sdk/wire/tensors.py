@@ -141,10 +141,6 @@ class TensorFile(Mapping[str, Array]):
                     raise DecodeError(msg)
         return found
 
-    def will_need(self) -> None:
-        """Ask the kernel to read the file ahead."""
-        self._map.madvise(mmap.MADV_WILLNEED)
-
     def close(self) -> None:
         """Drop our arrays; the mapping goes when the last array handed out goes."""
         self._arrays = {}

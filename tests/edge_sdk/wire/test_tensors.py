@@ -241,7 +241,6 @@ def test_eviction_changes_no_value(tmp_path: pathlib.Path) -> None:
         for part in (None, file["a"][100:200], file["b"][-1:], file["a"], file["a"][:0], file["z"], file["z"][:0]):
             assert all(np.array_equal(file[name], array) for name, array in tensors.items())
             file.evict(part)
-        file.will_need()
         assert all(np.array_equal(file[name], array) for name, array in tensors.items())
 
 
