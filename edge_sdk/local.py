@@ -24,7 +24,7 @@ from typing import Final, final
 
 from edge_sdk.config import DataConfig, DataKind, all_cores
 from edge_sdk.data import TokenFolder, batches, open_token_folder
-from edge_sdk.engine.artifact import Artifact, open_artifact, select_adapter
+from edge_sdk.engine.artifact import Artifact, open_artifact, read_adapter
 from edge_sdk.engine.batch import Batch
 from edge_sdk.engine.plan import FAST_STORAGE, HEAD_ROWS, Limits, Plan, Storage, planned
 from edge_sdk.engine.settle import settle
@@ -215,7 +215,7 @@ def _storage(artifact: Artifact, budget_bytes: int) -> Storage:
 def _adapter(artifact: Artifact, path: Path | None) -> dict[str, Array]:
     if path is None:
         return artifact.initial_adapter()
-    return select_adapter(read_tensors(pathlib.Path(path)), artifact.manifest)
+    return read_adapter(pathlib.Path(path), artifact.manifest)
 
 
 def _in_order(folder: TokenFolder, rows: Array) -> Iterator[Batch]:

@@ -38,11 +38,6 @@ class Memory:
     peak_bytes: int
     data_bytes: int
 
-    @property
-    def untouched_bytes(self) -> int:
-        """What was promised and is not resident: stacks of threads, and what an arena has reserved."""
-        return self.data_bytes - self.anonymous_bytes
-
 
 def read_memory(status: pathlib.Path = STATUS) -> Memory:
     """The memory of the process whose status file this is. Raises OSError when the process is gone."""
@@ -68,19 +63,17 @@ def forget_code() -> None:
             libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), mmap.MADV_DONTNEED)
 
 
-def bound_allocations(budget_bytes: int, idle_bytes: int) -> None:
+def bound_allocations(budget_bytes: int) -> None:
     """Make allocations fail, from now on, that would take this process's resident memory beyond the budget.
 
     RLIMIT_DATA counts writable private memory as promised, not as touched: thread stacks count whole, and so does what
-    an arena has reserved. Of what is untouched now, `idle_bytes` will stay so, and the rest will be resident. So what
-    may be promised is what is promised now, and what is left of the budget beside that rest and all that is resident
-    now, the libraries' code included; it is to be said again from time to time, as promises are kept or are not.
-    RLIMIT_AS would count the mapped weights and is of no use.
+    an arena has reserved. So what may be promised is what is promised now, and what is left of the budget beside all
+    that is resident now, the libraries' code included; it is to be said again from time to time, as promises are kept
+    or are not. RLIMIT_AS would count the mapped weights and is of no use.
     """
     memory = read_memory()
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    reserved_bytes = max(memory.untouched_bytes - idle_bytes, 0)
-    limit = memory.data_bytes + max(budget_bytes - memory.resident_bytes - reserved_bytes, 0)
+    limit = memory.data_bytes + max(budget_bytes - memory.resident_bytes, 0)
     resource.setrlimit(resource.RLIMIT_DATA, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
 
 

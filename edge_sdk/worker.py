@@ -113,8 +113,7 @@ def _train(order: WorkerOrder) -> Report:
     )
     watch = _Watch(order.budget_bytes)
     walk = settle(artifact, limits, watch.check)
-    if not in_task_group(order.budget_bytes):
-        watch.idle_bytes = walk.idle_bytes
+    watch.bounds_allocations = not in_task_group(order.budget_bytes)
     training, aside = _rows(order, artifact)
     loss_before = evaluate(walk, adapter, aside).loss
     times_ms, examples = [], 0
@@ -152,17 +151,17 @@ class _Watch:
     """What a walk asks between segments: is all well within the budget?
 
     Where no control group holds it, the bound on what is asked for is set anew each time. While things are loaded it is
-    not: what will stay idle of what they promise is not known yet.
+    not: thread stacks and what only loading needs would count.
     """
 
     budget_bytes: int
-    idle_bytes: int | None = None
+    bounds_allocations: bool = False
 
     def check(self) -> None:
         """Raises OverBudget."""
         check_budget(self.budget_bytes)
-        if self.idle_bytes is not None:
-            bound_allocations(self.budget_bytes, self.idle_bytes)
+        if self.bounds_allocations:
+            bound_allocations(self.budget_bytes)
 
 
 def _rows(order: WorkerOrder, artifact: Artifact) -> tuple[Iterator[Batch], list[Batch]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +12,7 @@ from edge_sdk.errors import ArtifactError, ConfigError
 from edge_sdk.wire.blobs import Blob, BlobStore
 from edge_sdk.wire.errors import WireError
 from edge_sdk.wire.manifest import MAX_MANIFEST_BYTES, Manifest, decode_manifest
-from edge_sdk.wire.tensors import Array, TensorFile, read_tensors
+from edge_sdk.wire.tensors import Array, TensorFile
 
 SUFFIX = ".manifest"
 
@@ -43,7 +44,7 @@ class Artifact:
 
     def initial_adapter(self) -> dict[str, Array]:
         """The adapter's starting values for this level, by global name. Raises ArtifactError."""
-        return select_adapter(read_tensors(self.path(self.manifest.adapter.initial)), self.manifest)
+        return read_adapter(self.path(self.manifest.adapter.initial), self.manifest)
 
 
 def open_artifact(path: pathlib.Path | str, level: str | None = None) -> Artifact:
@@ -83,7 +84,7 @@ def adapter_in(store: BlobStore, adapter: Blob, manifest: Manifest) -> dict[str,
         msg = f"adapter {adapter.sha256[:12]} is not in the store"
         raise ArtifactError(msg)
     store.verify(adapter)
-    return select_adapter(read_tensors(store.path(adapter.sha256)), manifest)
+    return read_adapter(store.path(adapter.sha256), manifest)
 
 
 def verify(artifact: Artifact) -> None:
@@ -96,7 +97,13 @@ def verify(artifact: Artifact) -> None:
         artifact.store.verify(blob)
 
 
-def select_adapter(values: dict[str, Array], manifest: Manifest) -> dict[str, Array]:
+def read_adapter(path: pathlib.Path, manifest: Manifest) -> dict[str, Array]:
+    """`select_adapter` of a file: a level of few layers reads its own alone. Raises ArtifactError, DecodeError."""
+    with TensorFile(path) as file:
+        return {name: np.array(array) for name, array in select_adapter(file, manifest).items()}
+
+
+def select_adapter(values: Mapping[str, Array], manifest: Manifest) -> dict[str, Array]:
     """Of an adapter of the full model, the tensors that this level has, checked against its shapes.
 
     Raises ArtifactError for one that is missing, has another shape or type, or is not finite.

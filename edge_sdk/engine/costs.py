@@ -1,12 +1,15 @@
-"""What a graph costs at any shape, from what was measured at three: (1, T), (8, T) and (1, 4T) rows and tokens.
+"""What a graph costs at any shape, from what was measured at four: (1, T), (8, T), (1, 2T) and (1, 4T) rows and tokens.
 
-At b rows of S tokens it is taken as c0 + c1 b S + c2 b S^2, in bytes as in milliseconds: the scores of attention are
-quadratic in the tokens, the rest is linear.
+Rows cost alike, beside what is fixed. What a token costs rises with its row's length, for the scores of attention are
+quadratic: in straight lines between the lengths that were measured, in bytes as in milliseconds. One parabola would not
+do: in short rows another operator needs most memory than in long ones.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import bisect
+import itertools
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from edge_sdk.wire.manifest import Cost
@@ -15,42 +18,46 @@ PROCESS, TRAINING, PAGES = "process", "training", "pages"  # costs that are of n
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
-    """c0 + c1 b S + c2 b S^2; no coefficient is negative, so more is never less."""
+class Curve:
+    """`fixed` + b S u(S) for b rows of S tokens; u goes through `each` at `lengths`, and never falls: more is never
+    less.
+    """
 
     fixed: float = 0.0
-    each: float = 0.0
-    square: float = 0.0
+    lengths: tuple[int, ...] = (1,)
+    each: tuple[float, ...] = (0.0,)
 
     @staticmethod
-    def through(points: dict[tuple[int, int], float]) -> Line:
-        """Through values by (rows, tokens): the smallest shape, one of more rows, perhaps one of more tokens."""
+    def through(points: Mapping[tuple[int, int], float]) -> Curve:
+        """Through values by (rows, tokens): the smallest shape, one of more rows, any with longer rows."""
         (rows, tokens), least = min(points.items())
-        wider = max(points.items(), key=lambda point: point[0][0])
-        longer = max(points.items(), key=lambda point: point[0][1])
-        (more_rows, _), at_more = wider
-        (_, more_tokens), at_longer = longer
-        if more_rows == rows:
-            return Line(fixed=least)
-        row = max(at_more - least, 0.0) / (more_rows - rows)  # c1 S + c2 S^2
-        square = 0.0
-        if more_tokens > tokens:
-            long_row = (at_longer - least) / rows + row  # c1 S' + c2 S'^2
-            square = (long_row / more_tokens - row / tokens) / (more_tokens - tokens)
-        square = min(max(square, 0.0), row / tokens**2)
-        each = row / tokens - square * tokens
-        return Line(max(least - rows * row, 0.0), each, square)
+        more_rows, at_more = max((r, value) for (r, t), value in points.items() if t == tokens)
+        row = max(at_more - least, 0.0) / max(more_rows - rows, 1)
+        fixed = max(least - rows * row, 0.0)
+        longer = sorted((t, value) for (r, t), value in points.items() if r == rows and t > tokens)
+        each = [row / tokens, *((value - fixed) / rows / t for t, value in longer)]
+        return Curve(fixed, (tokens, *(t for t, _ in longer)), tuple(itertools.accumulate(each, max)))
 
     def at(self, rows: int, tokens: int) -> float:
         """The value there."""
-        return self.fixed + rows * tokens * (self.each + self.square * tokens)
+        return self.fixed + rows * tokens * self._each(tokens)
+
+    def _each(self, tokens: int) -> float:
+        lengths, each = self.lengths, self.each
+        if len(lengths) == 1:
+            return each[0]
+        k = min(max(bisect.bisect(lengths, tokens) - 1, 0), len(lengths) - 2)  # beyond the ends the last lines go on
+        slope = (each[k + 1] - each[k]) / (lengths[k + 1] - lengths[k])
+        if tokens < lengths[0]:
+            slope = min(slope, each[0] / lengths[0])  # to nothing at no length, not before
+        return each[k] + slope * (tokens - lengths[k])
 
 
 class Costs:
     """The manifest's costs by graph, at any shape."""
 
     def __init__(self, costs: Iterable[Cost]) -> None:
-        """Fit each graph's lines. `process_bytes` is what there is beside all that is planned."""
+        """Fit each graph's curves. `process_bytes` is what there is beside all that is planned."""
         by_graph: dict[str, list[Cost]] = {}
         for cost in costs:
             by_graph.setdefault(cost.graph, []).append(cost)
@@ -58,9 +65,9 @@ class Costs:
         self.process_bytes = sum(cost.memory_bytes for cost in fixed)
         self._pages = by_graph.pop(PAGES, [])
         self._memory = {
-            g: Line.through({(c.batch, c.tokens): c.memory_bytes for c in cs}) for g, cs in by_graph.items()
+            g: Curve.through({(c.batch, c.tokens): c.memory_bytes for c in cs}) for g, cs in by_graph.items()
         }
-        self._time = {g: Line.through({(c.batch, c.tokens): c.time_ms for c in cs}) for g, cs in by_graph.items()}
+        self._time = {g: Curve.through({(c.batch, c.tokens): c.time_ms for c in cs}) for g, cs in by_graph.items()}
 
     def pages_ms(self, size_bytes: int) -> float:
         """Mapping so many bytes of weights, and giving them back."""
@@ -68,8 +75,8 @@ class Costs:
 
     def memory_bytes(self, graph: str, rows: int, tokens: int) -> float:
         """Beside its inputs, outputs included; 0 for what was never measured."""
-        return self._memory.get(graph, Line()).at(rows, tokens)
+        return self._memory.get(graph, Curve()).at(rows, tokens)
 
     def time_ms(self, graph: str, rows: int, tokens: int) -> float:
         """Of one run; 0 for what was never measured."""
-        return self._time.get(graph, Line()).at(rows, tokens)
+        return self._time.get(graph, Curve()).at(rows, tokens)

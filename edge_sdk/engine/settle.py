@@ -12,10 +12,12 @@ import dataclasses
 from collections.abc import Callable
 
 from edge_sdk.engine.artifact import Artifact
+from edge_sdk.engine.costs import Costs
 from edge_sdk.engine.integers import gains
-from edge_sdk.engine.plan import EXACT, Limits, planned, with_process
+from edge_sdk.engine.plan import EXACT, Limits, Plan, planned, with_process
 from edge_sdk.engine.probe import ready
 from edge_sdk.engine.walk import Walk
+from edge_sdk.wire.manifest import Manifest
 
 
 def settle(artifact: Artifact, limits: Limits, watch: Callable[[], None]) -> Walk:
@@ -24,10 +26,18 @@ def settle(artifact: Artifact, limits: Limits, watch: Callable[[], None]) -> Wal
     Raises OverBudget with what the leanest plan needs, ArtifactError, and what `watch` raises.
     """
     first = planned(artifact.manifest, limits)
-    walk, rest_bytes = ready(artifact, limits.threads, first, watch)
+    walk, rest_bytes = ready(artifact, limits.threads, _within(limits.budget_bytes, first, artifact.manifest), watch)
     manifest = with_process(artifact.manifest, rest_bytes)
     limits = dataclasses.replace(limits, arena_bytes=first.arena_bytes)
     walk.follow(planned(manifest, limits))
     if walk.plan.back_bits != EXACT and not gains(walk, limits.tokens):
         walk.follow(planned(manifest, dataclasses.replace(limits, integers=False)))
     return walk
+
+
+def _within(budget_bytes: int, plan: Plan, manifest: Manifest) -> Plan:
+    """`plan` with no larger region for the arena than the budget has room for, however wrong the plan may be: what is
+    wanted beyond that is refused.
+    """
+    room_bytes = max(budget_bytes - Costs(manifest.costs).process_bytes, 0)
+    return dataclasses.replace(plan, arena_bytes=min(plan.arena_bytes, room_bytes))

@@ -26,7 +26,7 @@ from edge_sdk.engine.losses import VocabularyHead, occurring_rows, predicting_ro
 from edge_sdk.engine.plan import Plan, backward_graph, kept_segments, resident_segments
 from edge_sdk.engine.runtime import Graph, reserve_arena
 from edge_sdk.engine.shelf import Shelf
-from edge_sdk.memory import forget_code, read_memory
+from edge_sdk.memory import forget_code
 from edge_sdk.wire.manifest import Segment, VocabularyLoss
 from edge_sdk.wire.tensors import Array, TensorFile
 
@@ -48,14 +48,13 @@ class Outcome:
 
 class Walk:
     """One artifact, loaded and ready to walk as a plan says. `watch` is called between segments and may raise to stop
-    the walk. `idle_bytes` were promised to this process and will not be touched: stacks of threads.
+    the walk.
     """
 
     def __init__(self, artifact: Artifact, threads: int, plan: Plan, watch: Callable[[], None]) -> None:
         """Load the graphs that the plan needs and map every tensor file. Raises ArtifactError, DecodeError."""
         self.artifact = artifact
         self.watch = watch
-        self.idle_bytes = read_memory().untouched_bytes
         self._threads = threads
         reserve_arena(plan.arena_bytes)
         self._shelf = Shelf()
@@ -70,7 +69,7 @@ class Walk:
 
     def follow(self, plan: Plan) -> None:
         """Go on with another plan: load what it needs, drop what it does not. Raises ArtifactError."""
-        manifest, before = self.artifact.manifest, read_memory().untouched_bytes
+        manifest = self.artifact.manifest
         self.plan = plan
         self._kept = kept_segments(manifest, plan)
         self._resident = resident_segments(manifest, plan)
@@ -79,7 +78,6 @@ class Walk:
         for name in sorted(needed - set(self._graphs)):
             self._graphs[name] = Graph(self.artifact.path(name), self._threads)
             forget_code()  # 8 MB that only loading needed, and a peak that nothing later reaches in a small model
-        self.idle_bytes += read_memory().untouched_bytes - before
         self._vocabulary = self._vocabulary_head(manifest.vocabulary_loss, plan.head_rows)
 
     def predictions(self, batch: Batch) -> int:

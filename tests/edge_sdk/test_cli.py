@@ -90,7 +90,7 @@ def test_plan_shows_integers_to_who_allows_them(tiny_classifier: pathlib.Path) -
     for words, shown in ((), False), (("--integers",), True):
         done = edge("plan", tiny_classifier, "--budget", "1GB", "--tokens", 16, *words)
         assert (done.returncode, done.stderr) == (0, "")
-        heading, *lines = done.stdout.splitlines()
+        _, heading, *lines = done.stdout.splitlines()
         column = heading.index("back bits") + len("back bits")
         back_bits = {line[:column].split()[-1] for line in lines if "->" in line or line.startswith("  ")}
         assert back_bits == ({"32", "8"} if shown else {"32"})

@@ -93,8 +93,7 @@ def test_the_peak_stays_until_it_is_reset() -> None:
 BOUND = """
 import sys
 from edge_sdk.memory import bound_allocations, read_memory
-memory = read_memory()
-bound_allocations(memory.resident_bytes + int(sys.argv[1]), memory.untouched_bytes)
+bound_allocations(read_memory().resident_bytes + int(sys.argv[1]))
 try:
     big = b"x" * int(sys.argv[2])
     print("granted", len(big))
@@ -114,10 +113,9 @@ def test_allocations_beyond_the_budget_fail(more: int, wanted: int, answer: str)
 AGAIN = """
 import mmap, sys
 from edge_sdk.memory import bound_allocations, read_memory
-budget, idle = read_memory().resident_bytes + 140_000_000, read_memory().untouched_bytes
-bound_allocations(budget, idle)
+budget = read_memory().resident_bytes + 140_000_000
+bound_allocations(budget)
 untouched = mmap.mmap(-1, 100_000_000, mmap.MAP_PRIVATE)
-idle += 100_000_000 if sys.argv[2] == "idle" else 0
 
 def asked():
     try:
@@ -126,27 +124,26 @@ def asked():
         return "refused"
 
 print(asked())
-bound_allocations(budget, idle)
+bound_allocations(budget)
 print(asked())
 for at in range(0, len(untouched), mmap.PAGESIZE):
     untouched[at] = 1
-bound_allocations(budget, idle - 100_000_000 if sys.argv[2] == "idle" else idle)
+bound_allocations(budget)
 print(asked())
 """
 
 
 @pytest.mark.parametrize(
-    ("wanted", "kind", "answers"),
+    ("wanted", "answers"),
     [
-        (30, "idle", ["granted", "granted", "granted"]),
-        (60, "idle", ["refused", "granted", "refused"]),
-        (60, "reserved", ["refused", "refused", "refused"]),
-        (160, "idle", ["refused", "refused", "refused"]),
+        (30, ["granted", "granted", "granted"]),
+        (60, ["refused", "granted", "refused"]),
+        (160, ["refused", "refused", "refused"]),
     ],
 )
-def test_what_was_promised_is_room_again_where_it_stays_idle(wanted: int, kind: str, answers: list[str]) -> None:
-    """Idle pages are nobody's, and an arena's are taken before they are touched as after it."""
-    assert run(AGAIN, str(wanted * MB), kind) == answers
+def test_what_was_promised_and_not_touched_is_room_again(wanted: int, answers: list[str]) -> None:
+    """A bound that is set again counts what is resident: an arena's untouched pages are nobody's, touched they are."""
+    assert run(AGAIN, str(wanted * MB)) == answers
 
 
 ORT = """
@@ -161,7 +158,7 @@ artifact = open_artifact(sys.argv[1])
 walk = Walk(artifact, 1, Plan(64, 256), lambda: None)
 adapter = artifact.initial_adapter()
 walk.gradient(random_batch(artifact.manifest, 1, 8), adapter, 1.0)
-bound_allocations(read_memory().resident_bytes + 20_000_000, read_memory().untouched_bytes)
+bound_allocations(read_memory().resident_bytes + 20_000_000)
 walk.gradient(random_batch(artifact.manifest, 1, 8), adapter, 1.0)
 try:
     walk.gradient(random_batch(artifact.manifest, 64, 256), adapter, 1.0)

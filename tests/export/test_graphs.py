@@ -43,13 +43,15 @@ def test_old_runtimes_can_load_the_graphs(exported: Exported, level: str) -> Non
 
 @pytest.mark.parametrize("level", ["fp32", "fp16", "int8", "int4"])
 def test_weights_are_neither_transposed_nor_scattered(exported: Exported, level: str) -> None:
-    """No Transpose of an input (it would be a copy of a weight at each step), no scatter in any gradient."""
+    """No Transpose of an input (it would be a copy of a weight at each step), no scatter in any gradient.
+
+    Integer products have no transposed form: there a copy of a quarter of the bytes is made (ADR 0009).
+    """
     for name, graph in graphs(exported, level).items():
         inputs = {value.name for value in graph.graph.input}
         kinds = {node.op_type for node in graph.graph.node}
-        assert not [n for n in graph.graph.node if n.op_type == "Transpose" and n.input[0] in inputs - {"x", "dy"}], (
-            name
-        )
+        transposed = [n for n in graph.graph.node if n.op_type == "Transpose" and n.input[0] in inputs - {"x", "dy"}]
+        assert not transposed or "integers" in name, name
         assert not {kind for kind in kinds if "Scatter" in kind or kind == "Identity"}, name
 
 
