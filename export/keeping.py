@@ -56,7 +56,9 @@ def _cut(joint: ir.Model, weights: set[str]) -> list[ir.Value]:
     for node in before:
         product = _is_product_with(node, weights)
         for value in node.outputs:
-            graph.add_edge((value.name, "in"), (value.name, "out"), capacity=_numbers(value, MANY_TOKENS))
+            # What is no number (where a ReLU lets through) is not kept, but made again of what is.
+            capacity = _numbers(value, MANY_TOKENS) if value.dtype is ir.DataType.FLOAT else math.inf
+            graph.add_edge((value.name, "in"), (value.name, "out"), capacity=capacity)
             if product:
                 graph.add_edge(SOURCE, (value.name, "in"))
             for use in value.uses():

@@ -44,15 +44,16 @@ def test_checkpoint_is_the_model_that_devices_trained(exported: Exported, level:
     write_tensors(tmp_path / "adapter", adapter)
     reported = plug_in(exported.model, manifest_path(exported, level), tmp_path / "adapter", out)
     manifest = exported.manifests["fp32"]
-    spec, batch = manifest.model, draw_batch(manifest.model, seed=0)
+    spec = manifest.model
     foundation = open_foundation(exported.model, spec.task, spec.labels)
+    batch = draw_batch(foundation, seed=0)
     with quiet(), torch.no_grad():
         model = PeftModel.from_pretrained(foundation.load(seed=9), str(out)).eval()
         loss = torch_loss(model, spec.task, batch).item()
     assert loss == pytest.approx(reported, rel=1e-6)
     wanted = {**exported.initial_adapter(), **adapter}
     assert ReferenceWalk(exported.store, manifest).run(wanted, batch).loss == pytest.approx(loss, rel=1e-5)
-    for name, value in adapter_parameters(model, foundation.family).items():
+    for name, value in adapter_parameters(model, foundation).items():
         np.testing.assert_array_equal(value.detach().numpy(), wanted[name])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "checkpoint"]
 
@@ -67,9 +68,9 @@ def test_checkpoints_tell_how_weights_lie(gpt2: Exported, llama: Exported, tmp_p
         assert json.loads((out / "adapter_config.json").read_text())["fan_in_fan_out"] is lies
         spec = exported.manifests["fp32"].model
         with quiet(), torch.no_grad():
-            loaded = open_foundation(exported.model, spec.task, ()).load()
-            merged = PeftModel.from_pretrained(loaded, str(out)).merge_and_unload().eval()
-            assert torch_loss(merged, spec.task, draw_batch(spec, seed=0)).item() == pytest.approx(loss, rel=1e-5)
+            foundation = open_foundation(exported.model, spec.task, ())
+            merged = PeftModel.from_pretrained(foundation.load(), str(out)).merge_and_unload().eval()
+            assert torch_loss(merged, spec.task, draw_batch(foundation, seed=0)).item() == pytest.approx(loss, rel=1e-5)
 
 
 @pytest.mark.parametrize(
