@@ -183,7 +183,7 @@ def causal_mask(attention_mask: Tensor, window: int | None = None) -> Tensor:
     positions = torch.arange(attention_mask.shape[1])
     seen = positions[None, :] <= positions[:, None]
     if window is not None:
-        seen = seen & positions[:, None] - positions[None, :] < window
+        seen = seen & (positions[:, None] < positions[None, :] + window)
     return additive_mask(seen[None, None] & (attention_mask[:, None, None, :] > 0))
 
 

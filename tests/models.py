@@ -30,7 +30,7 @@ SIZES = {
     "max_position_embeddings": TOKENS,
     "pad_token_id": 0,
 }
-GPT2 = {"vocab_size": VOCABULARY, "n_embd": WIDTH, "n_inner": FFN, "n_layer": 3, "n_head": HEADS, "n_positions": TOKENS}
+GPT2 = {**SIZES, "n_embd": WIDTH, "n_inner": FFN, "n_layer": 3, "n_head": HEADS, "n_positions": TOKENS}
 # Drawn as narrowly as OPT has it, so small a model attends to all alike: its queries' gradients were rounding errors.
 OPT = {**SIZES, "ffn_dim": FFN, "pad_token_id": 1, "init_std": 0.1}
 DISTILBERT = {**SIZES, "dim": WIDTH, "hidden_dim": FFN, "n_layers": 3, "n_heads": HEADS}
