@@ -34,7 +34,8 @@ GPT2 = {**SIZES, "n_embd": WIDTH, "n_inner": FFN, "n_layer": 3, "n_head": HEADS,
 # Drawn as narrowly as OPT has it, so small a model attends to all alike: its queries' gradients were rounding errors.
 OPT = {**SIZES, "ffn_dim": FFN, "pad_token_id": 1, "init_std": 0.1}
 DISTILBERT = {**SIZES, "dim": WIDTH, "hidden_dim": FFN, "n_layers": 3, "n_heads": HEADS}
-UNKNOWN = 3  # the id of [UNK], which no text has: every text has bytes
+SPECIAL = 4  # so many special tokens the tokenizer has, before all others
+UNKNOWN = 3  # the id of one of them, [UNK], which no text has: every text has bytes
 ROBERTA = {**SIZES, "pad_token_id": UNKNOWN, "max_position_embeddings": TOKENS + UNKNOWN + 1, "type_vocab_size": 1}
 
 # By kind: the model type, and its configuration. Odd on purpose: no two numbers that could be mistaken for each other.

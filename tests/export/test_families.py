@@ -19,7 +19,7 @@ from export.parity import draw_batch, torch_loss
 from export.parts import backbone_of, blocks_of, causal_mask
 from export.reference import Batch, ReferenceWalk
 from tests.export.conftest import CLASSES, FAMILIES, LABELS, LM, VARIANTS, Exported, Exports
-from tests.models import MODELS, TOKENS, tiny_model
+from tests.models import MODELS, SPECIAL, TOKENS, VOCABULARY, tiny_model
 
 
 def test_every_type_is_tested() -> None:
@@ -34,7 +34,7 @@ def test_every_type_is_tested() -> None:
 def test_windows_are_torchs(exports: Exports, name: str, tokens: int) -> None:
     """Rows as long as the window, and longer: transformers' own masks give the same loss."""
     exported = exports[name]
-    ids = np.random.default_rng(tokens).integers(1, 300, (2, tokens))
+    ids = np.random.default_rng(tokens).integers(SPECIAL, VOCABULARY, (2, tokens))
     batch = Batch(ids, np.ones_like(ids), np.zeros(2, np.int64))
     found = ReferenceWalk(exported.store, exported.manifests["fp32"]).run(exported.initial_adapter(), batch)
     wanted = torch_loss(exported.program.adapted.peft_model, TaskType.CAUSAL_LM, batch).item()
