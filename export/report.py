@@ -35,9 +35,9 @@ def family_table(families: Sequence[Family]) -> Table:
     """One row per family."""
     table = Table(title="Model families", title_justify="left")
     for heading in ("family", "model types", "tasks", "adapts"):
-        table.add_column(heading, overflow="fold")
+        table.add_column(heading, no_wrap=heading != "model types")
     for family in families:
-        tasks = ", ".join(task.value for task in family.tasks)
+        tasks = "\n".join(task.value for task in family.tasks)
         table.add_row(family.name, ", ".join(family.model_types), tasks, ", ".join(family.targets))
     return table
 
