@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from edge_sdk.wire.manifest import TaskType
 from export.families import Family
-from export.parts import Part, bidirectional_context, block_with_mask, embed_for_encoder, refuse_decoder
+from export.parts import Part, backbone_of, bidirectional_context, block_with_mask, embed_for_encoder, refuse_decoder
 
 
 class PooledClassifier(nn.Module):
@@ -30,7 +30,7 @@ class PooledClassifier(nn.Module):
 
 
 def _classifier(model: Any) -> Part:  # noqa: ANN401 - transformers' modules are typed by attribute
-    return Part(PooledClassifier(model.bert.pooler, model.classifier))
+    return Part(PooledClassifier(backbone_of(model).pooler, model.classifier))
 
 
 FAMILY = Family(
