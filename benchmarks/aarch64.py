@@ -42,7 +42,7 @@ from export.build import BuildRequest, build
 from export.levels import LevelRequest, default_name
 from export.parity import badness, relative_error
 from export.progress import silent
-from tests.models import tiny_bert, tiny_llama
+from tests.models import tiny_model
 
 BOUND = 1e-4
 ADAPTER = AdapterRequest("lora", 8, 16.0, ())
@@ -95,7 +95,7 @@ class Run:
 
 def export_all(folder: pathlib.Path) -> list[Case]:
     """Every level of every model as an artifact in `folder`, with what it will be given."""
-    llama, bert = tiny_llama(folder / "tiny-llama"), tiny_bert(folder / "tiny-bert")
+    llama, bert = tiny_model("llama", folder / "tiny-llama"), tiny_model("bert", folder / "tiny-bert")
     lm, classes, labels = TaskType.CAUSAL_LM, TaskType.SEQUENCE_CLASSIFICATION, ("bad", "so-so", "good")
     return [
         *_export(llama, lm, folder / "llama"),

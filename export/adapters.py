@@ -20,11 +20,12 @@ from torch import Tensor, nn
 from edge_sdk.wire.manifest import AdapterSpec, TaskType
 from edge_sdk.wire.tensors import Array
 from export.errors import ExportError
-from export.families import Family, Part
-from export.foundation import first_line, quiet, seeded
+from export.foundation import NEW_WITH_THE_TASK, Foundation, first_line, quiet, seeded
+from export.parts import Part, backbone_of, blocks_of
 
 KINDS = ("lora",)
 PEFT_TASKS = {TaskType.CAUSAL_LM: "CAUSAL_LM", TaskType.SEQUENCE_CLASSIFICATION: "SEQ_CLS"}
+SAVED_BY_PEFT = ("classifier", "score")  # for a classifier's task, without being told
 _TRAINED = re.compile(r"\.(lora_[AB])\.default\.weight$|\.modules_to_save\.default(?=\.)")
 
 
@@ -62,12 +63,17 @@ class Named:
 
 
 def attach(model: nn.Module, task: TaskType, request: AdapterRequest, seed: int) -> PeftModel:
-    """Put a new adapter around `model`, in place. Raises ExportError when a target is no module of it."""
+    """Put a new adapter around `model`, in place. Raises ExportError when a target is no module of it.
+
+    What a checkpoint may lack trains along and is saved with the adapter.
+    """
+    new = [name for name, _ in model.named_children() if name in NEW_WITH_THE_TASK and name not in SAVED_BY_PEFT]
     config = LoraConfig(
         r=request.rank,
         lora_alpha=request.alpha,  # type: ignore[arg-type]  # peft says int, and divides
         target_modules=list(request.targets),
         lora_dropout=0.0,
+        modules_to_save=new or None,
         task_type=PEFT_TASKS[task],
     )
     with seeded(seed), quiet():
@@ -95,15 +101,16 @@ def _without_peft(found: re.Match[str]) -> str:
     return f".{found[1]}" if found[1] else ""
 
 
-def adapter_parameters(adapted: PeftModel, family: Family) -> dict[str, nn.Parameter]:
+def adapter_parameters(adapted: PeftModel, foundation: Foundation) -> dict[str, nn.Parameter]:
     """Every trained parameter of the full model by global name, in walking order.
 
     Raises ExportError when the adapter reaches where no gradient is captured (embedding, vocabulary projection).
     """
     base: Any = adapted.get_base_model()
-    parts = {f"block.{k}": family.block(m) for k, m in enumerate(family.blocks(family.backbone(base)))}
-    if family.head is not None:
-        parts["head"] = family.head(base)
+    family = foundation.family
+    parts = {f"block.{k}": family.block(m) for k, m in enumerate(blocks_of(backbone_of(base)))}
+    if (head := family.heads[foundation.spec.task]) is not None:
+        parts["head"] = head(base)
     found = {
         f"{segment}/{name}": entry.value
         for segment, part in parts.items()

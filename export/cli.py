@@ -1,4 +1,4 @@
-"""Commands: export, build, parity, inspect, plug-in, evaluate.
+"""Commands: families, export, build, parity, inspect, plug-in, evaluate.
 
     python -m export.cli export MODEL_DIR --task causal-lm --out DIR
 
@@ -34,6 +34,7 @@ FAILED, WRONG_INPUT, STOPPED = 1, 2, 130
 
 def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Register all commands; each parser's `run` default takes the parsed arguments and returns the exit status."""
+    _add(subparsers, "families", _families, manual.FAMILIES)
     _add_export(subparsers)
     command = _add(subparsers, "build", _build, manual.BUILD)
     command.add_argument("request", type=pathlib.Path, metavar="REQUEST.json")
@@ -96,6 +97,16 @@ def _guarded(run: Callable[[argparse.Namespace], int], arguments: argparse.Names
     except KeyboardInterrupt:
         print("stopped; nothing was written", file=sys.stderr)
         return STOPPED
+
+
+def _families(_arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from export.families import all_families
+    from export.report import family_table
+
+    Console().print(family_table(all_families()))
+    return 0
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import pathlib
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -92,23 +93,31 @@ def evaluate(model: nn.Module, task: TaskType, tokens: Tokens, report: Report = 
     return Score(losses / predicted, accuracy, len(tokens.ids), predicted)
 
 
-def _logits(model: nn.Module, tokens: Tokens) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _inputs(tokens: Tokens) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids (rows, longest), and where a token is."""
     longest = max(1, int(tokens.lengths.max()))
     ids = torch.from_numpy(tokens.ids[:, :longest].astype(np.int64))
-    mask = torch.arange(longest)[None] < torch.from_numpy(tokens.lengths.astype(np.int64))[:, None]
+    return ids, torch.arange(longest)[None] < torch.from_numpy(tokens.lengths.astype(np.int64))[:, None]
+
+
+def _logits(model: nn.Module, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
-        return model(input_ids=ids, attention_mask=mask.long()).logits, ids, mask
+        logits: torch.Tensor = model(input_ids=ids, attention_mask=mask.long()).logits
+    return logits
 
 
 def _score_text(model: nn.Module, tokens: Tokens) -> tuple[float, int, int]:
-    logits, ids, mask = _logits(model, tokens)
-    predicts = mask[:, 1:]
+    ids, mask = _inputs(tokens)
+    logits, predicts = _logits(model, ids, mask), mask[:, 1:]
     loss = cross_entropy(logits[:, :-1][predicts], ids[:, 1:][predicts], reduction="sum")
     return loss.item(), 0, int(predicts.sum())
 
 
 def _score_classes(model: nn.Module, tokens: Tokens) -> tuple[float, int, int]:
-    logits, _, _ = _logits(model, tokens)
-    labels = torch.from_numpy(tokens.labels.astype(np.int64))
+    ids, mask = _inputs(tokens)
+    config: Any = model.config
+    if config.pad_token_id is not None:  # by which a decoder's classifier finds a row's last token
+        ids = ids.masked_fill(~mask, config.pad_token_id)
+    logits, labels = _logits(model, ids, mask), torch.from_numpy(tokens.labels.astype(np.int64))
     loss = cross_entropy(logits, labels, reduction="sum")
     return loss.item(), int((logits.argmax(dim=1) == labels).sum()), len(labels)

@@ -15,19 +15,19 @@ from typing import Any
 import torch
 import transformers
 from optimum.exporters.tasks import TasksManager
-from optimum.utils import NormalizedConfigManager
 from safetensors import SafetensorError
 from torch import nn
 
 from edge_sdk.wire.manifest import Manifest, ModelSpec, TaskType
 from export.errors import ExportError, UnsupportedError
 from export.families import Family, family_of
+from export.parts import classify_last_token, sizes_of
 
 OPTIMUM_TASKS = {
     TaskType.CAUSAL_LM: "text-generation",
     TaskType.SEQUENCE_CLASSIFICATION: "text-classification",
 }
-NEW_WITH_THE_TASK = ("classifier.",)  # parameters that a checkpoint may lack: the adapter brings them
+NEW_WITH_THE_TASK = ("pre_classifier", "classifier", "score")  # what a checkpoint may lack: the adapter brings it
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +45,18 @@ class Foundation:
         path = self.folder / "tokenizer.json"
         return path if path.is_file() else None
 
+    @property
+    def padding(self) -> int:
+        """The id that transformers takes for padding, 0 where the configuration names none of the vocabulary."""
+        found = self.config.pad_token_id
+        return found if _is_token(found, self.spec.vocabulary) else 0
+
     def load(self, seed: int = 0) -> nn.Module:
         """The model in float32, in evaluation mode; `seed` draws what the checkpoint lacks (a new classifier).
 
         Raises ExportError when there are no weights, or weights of another model.
         """
+        self.config.use_cache = False  # nothing here generates, and a cache counts layers: an emulator has fewer
         model_class = TasksManager.get_model_class_for_task(OPTIMUM_TASKS[self.spec.task], framework="pt")
         with seeded(seed), quiet():
             try:
@@ -64,7 +71,7 @@ class Foundation:
             except (OSError, ValueError, RuntimeError, SafetensorError) as error:
                 msg = f"cannot load the weights in {self.folder}: {first_line(error)}"
                 raise ExportError(msg) from error
-        if missing := sorted(k for k in report["missing_keys"] if not k.startswith(NEW_WITH_THE_TASK)):
+        if missing := sorted(k for k in report["missing_keys"] if k.partition(".")[0] not in NEW_WITH_THE_TASK):
             msg = f"the weights in {self.folder} lack {len(missing)} tensors of the model, the first is {missing[0]}"
             raise ExportError(msg)
         loaded: nn.Module = model.eval()
@@ -88,7 +95,10 @@ def open_foundation(folder: pathlib.Path, task: TaskType, labels: tuple[str, ...
     if why := family.check(config):
         raise UnsupportedError(why)
     labels = _apply_labels(config, task, labels)
-    sizes = NormalizedConfigManager.get_normalized_config_class(config.model_type)(config)
+    sizes = sizes_of(config)
+    if family.heads[task] is classify_last_token and not _is_token(config.pad_token_id, sizes.vocab_size):
+        msg = f"{folder / 'config.json'} has no pad_token_id, by which transformers finds a row's last token: give one"
+        raise ExportError(msg)
     spec = ModelSpec(
         family=family.name,
         task=task,
@@ -96,7 +106,7 @@ def open_foundation(folder: pathlib.Path, task: TaskType, labels: tuple[str, ...
         width=sizes.hidden_size,
         vocabulary=sizes.vocab_size,
         labels=labels,
-        max_tokens=config.max_position_embeddings,
+        max_tokens=family.max_tokens(config),
     )
     return Foundation(folder, family, spec, config)
 
@@ -119,11 +129,16 @@ def _read_config(folder: pathlib.Path) -> Any:  # noqa: ANN401 - transformers' c
         raise ExportError(msg)
     try:
         plain, _ = transformers.PretrainedConfig.get_config_dict(folder, local_files_only=True)
-        family_of(str(plain.get("model_type")))  # before transformers, whose answer to an unknown type fills a screen
+        # Before transformers, whose answer to an unknown type fills a screen.
+        family_of(str(plain.get("model_type")), plain)
         return transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, TypeError, KeyError) as error:
         msg = f"cannot read {folder / 'config.json'}: {first_line(error)}"
         raise ExportError(msg) from error
+
+
+def _is_token(token: int | None, vocabulary: int) -> bool:
+    return token is not None and 0 <= token < vocabulary  # Llama's configurations have -1, or one too many
 
 
 def _apply_labels(config: Any, task: TaskType, labels: tuple[str, ...]) -> tuple[str, ...]:  # noqa: ANN401

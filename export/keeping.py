@@ -57,8 +57,10 @@ def _cut(joint: ir.Model, weights: set[str]) -> list[ir.Value]:
     for node in before:
         product = _is_product_with(node, weights)
         for value in node.outputs:
-            # Of values alike, one that the way there computes anyway: a slope, say, is left to the way back.
-            capacity = _numbers(value, MANY_TOKENS) * (1 + len(before)) + (node not in there)
+            # Of values alike, one that the way there computes anyway: a slope, say, is left to the way back. What is no
+            # number (where a ReLU lets through) is not kept, but made again of what is.
+            numbers = _numbers(value, MANY_TOKENS) if value.dtype is ir.DataType.FLOAT else math.inf
+            capacity = numbers * (1 + len(before)) + (node not in there)
             graph.add_edge((value.name, "in"), (value.name, "out"), capacity=capacity)
             if product:
                 graph.add_edge(SOURCE, (value.name, "in"))

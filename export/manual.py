@@ -1,5 +1,19 @@
 """What --help says of each command: the first paragraph above the options, the others below them."""
 
+FAMILIES = """\
+List the model families that can be exported.
+
+A model is of the family that lists the model_type of its config.json.
+
+  tasks        what it can be exported for: `fedpeat export --task`
+  adapts       the modules that LoRA adapts unless `--targets` says otherwise
+
+A model of another type: where its modules are called as those of a family here, its type is all that the family's
+file in export/families/ lacks; else it takes a file of its own. `fedpeat export` then proves every gradient.
+
+exit status: 0 listed
+"""
+
 EXPORT = """\
 Export a foundation model as a training artifact, one emulator level.
 
@@ -7,8 +21,9 @@ An artifact is everything a device needs to train without torch: forward and bac
 tokenizer, and a manifest per level. Levels of one folder share the adapter and all files of equal content; export
 again into the same folder, with other --bits, --layers or --train-last, to add one.
 
-Supported models: those whose config.json says llama or gpt2 (causal-lm), or bert (sequence-classification). A folder
-without tokenizer.json exports too; devices then need token arrays as data.
+Supported models: Llama, Mistral, Qwen2, Qwen3, GPT-2, OPT, GPT-NeoX for both tasks, BERT, RoBERTa and DistilBERT for
+sequence-classification; `fedpeat families` has the list. A folder without tokenizer.json exports too; devices then
+need token arrays as data.
 
 Every gradient is compared with torch's before anything is written, and what the level costs is measured here.
 

@@ -20,14 +20,14 @@ from peft import PeftModel
 from torch import nn
 
 from edge_sdk.wire.blobs import BlobStore
-from edge_sdk.wire.manifest import LevelSpec, Manifest, ModelSpec, TaskType
+from edge_sdk.wire.manifest import LevelSpec, Manifest, TaskType
 from edge_sdk.wire.tensors import Array
 from export.adapters import AdapterRequest, adapter_parameters, set_adapter
 from export.compress.quantize import FULL_BITS, is_quantized, rounded
 from export.errors import ParityError
-from export.families import Family
 from export.folder import read_artifact, verify_files
-from export.foundation import open_same_foundation
+from export.foundation import Foundation, open_same_foundation
+from export.parts import backbone_of, blocks_of
 from export.program import Adapted, adapt
 from export.progress import Progress, Report, silent
 from export.reference import Batch, Outcome, ReferenceWalk
@@ -88,7 +88,7 @@ class Oracle:
             name: generator.normal(0, 0.05, tuple(value.shape)).astype(np.float32)
             for name, value in adapted.parameters.items()
         }
-        self.batch = draw_batch(adapted.foundation.spec, seed)
+        self.batch = draw_batch(adapted.foundation, seed)
         self._outcomes: dict[tuple[tuple[int, ...], int], Outcome] = {}
 
     def outcome(self, level: LevelSpec) -> Outcome:
@@ -182,21 +182,21 @@ def relative_error(found: Array, wanted: Array) -> float:
 def emulator(adapted: Adapted, level: LevelSpec) -> tuple[PeftModel, dict[str, nn.Parameter]]:
     """A copy of the model in the level's state, and its adapter's parameters by their names in the full model."""
     model = copy.deepcopy(adapted.peft_model)
-    family = adapted.foundation.family
-    parameters = adapter_parameters(model, family)
-    _keep_layers(model, family, level.layers)
+    parameters = adapter_parameters(model, adapted.foundation)
+    _keep_layers(model.get_base_model(), level.layers)
     if level.bits != FULL_BITS:
         _round_matrices(model, level.bits)
     return model, parameters
 
 
-def _keep_layers(model: PeftModel, family: Family, layers: tuple[int, ...]) -> None:
-    base: Any = model.get_base_model()
-    blocks = family.blocks(family.backbone(base))
+def _keep_layers(base: Any, layers: tuple[int, ...]) -> None:  # noqa: ANN401 - transformers' modules
+    blocks = blocks_of(backbone_of(base))
     kept = [blocks[k] for k in layers]
     del blocks[:]
     blocks.extend(kept)
     base.config.num_hidden_layers = len(kept)  # some families count, some iterate
+    if kinds := getattr(base.config, "layer_types", None):  # and some ask by number which mask a block takes
+        base.config.layer_types = [kinds[k] for k in layers]
 
 
 def _round_matrices(model: PeftModel, bits: int) -> None:
@@ -220,19 +220,21 @@ def torch_loss(model: nn.Module, task: TaskType, batch: Batch) -> torch.Tensor:
     """The loss as transformers computes it: mean over predicted tokens, or over rows."""
     ids, mask = torch.from_numpy(batch.ids), torch.from_numpy(batch.attention_mask)
     labels = torch.from_numpy(batch.labels)
-    options = {}
     if task is TaskType.CAUSAL_LM:
         labels = ids.masked_fill(mask == 0, IGNORED)
-        options = {"use_cache": False}  # a cache counts layers, and an emulator has fewer
-    loss: torch.Tensor = model(input_ids=ids, attention_mask=mask, labels=labels, **options).loss
+    loss: torch.Tensor = model(input_ids=ids, attention_mask=mask, labels=labels).loss
     return loss
 
 
-def draw_batch(model: ModelSpec, seed: int) -> Batch:
-    """A batch that `model` can take: random tokens and labels, the first row full and the others padded."""
-    generator = np.random.default_rng(seed)
+def draw_batch(foundation: Foundation, seed: int) -> Batch:
+    """A batch that the model can take: random tokens and labels, the first row full and the others padded.
+
+    The padding's id is none of the tokens': transformers may take it for padding wherever it stands.
+    """
+    generator, model, padding = np.random.default_rng(seed), foundation.spec, foundation.padding
     tokens = min(TOKENS, model.max_tokens)
     lengths = np.array([tokens, *generator.integers(2, tokens, ROWS - 1)])
     mask = (np.arange(tokens) < lengths[:, None]).astype(np.int64)
-    ids = generator.integers(0, model.vocabulary, (ROWS, tokens))
-    return Batch(ids * mask, mask, generator.integers(0, max(1, len(model.labels)), ROWS))
+    ids = generator.integers(0, model.vocabulary - 1, (ROWS, tokens))
+    ids = np.where(mask, ids + (ids >= padding), padding)
+    return Batch(ids, mask, generator.integers(0, max(1, len(model.labels)), ROWS))

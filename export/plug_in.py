@@ -117,7 +117,7 @@ def _read_initial(store: BlobStore, initial: Blob) -> dict[str, Array]:
 def _prove(adapted: Adapted, folder: pathlib.Path) -> float:
     """Load the checkpoint onto a fresh model and compare the loss of one batch. Raises ParityError."""
     spec = adapted.foundation.spec
-    batch = draw_batch(spec, seed=0)
+    batch = draw_batch(adapted.foundation, seed=0)
     reloaded = reload(adapted.foundation, folder)
     with torch.no_grad():
         saved, loaded = (torch_loss(m, spec.task, batch).item() for m in (adapted.peft_model, reloaded))

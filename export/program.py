@@ -15,8 +15,9 @@ from edge_sdk.wire.manifest import TaskType
 from edge_sdk.wire.tensors import Array
 from export.adapters import AdapterRequest, adapter_parameters, attach, named
 from export.errors import ExportError
-from export.families import Family, Part
+from export.families import Family
 from export.foundation import Foundation
+from export.parts import Part, backbone_of, blocks_of
 from export.structures import (
     Captured,
     capture_block,
@@ -48,7 +49,7 @@ class Adapted:
     @property
     def backbone(self) -> Any:  # noqa: ANN401
         """The model below its head."""
-        return self.foundation.family.backbone(self.base)
+        return backbone_of(self.base)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +81,8 @@ class Program:
 
 def adapt(foundation: Foundation, request: AdapterRequest, seed: int) -> Adapted:
     """Load the model and put a new adapter on it, both drawn from `seed`. Raises ExportError."""
-    model = foundation.load(seed)
-    peft_model = attach(model, foundation.spec.task, request, seed)
-    return Adapted(foundation, request, peft_model, adapter_parameters(peft_model, foundation.family))
+    peft_model = attach(foundation.load(seed), foundation.spec.task, request, seed)
+    return Adapted(foundation, request, peft_model, adapter_parameters(peft_model, foundation))
 
 
 def capture_program(adapted: Adapted, report: Report) -> Program:
@@ -104,7 +104,8 @@ def capture_program(adapted: Adapted, report: Report) -> Program:
         else:
             structures[place.structure] = capture_block(place.part, context, width, sizes)
     report("loss")
-    head = None if family.head is None else family.head(adapted.base)
+    make_head = family.heads[adapted.foundation.spec.task]
+    head = None if make_head is None else make_head(adapted.base)
     step = None if head is None else capture_step(head, width, sizes)
     vocabulary = {} if head is not None else vocabulary_graphs(width)
     return Program(adapted, context_graph, structures, walk, vocabulary, step, head)
@@ -141,7 +142,7 @@ def places(adapted: Adapted) -> tuple[Place, ...]:
 def _walk(family: Family, backbone: Any) -> Iterator[Place]:  # noqa: ANN401
     yield Place("embed", "embed", family.embed(backbone), None)
     structures: dict[tuple[Any, ...], str] = {}
-    for layer, module in enumerate(family.blocks(backbone)):
+    for layer, module in enumerate(blocks_of(backbone)):
         part = family.block(module)
         number = len(structures) + 1
         structure = structures.setdefault(signature(part), "block" if number == 1 else f"block{number}")

@@ -1,4 +1,4 @@
-"""What there is to say about an artifact, as rich tables: levels and sizes, costs, gradient errors."""
+"""What there is to say, as rich tables: families; an artifact's levels and sizes, costs, gradient errors."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from edge_sdk.wire.manifest import Manifest
 from export.folder import size_bytes
 
 if TYPE_CHECKING:
+    from export.families import Family
     from export.parity import Parity
 
 MB = 1e6
@@ -28,6 +29,17 @@ def summary(manifest: Manifest) -> str:
         f"at most {model.max_tokens} tokens{labels}, {text}\n"
         f"{adapter.kind} of rank {adapter.rank}, alpha {adapter.alpha:g}, on {', '.join(adapter.targets)}"
     )
+
+
+def family_table(families: Sequence[Family]) -> Table:
+    """One row per family."""
+    table = Table(title="Model families", title_justify="left")
+    for heading in ("family", "model types", "tasks", "adapts"):
+        table.add_column(heading, no_wrap=heading != "model types")
+    for family in families:
+        tasks = "\n".join(task.value for task in family.tasks)
+        table.add_row(family.name, ", ".join(family.model_types), tasks, ", ".join(family.targets))
+    return table
 
 
 def level_table(manifests: Mapping[str, Manifest]) -> Table:

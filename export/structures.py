@@ -17,10 +17,11 @@ from torch.func import functional_call
 
 from export.adapters import Named, named
 from export.capture import IR_VERSION, OPSET, Function, Sizes, Tensors, capture
-from export.families import Family, Part
+from export.families import Family
 from export.formulas import lean
 from export.keeping import PRECISIONS, Kept, keep_products
 from export.lowering import Canonicalize, FreeRows, lower, restrict, simplify
+from export.parts import Part
 
 
 @dataclass(frozen=True, slots=True)

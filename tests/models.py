@@ -1,6 +1,6 @@
 """Tiny random models with a tokenizer trained on the spot: real in every respect but size.
 
-python -m tests.models llama|gpt2|bert FOLDER
+python -m tests.models KIND FOLDER        with a KIND of MODELS below
 """
 
 from __future__ import annotations
@@ -14,74 +14,101 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 WIDTH, LAYERS, HEADS, VOCABULARY = 32, 4, 4, 300
+FFN, TOKENS = 48, 64
 CORPUS = (
     "The union is strong, and the state of the union is good.",
     "We hold these truths to be self-evident, that all men are created equal.",
     "A film that is as good as it is long; a dull film is a long film.",
     "What the device knows stays on the device, what it learns may travel.",
 )
+SIZES = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": WIDTH,
+    "intermediate_size": FFN,
+    "num_hidden_layers": 3,
+    "num_attention_heads": HEADS,
+    "max_position_embeddings": TOKENS,
+    "pad_token_id": 0,
+}
+GPT2 = {**SIZES, "n_embd": WIDTH, "n_inner": FFN, "n_layer": 3, "n_head": HEADS, "n_positions": TOKENS}
+# Drawn as narrowly as OPT has it, so small a model attends to all alike: its queries' gradients were rounding errors.
+OPT = {**SIZES, "ffn_dim": FFN, "pad_token_id": 1, "init_std": 0.1}
+DISTILBERT = {**SIZES, "dim": WIDTH, "hidden_dim": FFN, "n_layers": 3, "n_heads": HEADS}
+SPECIAL = 4  # so many special tokens the tokenizer has, before all others
+UNKNOWN = 3  # the id of one of them, [UNK], which no text has: every text has bytes
+ROBERTA = {**SIZES, "pad_token_id": UNKNOWN, "max_position_embeddings": TOKENS + UNKNOWN + 1, "type_vocab_size": 1}
+
+# By kind: the model type, and its configuration. Odd on purpose: no two numbers that could be mistaken for each other.
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": (
+        "llama",
+        {
+            **SIZES,
+            "num_hidden_layers": LAYERS,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 256,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "llama-biased": ("llama", {**SIZES, "attention_bias": True, "mlp_bias": True}),
+    "mistral": ("mistral", {**SIZES, "num_key_value_heads": 2, "head_dim": 12, "sliding_window": 6}),
+    "qwen2": (
+        "qwen2",
+        {
+            **SIZES,
+            "num_key_value_heads": HEADS,
+            "use_sliding_window": True,
+            "sliding_window": 5,
+            "max_window_layers": 2,
+        },
+    ),
+    "qwen3": ("qwen3", {**SIZES, "num_key_value_heads": 1, "head_dim": 12, "tie_word_embeddings": True}),
+    "gpt2": ("gpt2", GPT2),
+    "opt": ("opt", OPT),
+    "opt-norm-behind": ("opt", {**OPT, "do_layer_norm_before": False, "tie_word_embeddings": False}),
+    "opt-plain": ("opt", {**OPT, "enable_bias": False, "layer_norm_elementwise_affine": False}),
+    "gpt_neox": ("gpt_neox", SIZES),
+    "gpt_neox-in-turn": (
+        "gpt_neox",
+        {
+            **SIZES,
+            "use_parallel_residual": False,
+            "rotary_pct": 1.0,
+            "attention_bias": False,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "bert": ("bert", SIZES),
+    "roberta": ("roberta", ROBERTA),
+    "xlm-roberta": ("xlm-roberta", {**ROBERTA, "type_vocab_size": 2}),
+    "camembert": ("camembert", ROBERTA),
+    "distilbert": ("distilbert", {**DISTILBERT, "sinusoidal_pos_embds": True}),
+}
+ENCODERS = {"bert", "roberta", "xlm-roberta", "camembert", "distilbert"}
 
 
-def tiny_llama(folder: pathlib.Path, layers: int = LAYERS, seed: int = 0, **options: Any) -> pathlib.Path:
-    """A Llama with grouped heads, of width 32, as `save_pretrained` writes it. `options` go to its configuration."""
-    sizes = {
-        "vocab_size": VOCABULARY,
-        "hidden_size": WIDTH,
-        "intermediate_size": 48,
-        "num_attention_heads": HEADS,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 256,
-        "tie_word_embeddings": True,
-    }
-    config = transformers.LlamaConfig(num_hidden_layers=layers, pad_token_id=0, **{**sizes, **options})
-    torch.manual_seed(seed)
-    transformers.LlamaForCausalLM(config).save_pretrained(folder)
-    _tokenizer().save(str(folder / "tokenizer.json"))
-    return folder
-
-
-def tiny_gpt2(folder: pathlib.Path, layers: int = 3, seed: int = 0, **options: Any) -> pathlib.Path:
-    """A GPT-2 of width 32, biases and norms drawn too, as `save_pretrained` writes it. `options` go to its
-    configuration.
+def tiny_model(kind: str, folder: pathlib.Path, seed: int = 0, **options: Any) -> pathlib.Path:
+    """A model of a kind of MODELS, as `save_pretrained` writes it: a decoder with its vocabulary, an encoder without a
+    head. Its vectors, biases and norms, are drawn too. `options` go to its configuration.
     """
-    sizes = {"vocab_size": VOCABULARY, "n_embd": WIDTH, "n_inner": 48, "n_head": HEADS, "n_positions": 64}
-    config = transformers.GPT2Config(n_layer=layers, bos_token_id=0, eos_token_id=0, **{**sizes, **options})
+    model_type, sizes = MODELS[kind]
+    special = {"bos_token_id": 0, "eos_token_id": 0}
+    config = transformers.AutoConfig.for_model(model_type, **{**special, **sizes, **options})
+    is_encoder = model_type in ENCODERS
     torch.manual_seed(seed)
-    model = transformers.GPT2LMHeadModel(config)
+    auto: Any = transformers.AutoModel if is_encoder else transformers.AutoModelForCausalLM
+    model = auto.from_config(config)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 1:  # transformers starts them at 0 and 1, where an exchange of two goes unseen
                 parameter.add_(0.1 * torch.randn_like(parameter))
     model.save_pretrained(folder)
-    _tokenizer().save(str(folder / "tokenizer.json"))
+    _tokenizer(frame=is_encoder).save(str(folder / "tokenizer.json"))
     return folder
 
 
-def tiny_bert(folder: pathlib.Path, layers: int = 3, seed: int = 0, **options: Any) -> pathlib.Path:
-    """A BERT encoder of width 32 with a pooler, as `save_pretrained` writes it. `options` go to its configuration."""
-    config = transformers.BertConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=WIDTH,
-        intermediate_size=48,
-        num_hidden_layers=layers,
-        num_attention_heads=HEADS,
-        max_position_embeddings=64,
-        pad_token_id=0,
-        **options,
-    )
-    torch.manual_seed(seed)
-    transformers.BertModel(config).save_pretrained(folder)
-    tokenizer = _tokenizer()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        special_tokens=[(name, tokenizer.token_to_id(name)) for name in ("[CLS]", "[SEP]")],
-    )
-    tokenizer.save(str(folder / "tokenizer.json"))
-    return folder
-
-
-def _tokenizer() -> Tokenizer:
-    """A byte-level BPE of at most 300 tokens: any text has one, as any text has bytes."""
+def _tokenizer(*, frame: bool) -> Tokenizer:
+    """A byte-level BPE of at most 300 tokens: any text has one, as any text has bytes. [CLS] and [SEP] `frame` it."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -92,10 +119,13 @@ def _tokenizer() -> Tokenizer:
         show_progress=False,
     )
     tokenizer.train_from_iterator(CORPUS, trainer)
+    if frame:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="[CLS] $A [SEP]",
+            special_tokens=[(name, tokenizer.token_to_id(name)) for name in ("[CLS]", "[SEP]")],
+        )
     return tokenizer
 
 
-MODELS = {"llama": tiny_llama, "gpt2": tiny_gpt2, "bert": tiny_bert}
-
 if __name__ == "__main__":
-    MODELS[sys.argv[1]](pathlib.Path(sys.argv[2]))
+    tiny_model(sys.argv[1], pathlib.Path(sys.argv[2]))

@@ -1,81 +1,85 @@
-"""Model families: where the blocks are, how they are called, what they need to know about a batch.
+"""Model families, a file each: what is embedded how, how a block is called, what all blocks need to know of a batch.
 
-A **part** is a module of the model that becomes one structure (or the loss) of an artifact. A family names its parts;
-what is frozen and what is trained in them is the adapter's business (`export.adapters`).
+What is frozen and what is trained in a family's parts is the adapter's business (`export.adapters`). Any module here
+is a family: its `FAMILY` is found by the model types that it lists.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import pkgutil
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-import torch
+import transformers
 from torch import Tensor, nn
 
 from edge_sdk.wire.manifest import TaskType
 from export.errors import UnsupportedError
-
-Arguments = tuple[tuple[Any, ...], dict[str, Any]]
-FAMILIES = ("llama", "gpt2", "bert")
+from export.parts import Part
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
-    """A module and how it is called.
-
-    `arguments` makes the module's arguments of what flows in (hidden state or token ids) and the context by name.
-    `context` lists what of the context it takes; `names` renames parameters where the artifact has a name of its own.
-    """
-
-    module: nn.Module
-    arguments: Callable[[Tensor, Mapping[str, Tensor]], Arguments]
-    context: tuple[str, ...]
-    names: Mapping[str, str]
+def _all_positions(config: Any) -> int:  # noqa: ANN401 - transformers' configurations are typed by attribute
+    found: int = config.max_position_embeddings
+    return found
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
     """One family. Functions that take `backbone` take the model below its head, without any peft wrapper.
 
-    - `blocks(backbone)`: its transformer blocks, which may be replaced by fewer of them
-    - `embed`, `block`, `norm`, `head`: parts; `norm` is None where blocks flow into the head directly, `head` is the
-      classifier of sequence classification, called with (hidden state, attention_mask) -> logits
-    - `context(backbone, attention_mask)`: what all blocks need, by name; (batch, tokens) int64, 1 where a token is
-    - `check(config)`: None, or why a model with this configuration is not supported
+    - `model_types`: what its models say in config.json
     - `targets`: the modules that LoRA adapts unless told otherwise
+    - `embed`, `block`, `norm`: parts; `norm` is None where blocks flow into the head directly
+    - `context(backbone, attention_mask)`: what all blocks need, by name; (batch, tokens) int64, 1 where a token is
+    - `heads`: by task, the classifier as a part, called with (hidden state, attention_mask) -> logits; None where the
+      loss is over the vocabulary
+    - `check(config)`: None, or why a model with this configuration is not supported
+    - `max_tokens(config)`: how long a row can be
     """
 
     name: str
-    tasks: tuple[TaskType, ...]
+    model_types: tuple[str, ...]
     targets: tuple[str, ...]
-    backbone: Callable[[nn.Module], Any]
-    blocks: Callable[[Any], nn.ModuleList]
     embed: Callable[[Any], Part]
     block: Callable[[nn.Module], Part]
     norm: Callable[[Any], Part | None]
-    head: Callable[[Any], Part] | None
     context: Callable[[Any, Tensor], dict[str, Tensor]]
-    check: Callable[[Any], str | None]
+    heads: Mapping[TaskType, Callable[[Any], Part] | None]
+    check: Callable[[Any], str | None] = lambda _config: None
+    max_tokens: Callable[[Any], int] = _all_positions
+
+    @property
+    def tasks(self) -> tuple[TaskType, ...]:
+        """What its models can be tuned for."""
+        return tuple(self.heads)
 
 
-def family_of(model_type: str) -> Family:
-    """The family of transformers' `model_type`. Raises UnsupportedError naming those that there are."""
-    if model_type not in FAMILIES:
-        msg = f"models of type {model_type!r} are not supported; supported are {', '.join(FAMILIES)}"
+def all_families() -> tuple[Family, ...]:
+    """Every family that there is, by name."""
+    names = sorted(module.name for module in pkgutil.iter_modules(__path__))
+    return tuple(import_module(f"{__name__}.{name}").FAMILY for name in names)
+
+
+def family_of(model_type: str, keys: Iterable[str] = ()) -> Family:
+    """The family of transformers' `model_type`, whose configuration has `keys`.
+
+    Raises UnsupportedError that names the nearest family and what to do, when it is of none.
+    """
+    families = all_families()
+    found = next((family for family in families if model_type in family.model_types), None)
+    if found is None:
+        near = max(families, key=lambda family: max(_likeness(set(keys), known) for known in family.model_types))
+        msg = (
+            f"models of type {model_type!r} are not supported, `fedpeat families` lists what is; the nearest family is "
+            f"{near.name}: try the type in export/families/{near.name}.py, else add export/families/{model_type}.py"
+        )
         raise UnsupportedError(msg)
-    family: Family = import_module(f"export.families.{model_type}").FAMILY
-    return family
+    return found
 
 
-def additive_mask(allowed: Tensor) -> Tensor:
-    """0 where `allowed`, else the least float32, so that a row that may see nothing sees all alike instead of NaN."""
-    return torch.zeros(allowed.shape).masked_fill(~allowed, torch.finfo(torch.float32).min)
-
-
-def causal_mask(attention_mask: Tensor) -> Tensor:
-    """Additive (batch, 1, tokens, tokens): each token sees itself and those before it, and no padding."""
-    positions = torch.arange(attention_mask.shape[1])
-    causal = positions[None, :] <= positions[:, None]
-    return additive_mask(causal[None, None] & (attention_mask[:, None, None, :] > 0))
+def _likeness(keys: set[str], model_type: str) -> float:
+    """The share of keys that a configuration has in common with those of `model_type`."""
+    known = set(transformers.AutoConfig.for_model(model_type).to_dict())
+    return len(keys & known) / len(keys | known)

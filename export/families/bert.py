@@ -5,14 +5,13 @@ Also MiniLM and other models that declare themselves `bert`. https://arxiv.org/a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from edge_sdk.wire.manifest import TaskType
-from export.families import Arguments, Family, Part, additive_mask
+from export.families import Family
+from export.parts import Part, backbone_of, bidirectional_context, block_with_mask, embed_for_encoder, refuse_decoder
 
 
 class PooledClassifier(nn.Module):
@@ -30,60 +29,18 @@ class PooledClassifier(nn.Module):
         return logits
 
 
-def _backbone(model: nn.Module) -> Any:  # noqa: ANN401 - transformers' modules are typed by attribute
-    return model.bert
-
-
-def _blocks(backbone: Any) -> nn.ModuleList:  # noqa: ANN401
-    layers: nn.ModuleList = backbone.encoder.layer
-    return layers
-
-
-def _embed(backbone: Any) -> Part:  # noqa: ANN401
-    return Part(backbone.embeddings, _embed_arguments, (), {"word_embeddings.weight": "matrix"})
-
-
-def _embed_arguments(ids: Tensor, _context: Mapping[str, Tensor]) -> Arguments:
-    # Positions and token types are given, not left to the module's buffers: a buffer would fix the largest length.
-    return (), {
-        "input_ids": ids,
-        "position_ids": torch.arange(ids.shape[1])[None],
-        "token_type_ids": torch.zeros_like(ids),
-    }
-
-
-def _block(module: nn.Module) -> Part:
-    return Part(module, lambda x, context: ((x, context["mask"]), {}), ("mask",), {})
-
-
-def _no_norm(_backbone: Any) -> None:  # noqa: ANN401
-    return None
-
-
-def _head(model: Any) -> Part:  # noqa: ANN401
-    return Part(PooledClassifier(model.bert.pooler, model.classifier), lambda x, _: ((x,), {}), (), {})
-
-
-def _context(_backbone: Any, attention_mask: Tensor) -> dict[str, Tensor]:  # noqa: ANN401
-    return {"mask": additive_mask(attention_mask[:, None, None, :] > 0)}
-
-
-def _check(config: Any) -> str | None:  # noqa: ANN401
-    if config.is_decoder or config.add_cross_attention:
-        return "BERT as a decoder is not supported, only as an encoder"
-    return None
+def _classifier(model: Any) -> Part:  # noqa: ANN401 - transformers' modules are typed by attribute
+    return Part(PooledClassifier(backbone_of(model).pooler, model.classifier))
 
 
 FAMILY = Family(
     name="bert",
-    tasks=(TaskType.SEQUENCE_CLASSIFICATION,),
+    model_types=("bert",),
     targets=("query", "value"),
-    backbone=_backbone,
-    blocks=_blocks,
-    embed=_embed,
-    block=_block,
-    norm=_no_norm,
-    head=_head,
-    context=_context,
-    check=_check,
+    embed=lambda backbone: embed_for_encoder(backbone.embeddings),
+    block=block_with_mask,
+    norm=lambda _backbone: None,
+    context=bidirectional_context,
+    heads={TaskType.SEQUENCE_CLASSIFICATION: _classifier},
+    check=refuse_decoder,
 )

@@ -8,63 +8,13 @@ bits it has one scale per input. peft knows the module, and notes `fan_in_fan_ou
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
-from edge_sdk.wire.manifest import TaskType
-from export.families import Arguments, Family, Part, causal_mask
+from export.families import Family
+from export.parts import DECODER_HEADS, Part, block_with_mask, causal_context, embed_tokens_and_positions
 
 
-class Embeddings(nn.Module):
-    """Token and position embedding of a `GPT2Model` as one module, without its dropout."""
-
-    def __init__(self, wte: nn.Module, wpe: nn.Module) -> None:
-        """Share the two modules."""
-        super().__init__()
-        self.wte = wte
-        self.wpe = wpe
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """Hidden state (batch, tokens, width) of ids (batch, tokens)."""
-        positions = torch.arange(ids.shape[1])[None]
-        hidden: Tensor = self.wte(ids) + self.wpe(positions)
-        return hidden
-
-
-def _backbone(model: nn.Module) -> Any:  # noqa: ANN401 - transformers' modules are typed by attribute
-    return model.transformer
-
-
-def _blocks(backbone: Any) -> nn.ModuleList:  # noqa: ANN401
-    layers: nn.ModuleList = backbone.h
-    return layers
-
-
-def _embed(backbone: Any) -> Part:  # noqa: ANN401
-    module = Embeddings(backbone.wte, backbone.wpe)
-    return Part(module, lambda ids, _: ((ids,), {}), (), {"wte.weight": "matrix"})
-
-
-def _block(module: nn.Module) -> Part:
-    return Part(module, _block_arguments, ("mask",), {})
-
-
-def _block_arguments(x: Tensor, context: Mapping[str, Tensor]) -> Arguments:
-    return (x,), {"attention_mask": context["mask"]}
-
-
-def _norm(backbone: Any) -> Part:  # noqa: ANN401
-    return Part(backbone.ln_f, lambda x, _: ((x,), {}), (), {})
-
-
-def _context(_backbone: Any, attention_mask: Tensor) -> dict[str, Tensor]:  # noqa: ANN401
-    return {"mask": causal_mask(attention_mask)}
-
-
-def _check(config: Any) -> str | None:  # noqa: ANN401
+def _check(config: Any) -> str | None:  # noqa: ANN401 - transformers' configurations are typed by attribute
     if config.add_cross_attention:
         return "GPT-2 with cross-attention is not supported, only by itself"
     if config.scale_attn_by_inverse_layer_idx:
@@ -74,14 +24,12 @@ def _check(config: Any) -> str | None:  # noqa: ANN401
 
 FAMILY = Family(
     name="gpt2",
-    tasks=(TaskType.CAUSAL_LM,),
+    model_types=("gpt2",),
     targets=("c_attn",),
-    backbone=_backbone,
-    blocks=_blocks,
-    embed=_embed,
-    block=_block,
-    norm=_norm,
-    head=None,
-    context=_context,
+    embed=lambda backbone: embed_tokens_and_positions(backbone.wte, backbone.wpe),
+    block=block_with_mask,
+    norm=lambda backbone: Part(backbone.ln_f),
+    context=causal_context,
+    heads=DECODER_HEADS,
     check=_check,
 )

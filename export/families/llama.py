@@ -1,70 +1,55 @@
-"""Llama: token embedding, decoder blocks with rotary positions, RMS norm, vocabulary projection.
+"""Llama and its kin: token embedding, decoder blocks with rotary positions, RMS norm, vocabulary projection.
 
-Also SmolLM and other models that declare themselves `llama`. https://arxiv.org/abs/2302.13971
+SmolLM and TinyLlama declare themselves `llama`; Mistral may look back through a window only; Qwen2 has biases, Qwen3
+norms on queries and keys. https://arxiv.org/abs/2302.13971
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from edge_sdk.wire.manifest import TaskType
-from export.families import Arguments, Family, Part, causal_mask
+from export.families import Family
+from export.parts import (
+    DECODER_HEADS,
+    Part,
+    block_with_rotary,
+    blocks_of,
+    causal_mask,
+    embed_tokens,
+    refuse_moving_rotary,
+    rotary_tables,
+)
 
-STATIC_ROTARY = ("default", "linear", "llama3")  # the others change their tables with the length of the input
+MASK, WINDOW_MASK = "mask", "window_mask"
 
 
-def _backbone(model: nn.Module) -> Any:  # noqa: ANN401 - transformers' modules are typed by attribute
-    return model.model
-
-
-def _blocks(backbone: Any) -> nn.ModuleList:  # noqa: ANN401
-    layers: nn.ModuleList = backbone.layers
-    return layers
-
-
-def _embed(backbone: Any) -> Part:  # noqa: ANN401
-    return Part(backbone.embed_tokens, lambda ids, _: ((ids,), {}), (), {"weight": "matrix"})
+def _window(block: Any) -> int | None:  # noqa: ANN401 - transformers' modules are typed by attribute
+    """How many tokens a block sees, its own among them, None for all: Qwen says it per block, Mistral for all."""
+    attention = block.self_attn
+    found: int | None = getattr(attention, "sliding_window", getattr(attention.config, "sliding_window", None))
+    return found
 
 
 def _block(module: nn.Module) -> Part:
-    return Part(module, _block_arguments, ("mask", "cos", "sin"), {})
-
-
-def _block_arguments(x: Tensor, context: Mapping[str, Tensor]) -> Arguments:
-    return (x,), {"attention_mask": context["mask"], "position_embeddings": (context["cos"], context["sin"])}
-
-
-def _norm(backbone: Any) -> Part:  # noqa: ANN401
-    return Part(backbone.norm, lambda x, _: ((x,), {}), (), {})
+    return block_with_rotary(module, MASK if _window(module) is None else WINDOW_MASK)
 
 
 def _context(backbone: Any, attention_mask: Tensor) -> dict[str, Tensor]:  # noqa: ANN401
-    positions = torch.arange(attention_mask.shape[1])
-    cos, sin = backbone.rotary_emb(torch.zeros(1), positions[None])
-    return {"mask": causal_mask(attention_mask), "cos": cos, "sin": sin}
-
-
-def _check(config: Any) -> str | None:  # noqa: ANN401
-    kind = (config.rope_parameters or {}).get("rope_type", "default")
-    if kind not in STATIC_ROTARY:
-        return f"rotary positions of type {kind!r} are not supported; supported are {', '.join(STATIC_ROTARY)}"
-    return None
+    windows = dict.fromkeys(_window(block) for block in blocks_of(backbone))  # in order: equal input, equal bytes
+    masks = {MASK if w is None else WINDOW_MASK: causal_mask(attention_mask, w) for w in windows}
+    return masks | rotary_tables(backbone, attention_mask)
 
 
 FAMILY = Family(
     name="llama",
-    tasks=(TaskType.CAUSAL_LM,),
+    model_types=("llama", "mistral", "qwen2", "qwen3"),
     targets=("q_proj", "v_proj"),
-    backbone=_backbone,
-    blocks=_blocks,
-    embed=_embed,
+    embed=lambda backbone: embed_tokens(backbone.embed_tokens),
     block=_block,
-    norm=_norm,
-    head=None,
+    norm=lambda backbone: Part(backbone.norm),
     context=_context,
-    check=_check,
+    heads=DECODER_HEADS,
+    check=refuse_moving_rotary,
 )

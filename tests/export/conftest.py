@@ -15,7 +15,7 @@ from export.artifact import ArtifactWriter, staged, write_manifest
 from export.foundation import open_foundation
 from export.levels import LevelRequest, resolve_level
 from export.program import Program, adapt, capture_program
-from tests.models import tiny_bert, tiny_gpt2, tiny_llama
+from tests.models import tiny_model
 
 LEVELS = (
     LevelRequest("fp32", 32, None, None),
@@ -24,13 +24,30 @@ LEVELS = (
     LevelRequest("int4", 4, None, None),
     LevelRequest("int8-2layers-last1", 8, 2, 1),
 )
-TASKS = {"llama": TaskType.CAUSAL_LM, "gpt2": TaskType.CAUSAL_LM, "bert": TaskType.SEQUENCE_CLASSIFICATION}
-LABELS = {"llama": (), "gpt2": (), "bert": ("bad", "so-so", "good")}
-TARGETS = {  # the family's own, and others
-    "llama": ("q_proj", "up_proj"),
-    "gpt2": ("c_attn", "c_proj"),
-    "bert": ("query", "value"),
+LM, CLASSES = TaskType.CAUSAL_LM, TaskType.SEQUENCE_CLASSIFICATION
+FAMILIES = {  # one model of each family: of which kind, for which task, with which targets where not the family's own
+    "llama": ("llama", LM, ("q_proj", "up_proj")),
+    "gpt2": ("gpt2", LM, ("c_attn", "c_proj")),
+    "opt": ("opt", LM, ()),
+    "gpt_neox": ("gpt_neox", LM, ()),
+    "bert": ("bert", CLASSES, ()),
+    "roberta": ("roberta", CLASSES, ()),
+    "distilbert": ("distilbert", CLASSES, ()),
 }
+VARIANTS = {  # their kin, and decoders that classify
+    "mistral": ("mistral", LM, ()),
+    "qwen2": ("qwen2", LM, ()),
+    "qwen3": ("qwen3", LM, ("q_proj", "o_proj")),
+    "opt-norm-behind": ("opt-norm-behind", LM, ("fc1", "fc2")),
+    "gpt_neox-in-turn": ("gpt_neox-in-turn", LM, ("dense", "dense_4h_to_h")),
+    "xlm-roberta": ("xlm-roberta", CLASSES, ("query",)),
+    "camembert": ("camembert", CLASSES, ("key",)),
+    "llama-classes": ("llama-biased", CLASSES, ("v_proj",)),
+    "gpt2-classes": ("gpt2", CLASSES, ()),
+    "opt-classes": ("opt-plain", CLASSES, ()),
+    "gpt_neox-classes": ("gpt_neox", CLASSES, ()),
+}
+LABELS = ("bad", "so-so", "good")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +70,11 @@ class Exported:
         return read_tensors(self.store.path(manifest.files[manifest.adapter.initial].sha256))
 
 
-def export_tiny(family: str, model: pathlib.Path, folder: pathlib.Path) -> Exported:
-    """Export the model folder with all levels of these tests, without measuring costs."""
-    foundation = open_foundation(model, TASKS[family], LABELS[family])
-    adapted = adapt(foundation, AdapterRequest("lora", 2, 4.0, TARGETS[family]), seed=0)
+def export_tiny(name: str, model: pathlib.Path, folder: pathlib.Path) -> Exported:
+    """Export a model folder, of one of the models above, with all levels of these tests, without measuring costs."""
+    _, task, targets = (FAMILIES | VARIANTS)[name]
+    foundation = open_foundation(model, task, LABELS if task is CLASSES else ())
+    adapted = adapt(foundation, AdapterRequest("lora", 2, 4.0, targets or foundation.family.targets), seed=0)
     program = capture_program(adapted, lambda _: None)
     with staged(folder) as store:
         writer = ArtifactWriter(program, store)
@@ -71,44 +89,69 @@ def contents(folder: pathlib.Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
+class Exports:
+    """The models above: model folders and artifacts, each made when it is first asked for."""
+
+    def __init__(self, folder: pathlib.Path) -> None:
+        """Make them below `folder`."""
+        self._folder = folder
+        self._exported: dict[str, Exported] = {}
+
+    def model(self, name: str) -> pathlib.Path:
+        """The model folder, as `save_pretrained` writes it."""
+        folder = self._folder / name
+        return folder if folder.exists() else tiny_model((FAMILIES | VARIANTS)[name][0], folder)
+
+    def __getitem__(self, name: str) -> Exported:
+        """The artifact."""
+        if name not in self._exported:
+            self._exported[name] = export_tiny(name, self.model(name), self._folder / f"{name}-artifact")
+        return self._exported[name]
+
+
 @pytest.fixture(scope="session")
-def tiny_llama_folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+def exports(tmp_path_factory: pytest.TempPathFactory) -> Exports:
+    """All of them."""
+    return Exports(tmp_path_factory.mktemp("exports"))
+
+
+@pytest.fixture(scope="session")
+def tiny_llama_folder(exports: Exports) -> pathlib.Path:
     """A tiny Llama, as `save_pretrained` writes it."""
-    return tiny_llama(tmp_path_factory.mktemp("llama") / "model")
+    return exports.model("llama")
 
 
 @pytest.fixture(scope="session")
-def tiny_gpt2_folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """A tiny GPT-2, as `save_pretrained` writes it."""
-    return tiny_gpt2(tmp_path_factory.mktemp("gpt2") / "model")
-
-
-@pytest.fixture(scope="session")
-def tiny_bert_folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+def tiny_bert_folder(exports: Exports) -> pathlib.Path:
     """A tiny BERT, as `save_pretrained` writes it."""
-    return tiny_bert(tmp_path_factory.mktemp("bert") / "model")
+    return exports.model("bert")
 
 
 @pytest.fixture(scope="session")
-def llama(tiny_llama_folder: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+def llama(exports: Exports) -> Exported:
     """A tiny Llama's artifact."""
-    return export_tiny("llama", tiny_llama_folder, tmp_path_factory.mktemp("llama") / "artifact")
+    return exports["llama"]
 
 
 @pytest.fixture(scope="session")
-def gpt2(tiny_gpt2_folder: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+def gpt2(exports: Exports) -> Exported:
     """A tiny GPT-2's artifact."""
-    return export_tiny("gpt2", tiny_gpt2_folder, tmp_path_factory.mktemp("gpt2") / "artifact")
+    return exports["gpt2"]
 
 
 @pytest.fixture(scope="session")
-def bert(tiny_bert_folder: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+def bert(exports: Exports) -> Exported:
     """A tiny BERT's artifact."""
-    return export_tiny("bert", tiny_bert_folder, tmp_path_factory.mktemp("bert") / "artifact")
+    return exports["bert"]
 
 
-@pytest.fixture(params=["llama", "gpt2", "bert"])
-def exported(request: pytest.FixtureRequest) -> Exported:
+@pytest.fixture(params=FAMILIES)
+def exported(request: pytest.FixtureRequest, exports: Exports) -> Exported:
     """Each family's artifact in turn."""
-    found: Exported = request.getfixturevalue(request.param)
-    return found
+    return exports[request.param]
+
+
+@pytest.fixture(params=[*FAMILIES, *VARIANTS])
+def any_exported(request: pytest.FixtureRequest, exports: Exports) -> Exported:
+    """The artifact of every model in turn."""
+    return exports[request.param]

@@ -21,7 +21,7 @@ from export.foundation import open_foundation
 from export.parity import Oracle, check_parity, require_parity
 from export.program import adapt, places
 from tests.export.conftest import Exported, contents
-from tests.models import tiny_llama
+from tests.models import tiny_model
 
 
 def test_the_seed_draws_the_adapter(bert: Exported) -> None:
@@ -79,7 +79,7 @@ def test_graphs_know_shapes_and_no_values(llama: Exported, tmp_path: pathlib.Pat
 
     Its folder has no tokenizer: so has its artifact.
     """
-    model = tiny_llama(tmp_path / "model", seed=9, tie_word_embeddings=False)
+    model = tiny_model("llama", tmp_path / "model", seed=9, tie_word_embeddings=False)
     (model / "tokenizer.json").unlink()
     foundation = open_foundation(model, TaskType.CAUSAL_LM, ())
     adapted = adapt(foundation, llama.program.adapted.request, seed=0)

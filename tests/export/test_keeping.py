@@ -26,7 +26,9 @@ FFN, RANK = 48, 2
 FLOATS = {
     "llama": (WIDTH + 2 * WIDTH // 2) + 2 * FFN + WIDTH + 2 * RANK,
     "gpt2": 3 * WIDTH + FFN + WIDTH + 3 * RANK,
-    "bert": 3 * WIDTH + FFN + 2 * WIDTH + 2 * RANK,
+    "opt": 3 * WIDTH + FFN + WIDTH + 2 * RANK,
+    "gpt_neox": 3 * WIDTH + FFN + RANK,  # attention and feed-forward stand side by side: there is no state in between
+    **dict.fromkeys(("bert", "roberta", "distilbert"), 3 * WIDTH + FFN + 2 * WIDTH + 2 * RANK),
 }
 
 
@@ -148,8 +150,15 @@ def joint(body: str) -> ir.Model:
         ("y = MatMul (x, w) z = ReduceMax <keepdims = 1> (y, last) dx = Mul (dy, z)", 1),
         ("y = MatMul (x, w) z = ReduceMax <keepdims = 1> (y, last) e = Exp (y) f = Mul (dy, z) dx = Mul (f, e)", 8),
         ("y = MatMul (x, w) z = Relu (y) n = ReduceMax <keepdims = 1> (x, last) dx = Mul (dy, n)", 0),
+        ("y = MatMul (x, w) zero = Constant <value_float = 0.0> () b = Greater (y, zero) dx = Where (b, dy, zero)", 8),
     ],
-    ids=["one of two alike", "the narrow end", "the wide one serves both", "what is needed makes no product"],
+    ids=[
+        "one of two alike",
+        "the narrow end",
+        "the wide one serves both",
+        "what is needed makes no product",
+        "a number, where a truth would do",
+    ],
 )
 def test_the_cut_is_the_smallest(body: str, floats: int) -> None:
     """Of all that would do, what has the fewest numbers is kept; what needs no product is computed again."""
@@ -157,4 +166,5 @@ def test_the_cut_is_the_smallest(body: str, floats: int) -> None:
     assert (kept.floats, len(kept.names)) == (floats, int(floats > 0))
     assert [value.name for value in kept.forward.graph.outputs] == ["y", *kept.names]
     assert [value.name for value in kept.backward.graph.inputs] == ["x", "dy", *kept.names, "w"]
+    onnx.checker.check_model(ir.to_proto(kept.forward), full_check=True)
     assert not weight_products(kept.backward, {"w"})

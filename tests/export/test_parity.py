@@ -26,39 +26,40 @@ from export.parity import (
 from export.reference import Batch, ReferenceWalk
 from export.report import parity_table, verdict
 from tests.export.conftest import Exported
+from tests.models import SPECIAL
 
 
 @pytest.mark.parametrize("level", ["fp32", "fp16", "int8", "int4", "int8-2layers-last1"])
-def test_gradients_are_torchs(exported: Exported, level: str) -> None:
+def test_gradients_are_torchs(any_exported: Exported, level: str) -> None:
     """Loss and every gradient agree with autograd through the peft model, with padding and any adapter."""
-    manifest = exported.manifests[level]
+    manifest = any_exported.manifests[level]
     for seed in (0, 1):
-        parity = check_parity(Oracle(exported.program.adapted, seed), exported.store, manifest)
+        parity = check_parity(Oracle(any_exported.program.adapted, seed), any_exported.store, manifest)
         assert parity.worst <= 1e-5
         assert parity.loss <= 1e-6
         require_parity(parity)
 
 
 @pytest.mark.parametrize(("rows", "tokens"), [(1, 2), (1, 64), (7, 5), (5, 7)])
-def test_any_batch_and_any_length(exported: Exported, rows: int, tokens: int) -> None:
+def test_any_batch_and_any_length(any_exported: Exported, rows: int, tokens: int) -> None:
     """The same graphs serve shapes that they were not captured with, one row and the longest input among them."""
-    manifest, adapted = exported.manifests["fp32"], exported.program.adapted
+    manifest, adapted = any_exported.manifests["fp32"], any_exported.program.adapted
     generator = np.random.default_rng(tokens)
-    ids = generator.integers(0, manifest.model.vocabulary, (rows, tokens))
+    ids = generator.integers(SPECIAL, manifest.model.vocabulary, (rows, tokens))
     labels = generator.integers(0, max(1, len(manifest.model.labels)), rows)
     batch = Batch(ids, np.ones_like(ids), labels)
-    found = ReferenceWalk(exported.store, manifest).run(exported.initial_adapter(), batch)
+    found = ReferenceWalk(any_exported.store, manifest).run(any_exported.initial_adapter(), batch)
     model, _ = emulator(adapted, manifest.level)
     wanted = torch_loss(model, manifest.model.task, batch).item()
     assert found.loss == pytest.approx(wanted, rel=1e-5)
     assert all(np.isfinite(gradient).all() for gradient in found.gradients.values())
 
 
-def test_every_trained_tensor_learns(exported: Exported) -> None:
+def test_every_trained_tensor_learns(any_exported: Exported) -> None:
     """After one step down the gradient the starting point is left: no trained tensor then has a gradient of zero."""
-    manifest = exported.manifests["int8"]
-    walk, batch = ReferenceWalk(exported.store, manifest), draw_batch(manifest.model, 0)
-    adapter = exported.initial_adapter()
+    manifest = any_exported.manifests["int8"]
+    walk, batch = ReferenceWalk(any_exported.store, manifest), draw_batch(any_exported.program.adapted.foundation, 0)
+    adapter = any_exported.initial_adapter()
     first = walk.run(adapter, batch)
     moved = {name: adapter[name] - 0.1 * first.gradients[name] for name in manifest.trained_shapes()}
     second = walk.run(moved, batch)
@@ -67,17 +68,17 @@ def test_every_trained_tensor_learns(exported: Exported) -> None:
     assert second.loss < first.loss
 
 
-def test_padding_changes_nothing(exported: Exported) -> None:
+def test_padding_changes_nothing(any_exported: Exported) -> None:
     """A row with padding behind it has the loss and the gradients that it has without."""
-    manifest = exported.manifests["fp32"]
-    batch = draw_batch(manifest.model, seed=3)
+    manifest = any_exported.manifests["fp32"]
+    batch = draw_batch(any_exported.program.adapted.foundation, seed=3)
     row = Batch(batch.ids[:1, :9], np.ones((1, 9), dtype=np.int64), batch.labels[:1])
     padded = Batch(np.pad(row.ids, ((0, 0), (0, 8))), np.pad(row.attention_mask, ((0, 0), (0, 8))), row.labels)
     generator = np.random.default_rng(0)
     adapter = {
         name: generator.normal(0, 0.1, shape).astype(np.float32) for name, shape in manifest.adapter_shapes().items()
     }
-    short, long = (ReferenceWalk(exported.store, manifest).run(adapter, b) for b in (row, padded))
+    short, long = (ReferenceWalk(any_exported.store, manifest).run(adapter, b) for b in (row, padded))
     assert short.loss == pytest.approx(long.loss, rel=1e-6)
     for name, gradient in short.gradients.items():
         assert relative_error(long.gradients[name], gradient) < 1e-4

@@ -35,24 +35,27 @@ def moved_adapter(exported: Exported, level: str) -> dict[str, Array]:
 
 
 @pytest.mark.parametrize("level", ["fp32", "int8-2layers-last1"])
-def test_checkpoint_is_the_model_that_devices_trained(exported: Exported, level: str, tmp_path: pathlib.Path) -> None:
+def test_checkpoint_is_the_model_that_devices_trained(
+    any_exported: Exported, level: str, tmp_path: pathlib.Path
+) -> None:
     """The PEFT checkpoint, loaded by peft alone, has the loss of the fp32 artifact with the same adapter.
 
     Tensors that the level does not train have their starting values in it.
     """
-    adapter, out = moved_adapter(exported, level), tmp_path / "checkpoint"
+    adapter, out = moved_adapter(any_exported, level), tmp_path / "checkpoint"
     write_tensors(tmp_path / "adapter", adapter)
-    reported = plug_in(exported.model, manifest_path(exported, level), tmp_path / "adapter", out)
-    manifest = exported.manifests["fp32"]
-    spec, batch = manifest.model, draw_batch(manifest.model, seed=0)
-    foundation = open_foundation(exported.model, spec.task, spec.labels)
+    reported = plug_in(any_exported.model, manifest_path(any_exported, level), tmp_path / "adapter", out)
+    manifest = any_exported.manifests["fp32"]
+    spec = manifest.model
+    foundation = open_foundation(any_exported.model, spec.task, spec.labels)
+    batch = draw_batch(foundation, seed=0)
     with quiet(), torch.no_grad():
         model = PeftModel.from_pretrained(foundation.load(seed=9), str(out)).eval()
         loss = torch_loss(model, spec.task, batch).item()
     assert loss == pytest.approx(reported, rel=1e-6)
-    wanted = {**exported.initial_adapter(), **adapter}
-    assert ReferenceWalk(exported.store, manifest).run(wanted, batch).loss == pytest.approx(loss, rel=1e-5)
-    for name, value in adapter_parameters(model, foundation.family).items():
+    wanted = {**any_exported.initial_adapter(), **adapter}
+    assert ReferenceWalk(any_exported.store, manifest).run(wanted, batch).loss == pytest.approx(loss, rel=1e-5)
+    for name, value in adapter_parameters(model, foundation).items():
         np.testing.assert_array_equal(value.detach().numpy(), wanted[name])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "checkpoint"]
 
@@ -67,9 +70,9 @@ def test_checkpoints_tell_how_weights_lie(gpt2: Exported, llama: Exported, tmp_p
         assert json.loads((out / "adapter_config.json").read_text())["fan_in_fan_out"] is lies
         spec = exported.manifests["fp32"].model
         with quiet(), torch.no_grad():
-            loaded = open_foundation(exported.model, spec.task, ()).load()
-            merged = PeftModel.from_pretrained(loaded, str(out)).merge_and_unload().eval()
-            assert torch_loss(merged, spec.task, draw_batch(spec, seed=0)).item() == pytest.approx(loss, rel=1e-5)
+            foundation = open_foundation(exported.model, spec.task, ())
+            merged = PeftModel.from_pretrained(foundation.load(), str(out)).merge_and_unload().eval()
+            assert torch_loss(merged, spec.task, draw_batch(foundation, seed=0)).item() == pytest.approx(loss, rel=1e-5)
 
 
 @pytest.mark.parametrize(

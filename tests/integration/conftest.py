@@ -22,7 +22,7 @@ from coordinator.config import load_config
 from coordinator.history import History, read_history
 from coordinator.jobs import Jobs
 from tests.brokers import Mosquitto
-from tests.models import CORPUS, tiny_llama
+from tests.models import CORPUS, tiny_model
 
 PATIENCE_S = 120.0
 ROUNDS, TOKENS = 3, 16
@@ -40,7 +40,7 @@ class Tiny:
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     """Built once, by the coordinator's own builder."""
     folder = tmp_path_factory.mktemp("integration")
-    model = tiny_llama(folder / "model", vocab_size=30_000, hidden_size=64)
+    model = tiny_model("llama", folder / "model", vocab_size=30_000, hidden_size=64)
     path = folder / "coordinator.toml"
     write_toml(path, coordinator_table(model, folder / "out"))
     jobs = Jobs()

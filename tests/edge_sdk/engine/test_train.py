@@ -88,7 +88,7 @@ def test_whoever_iterates_may_stop(llama: Artifact) -> None:
 
 def test_a_loss_that_is_no_number_ends_training(classifier: Artifact) -> None:
     """An absurd learning rate is stopped at the step where numbers break, which is named, with what may help."""
-    recipe = Recipe(steps=8, learning_rate=1e36)
+    recipe = Recipe(steps=8, learning_rate=1e38)
     with (
         np.errstate(all="ignore"),
         pytest.raises(NonFinite, match=r"^step [2-8]: .*; a smaller learning rate may help$"),
