@@ -55,7 +55,7 @@ def test_gradients_are_as_far_off_as_is_said(exported: Exported, level: str) -> 
     manifest = exported.manifests[level]
     stated = check_parity(Oracle(exported.program.adapted), exported.store, manifest).in_integers
     assert 1e-4 < stated < 0.1
-    assert integers_error(Oracle(exported.program.adapted, seed=1), exported.store, manifest) < 2 * stated
+    assert integers_error(Oracle(exported.program.adapted, seed=1), exported.store, manifest) < 4 * stated
     oracle, walk = Oracle(exported.program.adapted, seed=1), ReferenceWalk(exported.store, manifest)
     for kept_bits in (0, 32, 16):
         exact, found = (
