@@ -66,7 +66,7 @@ def test_gradients_are_as_far_off_as_is_said(exported: Exported, level: str) -> 
         for name in (name for name in exact.gradients if not name.startswith("head/")):
             off += float(np.square(found.gradients[name] - exact.gradients[name]).sum())
             whole += float(np.square(exact.gradients[name]).sum())
-        assert 0 < off < (2 * stated) ** 2 * whole
+        assert 0 < off < (4 * stated) ** 2 * whole
 
 
 def test_graphs_are_there_where_they_differ(exported: Exported) -> None:
