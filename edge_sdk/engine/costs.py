@@ -1,8 +1,9 @@
-"""What a graph costs at any shape, from what was measured at four: (1, T), (8, T), (1, 2T) and (1, 4T) rows and tokens.
+"""What a graph costs at any shape, from what was measured at three: (1, T), (8, T) and (1, 4T) rows and tokens.
 
 Rows cost alike, beside what is fixed. What a token costs rises with its row's length, for the scores of attention are
-quadratic: in straight lines between the lengths that were measured, in bytes as in milliseconds. One parabola would not
-do: in short rows another operator needs most memory than in long ones.
+quadratic: in straight lines between the lengths that were measured, in bytes as in milliseconds. In short rows another
+operator needs most memory than in long ones, and where they change is not known. So memory is measured at no length in
+between: it would lie below the line at 2T, and soon after that above the next (a fifth too low at 5/2 T, measured).
 """
 
 from __future__ import annotations

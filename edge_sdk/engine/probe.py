@@ -1,10 +1,10 @@
 """What each graph costs, measured in this process: what manifests carry and plans are made from.
 
-Every graph runs over four shapes of random numbers: one row of T tokens, eight rows, and one row of 2T and of 4T. They
-lie wide apart, for what is between them is interpolated, and what is beyond is off by more the closer they are. Each
-runs in a fork of this process, whose arena begins empty: memory is the growth of anonymous memory in the first run,
-time the median of further ones, with the weights in memory. `process` is the memory at rest with everything loaded, the
-arena still empty. `pages` is what it costs to map weights and to give them back.
+Every graph runs over three shapes of random numbers: one row of T tokens, eight rows, and one row of 4T. They lie wide
+apart, for what is between them is interpolated, and what is beyond is off by more the closer they are. Each runs in a
+fork of this process, whose arena begins empty: memory is the growth of anonymous memory in the first run, time the
+median of further ones, with the weights in memory. `process` is the memory at rest with everything loaded, the arena
+still empty. `pages` is what it costs to map weights and to give them back.
 """
 
 from __future__ import annotations
@@ -81,12 +81,12 @@ def fullest(manifest: Manifest) -> Plan:
 
 
 class _Probe:
-    """The graphs of one artifact at four shapes."""
+    """The graphs of one artifact at three shapes."""
 
     def __init__(self, artifact: Artifact, tokens: int, threads: int) -> None:
         self._artifact, self._manifest, self._threads = artifact, artifact.manifest, threads
         tokens = max(min(tokens, self._manifest.model.max_tokens // 4), 2)
-        self._shapes = ((1, tokens), (8, tokens), (1, 2 * tokens), (1, 4 * tokens))
+        self._shapes = ((1, tokens), (8, tokens), (1, 4 * tokens))
         self._adapter = artifact.initial_adapter()
         self._generator = np.random.default_rng(0)
 

@@ -1,4 +1,4 @@
-"""What was measured at four shapes is what is expected there, and more is never expected to cost less."""
+"""What was measured where a probe looks is what is expected there, and more is never expected to cost less."""
 
 from __future__ import annotations
 
