@@ -111,7 +111,7 @@ def test_what_is_kept_need_not_be_recomputed(artifact: Artifact, share: float, k
 
 @pytest.mark.parametrize("kept_blocks", [0, 1])
 def test_integers_are_as_far_off_as_the_manifest_says(classifier: Artifact, kept_blocks: int) -> None:
-    """The loss is exact, and the blocks' gradient is off by about the stated share of its norm: another draw's is of that order."""
+    """The loss is exact, and the blocks' gradient is off by about the stated share: another draw's is of that order."""
     manifest = classifier.manifest
     batch, adapter = batch_of(manifest), random_adapter(manifest)
     plan = Plan(2, 32, kept_blocks)
