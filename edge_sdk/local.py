@@ -121,12 +121,12 @@ def train(  # noqa: PLR0913 - each has a name where it is called
     planned(artifact.manifest, limits)  # before anything takes long
     folder = open_data(artifact, data, tokens)
     rows = batches(folder, folder.usable(), batch, tokens, seed)
-    values = _adapter(artifact, adapter)
     _return_freed_memory()
     reset_peak()
     watch = _Watch()
     walk = settle(artifact, limits, watch.check)
     watch.budget_bytes = budget_bytes
+    values = _adapter(artifact, adapter)  # not before: a plan counts it beside what is at rest
     recipe = Recipe(steps=steps, batch=batch, tokens=tokens, learning_rate=learning_rate, seed=seed)
     return Training(artifact, walk.plan, values, train_steps(walk, values, rows, recipe))
 

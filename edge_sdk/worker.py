@@ -101,7 +101,6 @@ def _train(order: WorkerOrder) -> Report:
     use(order.provider)
     store = BlobStore(pathlib.Path(order.store))
     artifact = artifact_in(store, task.artifact)
-    adapter = adapter_in(store, task.adapter, artifact.manifest)
     limits = Limits(
         task.batch,
         task.tokens,
@@ -114,6 +113,7 @@ def _train(order: WorkerOrder) -> Report:
     watch = _Watch(order.budget_bytes)
     walk = settle(artifact, limits, watch.check)
     watch.bounds_allocations = not in_task_group(order.budget_bytes)
+    adapter = adapter_in(store, task.adapter, artifact.manifest)  # not before: a plan counts it beside what is at rest
     training, aside = _rows(order, artifact)
     loss_before = evaluate(walk, adapter, aside).loss
     times_ms, examples = [], 0

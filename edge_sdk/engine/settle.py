@@ -36,8 +36,8 @@ def settle(artifact: Artifact, limits: Limits, watch: Callable[[], None]) -> Wal
 
 
 def _within(budget_bytes: int, plan: Plan, manifest: Manifest) -> Plan:
-    """`plan` with no larger region for the arena than the budget has room for, however wrong the plan may be: what is
-    wanted beyond that is refused.
+    """`plan` with nothing reserved for the arena where the budget has no room for it: such a plan is wrong, and what it
+    wants is to be refused before it is touched.
     """
-    room_bytes = max(budget_bytes - Costs(manifest.costs).process_bytes, 0)
-    return dataclasses.replace(plan, arena_bytes=min(plan.arena_bytes, room_bytes))
+    room_bytes = budget_bytes - Costs(manifest.costs).process_bytes
+    return plan if plan.arena_bytes <= room_bytes else dataclasses.replace(plan, arena_bytes=0)
