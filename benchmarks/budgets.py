@@ -36,7 +36,7 @@ from rich.table import Table
 
 from benchmarks import assets, machine, shapes, studies
 from edge_sdk.data import write_token_folder
-from edge_sdk.engine.plan import Limits, Plan, leanest, planned, plans, predicted, with_process
+from edge_sdk.engine.plan import Limits, Plan, leanest, planned, plans, predicted, way_of, with_process
 from edge_sdk.order import WorkerOrder
 from edge_sdk.probing import probe_steps
 from edge_sdk.supervisor import Supervisor, WorkerEvent, WorkerFailed, WorkerFinished
@@ -235,7 +235,8 @@ def outcome_of(case: Case) -> Outcome:
 def _steps(case: Case) -> Outcome:
     found = probe_steps(case.level.path, case.plan, case.tokens, case.batch, STEPS - 1, case.threads)
     manifest = with_process(case.level.manifest, found["rest_bytes"])
-    expected = predicted(manifest, case.batch, case.tokens, case.plan)
+    arenas = {way_of(manifest, case.plan): found["arena_bytes"]}
+    expected = predicted(manifest, case.batch, case.tokens, case.plan, arenas=arenas)
     return Outcome(expected.peak_bytes, found["peak_bytes"], found["step_ms"])
 
 

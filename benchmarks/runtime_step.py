@@ -17,8 +17,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from edge_sdk.engine.artifact import Artifact
+from edge_sdk.engine.batch import random_batch
 from edge_sdk.engine.plan import HEAD_ROWS, Plan
-from edge_sdk.engine.probe import random_batch
 from edge_sdk.engine.runtime import VERSION
 from edge_sdk.engine.train import batch_gradient, trained_names
 from edge_sdk.engine.walk import Walk

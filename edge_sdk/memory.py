@@ -6,11 +6,13 @@ at the time. Linux only, as the boards are. https://docs.kernel.org/filesystems/
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 import pathlib
 import re
 import resource
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from edge_sdk.errors import ConfigError, OverBudget
@@ -75,6 +77,21 @@ def bound_allocations(budget_bytes: int) -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     limit = memory.data_bytes + max(budget_bytes - memory.resident_bytes, 0)
     resource.setrlimit(resource.RLIMIT_DATA, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
+
+
+@contextlib.contextmanager
+def unbounded_allocations() -> Iterator[None]:
+    """Lift the bound while something is loaded: what that promises, stacks of threads above all, is granted as well."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    before = read_memory().data_bytes
+    resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
+    try:
+        yield
+    finally:
+        if soft != hard:
+            granted = soft + max(read_memory().data_bytes - before, 0)
+            limit = granted if hard == resource.RLIM_INFINITY else min(granted, hard)
+            resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
 
 
 def check_budget(budget_bytes: int) -> None:

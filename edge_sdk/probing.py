@@ -21,7 +21,7 @@ from edge_sdk.engine.artifact import open_artifact
 from edge_sdk.engine.costs import TRAINING
 from edge_sdk.engine.plan import (
     FAST_STORAGE,
-    MARGIN,
+    REHEARSED,
     Limits,
     Plan,
     Storage,
@@ -30,6 +30,7 @@ from edge_sdk.engine.plan import (
     planned,
     plans,
     predicted,
+    way_of,
     with_margin,
     with_process,
 )
@@ -83,8 +84,9 @@ def probe_costs(
     lean = leanest(plans(manifest, 1, tokens))
     # What the parts do not show: code that runs only in training, what Python and the allocator add.
     found = probe_steps(manifest_path, lean, tokens, 1, 1, threads, provider)
-    expected = predicted(with_process(manifest, found["rest_bytes"]), 1, tokens, lean)
-    more_bytes = (with_margin(found["peak_bytes"]) - expected.peak_bytes) / MARGIN
+    arenas = {way_of(manifest, lean): found["arena_bytes"]}
+    expected = predicted(with_process(manifest, found["rest_bytes"]), 1, tokens, lean, arenas=arenas)
+    more_bytes = (with_margin(found["peak_bytes"], REHEARSED) - expected.peak_bytes) / REHEARSED
     costs.append(dataclasses.asdict(Cost(TRAINING, 1, tokens, max(round(more_bytes), 0), 0.0)))
     return {"costs": costs, "needs_bytes": leanest(plans(with_costs(manifest, costs), 1, tokens)).peak_bytes}
 
@@ -154,13 +156,14 @@ def _costs(path: pathlib.Path, tokens: int, threads: int) -> dict[str, Any]:
 
 def _steps(path: pathlib.Path, shape: tuple[int, int, int], threads: int, plan: Plan) -> dict[str, Any]:
     import edge_sdk.worker  # noqa: F401 - as above
-    from edge_sdk.engine.probe import random_batch, ready
+    from edge_sdk.engine.batch import random_batch
+    from edge_sdk.engine.probe import ready
     from edge_sdk.engine.runtime import VERSION
     from edge_sdk.engine.train import Recipe, train_steps
 
     tokens, batch, steps = shape
     artifact = open_artifact(path)
-    walk, rest_bytes = ready(artifact, threads, plan, lambda: None)
+    walk, rest = ready(artifact, threads, plan, tokens, lambda: None)
     rows = itertools.repeat(random_batch(artifact.manifest, batch, tokens))
     recipe = Recipe(steps=steps + 1, batch=batch, tokens=tokens, learning_rate=1e-4)
     reports = list(train_steps(walk, artifact.initial_adapter(), rows, recipe))
@@ -168,7 +171,8 @@ def _steps(path: pathlib.Path, shape: tuple[int, int, int], threads: int, plan: 
     step_ms = statistics.median(report.time_ms for report in reports[1:])
     return {
         "peak_bytes": read_memory().peak_bytes,
-        "rest_bytes": rest_bytes,
+        "rest_bytes": rest.bytes,
+        "arena_bytes": rest.arena_bytes,
         "step_ms": step_ms,
         "loss": reports[0].loss,
         "threads": threads,

@@ -41,7 +41,7 @@ from edge_sdk.wire.delta import encode_delta, pack_array
 from edge_sdk.wire.errors import WireError
 from edge_sdk.wire.lifeline import end_with_parent
 from edge_sdk.wire.messages import DeltaFile, FailureReason, Report
-from edge_sdk.wire.tensors import Array
+from edge_sdk.wire.tensors import Array, TensorFile
 
 REASONS: dict[type[Exception], FailureReason] = {
     OverBudget: FailureReason.OVER_BUDGET,
@@ -110,9 +110,8 @@ def _train(order: WorkerOrder) -> Report:
         order.storage(),
         integers=task.integer_gradients,
     )
-    watch = _Watch(order.budget_bytes)
+    watch = _Watch(order.budget_bytes, bounds_allocations=not in_task_group(order.budget_bytes))
     walk = settle(artifact, limits, watch.check)
-    watch.bounds_allocations = not in_task_group(order.budget_bytes)
     adapter = adapter_in(store, task.adapter, artifact.manifest)  # not before: a plan counts it beside what is at rest
     training, aside = _rows(order, artifact)
     loss_before = evaluate(walk, adapter, aside).loss
@@ -124,8 +123,8 @@ def _train(order: WorkerOrder) -> Report:
     loss_after = evaluate(walk, adapter, aside).loss
     plan, names = walk.plan, trained_names(walk, task.freeze)
     del walk  # what it held serves the delta
-    before = adapter_in(store, task.adapter, artifact.manifest)  # read again: a copy would have cost memory all along
-    delta = {name: np.subtract(adapter[name], before.pop(name), out=adapter[name]) for name in names}
+    with TensorFile(store.path(task.adapter.sha256)) as before:  # a copy would have cost memory all along
+        delta = {name: np.subtract(adapter[name], before[name], out=adapter[name]) for name in names}
     _write_delta(order, delta, examples)
     check_budget(order.budget_bytes)
     return Report(
@@ -150,12 +149,11 @@ def _train(order: WorkerOrder) -> Report:
 class _Watch:
     """What a walk asks between segments: is all well within the budget?
 
-    Where no control group holds it, the bound on what is asked for is set anew each time. While things are loaded it is
-    not: thread stacks and what only loading needs would count.
+    Where no control group holds it, the bound on what is asked for is set anew each time.
     """
 
     budget_bytes: int
-    bounds_allocations: bool = False
+    bounds_allocations: bool
 
     def check(self) -> None:
         """Raises OverBudget."""

@@ -18,8 +18,8 @@ import sys
 import edge_sdk.worker  # noqa: F401 - what a worker imports counts in what it needs
 from edge_sdk import storage
 from edge_sdk.engine.artifact import Artifact
+from edge_sdk.engine.batch import random_batch
 from edge_sdk.engine.plan import Plan
-from edge_sdk.engine.probe import random_batch
 from edge_sdk.engine.train import Recipe, train_steps
 from edge_sdk.engine.walk import Walk
 from edge_sdk.memory import read_memory

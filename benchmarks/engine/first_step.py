@@ -16,8 +16,8 @@ import time
 
 import edge_sdk.worker  # noqa: F401 - what a worker imports takes time, too
 from edge_sdk.engine.artifact import open_artifact
+from edge_sdk.engine.batch import random_batch
 from edge_sdk.engine.plan import Limits
-from edge_sdk.engine.probe import random_batch
 from edge_sdk.engine.settle import settle
 from edge_sdk.engine.train import Recipe, train_steps
 from edge_sdk.wire.lifeline import end_with_parent

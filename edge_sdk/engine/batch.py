@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
+from edge_sdk.wire.manifest import Manifest
 from edge_sdk.wire.tensors import Array
 
 
@@ -27,3 +30,11 @@ class Batch:
         mask = self.attention_mask[begin:end]
         width = max(int(mask.sum(axis=1).max(initial=0)), 2)
         return Batch(self.ids[begin:end, :width], mask[:, :width], self.labels[begin:end])
+
+
+def random_batch(manifest: Manifest, rows: int, tokens: int, seed: int = 0) -> Batch:
+    """Full rows of random tokens, and random labels where there are classes."""
+    generator = np.random.default_rng(seed)
+    ids = generator.integers(0, manifest.model.vocabulary, (rows, tokens))
+    labels = generator.integers(0, max(len(manifest.model.labels), 1), rows)
+    return Batch(ids, np.ones_like(ids), labels)

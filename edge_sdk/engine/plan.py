@@ -21,8 +21,9 @@ and the predicted peak of a step of b rows of S tokens is
   + arena            the graph that needs most while it runs (measured), for the loss over a vocabulary with the
                      softmaxes of `head_rows` positions; and the arena's own notes
 
-and 5 % and 2.5 MB more, for what allocators add and two equal processes differ by. The arena's first region is made as
-large as what is expected to lie in it, with the same margin.
+and 2.5 MB more, by which two equal processes differ, and 5 %, or 2 % where the plan was rehearsed. The arena's first
+region is twice as large as what is expected to lie in it: what is left of a smaller one fits best, and is taken before
+what was freed (all of it was touched, measured); and between measured lengths more may be needed.
 
 What a graph costs at other shapes than those measured, `edge_sdk.engine.costs` says. What this device measured later
 corrects a prediction: the ratio of measured to predicted peak, as `correction`.
@@ -34,7 +35,7 @@ import collections
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from edge_sdk.engine.costs import PROCESS, Costs
@@ -48,9 +49,14 @@ STATE_BITS = (32, 8)
 EXACT, INTEGERS = 32, 8  # bits of the products on the way back
 WORTH = 0.9  # integers must make a step a tenth faster: exact gradients are not given up for noise
 UPDATE_MS = {32: 2.7e-6, 8: 8.6e-6}  # AdamW's time a number (one million, measured), clipping apart
-MARGIN = 1.05  # what allocators add between two equal steps
+MARGIN, REHEARSED = 1.05, 1.02  # what allocators add, and what is not as expected before a rehearsal
 VARIES_BYTES = 2_500_000  # two equal processes differ so much
+REGION = 2  # times what the arena is expected to take
 ARENA_NOTES = 1 / 32  # onnxruntime's arena writes down 8 bytes for each 256 of a region, touched or not
+
+
+Way = tuple[int, int, bool, bool, int, int]  # see `way_of`
+NONE_REHEARSED: Mapping[Way, int] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +105,7 @@ class Limits:
     """What a step has to fit: rows and tokens of a step, the budget in bytes, threads, and what the device has learnt.
 
     `correction` is the ratio of measured to predicted peaks so far, `storage` where the weights are read from.
-    Gradients are exact unless `integers` may be used. The runtime's arena has `arena_bytes` at most.
+    Gradients are exact unless `integers` may be used. `arenas` are the arena's bytes by the ways that were rehearsed.
     """
 
     batch: int
@@ -109,7 +115,7 @@ class Limits:
     correction: float = 1.0
     storage: Storage = FAST_STORAGE
     integers: bool = False
-    arena_bytes: float = math.inf
+    arenas: Mapping[Way, int] = dataclasses.field(default_factory=dict)
 
 
 def planned(manifest: Manifest, limits: Limits) -> Plan:
@@ -121,7 +127,7 @@ def planned(manifest: Manifest, limits: Limits) -> Plan:
         limits.correction,
         limits.storage,
         integers=limits.integers,
-        arena_bytes=limits.arena_bytes,
+        arenas=limits.arenas,
     )
     if isinstance(plan, Declined):
         raise OverBudget(plan.needed_bytes, limits.budget_bytes, "needed by the leanest plan")
@@ -137,15 +143,14 @@ def choose_plan(
     storage: Storage = FAST_STORAGE,
     *,
     integers: bool = False,
-    arena_bytes: float = math.inf,
+    arenas: Mapping[Way, int] = NONE_REHEARSED,
 ) -> Plan | Declined:
     """The fastest plan whose predicted peak fits; of equally fast ones the most exact, and of those the leanest.
 
-    With `integers` gradients need not be exact, where that makes the step faster by a tenth. Where the arena is
-    reserved already, plans that need more than its `arena_bytes` are left out.
+    With `integers` gradients need not be exact, where that makes the step faster by a tenth.
     """
-    found = plans(manifest, batch, tokens, budget_bytes / correction, storage, integers=integers)
-    everything = [plan for plan in found if plan.arena_bytes <= arena_bytes]
+    found = plans(manifest, batch, tokens, budget_bytes / correction, storage, integers=integers, arenas=arenas)
+    everything = list(found)
     fitting = [plan for plan in everything if plan.peak_bytes * correction <= budget_bytes]
     exact = [plan for plan in fitting if plan.back_bits == EXACT]
     if not exact:
@@ -178,12 +183,13 @@ def plans(
     storage: Storage = FAST_STORAGE,
     *,
     integers: bool = False,
+    arenas: Mapping[Way, int] = NONE_REHEARSED,
 ) -> Iterator[Plan]:
     """Every plan for a step of `batch` rows of `tokens` tokens that is worth a look, those in integers if allowed.
 
     Weights stay resident nowhere, or in as many segments as the budget has room for: more is never slower.
     """
-    step = Step(manifest, batch, tokens, storage)
+    step = Step(manifest, batch, tokens, storage, arenas)
     micro_batches = sorted({min(1 << k, batch) for k in range(batch.bit_length() + 1)}, reverse=True)
     head_rows = HEAD_ROWS if manifest.vocabulary_loss else HEAD_ROWS[:1]
     kept = [(0, 32), *itertools.product(range(1, step.most_kept() + 1), step.kept_bits())]
@@ -197,9 +203,23 @@ def plans(
             yield step.predicted(dataclasses.replace(streamed, resident=resident))
 
 
-def predicted(manifest: Manifest, batch: int, tokens: int, plan: Plan, storage: Storage = FAST_STORAGE) -> Plan:
+def predicted(
+    manifest: Manifest,
+    batch: int,
+    tokens: int,
+    plan: Plan,
+    storage: Storage = FAST_STORAGE,
+    arenas: Mapping[Way, int] = NONE_REHEARSED,
+) -> Plan:
     """`plan` with the peak and the time that it is expected to have for a step of that shape."""
-    return Step(manifest, batch, tokens, storage).predicted(plan)
+    return Step(manifest, batch, tokens, storage, arenas).predicted(plan)
+
+
+def way_of(manifest: Manifest, plan: Plan) -> Way:
+    """On what the arena's size depends in a plan: rows and head rows, which graphs, and their bits."""
+    keepable = [segment for segment in manifest.walked_back() if manifest.structures[segment.structure].keepings]
+    kept = len(kept_segments(manifest, plan))
+    return plan.micro_batch, plan.head_rows, kept > 0, kept == len(keepable), plan.kept_bits, plan.back_bits
 
 
 def with_process(manifest: Manifest, rest_bytes: int) -> Manifest:
@@ -239,9 +259,9 @@ def _by_time(plan: Plan) -> tuple[float, int, int, int, int]:
     return plan.step_ms, -plan.back_bits, -plan.kept_bits, -plan.state_bits, plan.peak_bytes
 
 
-def with_margin(peak_bytes: float) -> int:
+def with_margin(peak_bytes: float, margin: float = MARGIN) -> int:
     """What to count with where so much is expected."""
-    return round(peak_bytes * MARGIN) + VARIES_BYTES
+    return round(peak_bytes * margin) + VARIES_BYTES
 
 
 def corrected(plan: Plan, correction: float) -> Plan:
@@ -260,11 +280,19 @@ class _Graphs:
 class Step:
     """A step of `batch` rows of `tokens` tokens: what plans for it would need. See the module."""
 
-    def __init__(self, manifest: Manifest, batch: int, tokens: int, storage: Storage = FAST_STORAGE) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        batch: int,
+        tokens: int,
+        storage: Storage = FAST_STORAGE,
+        arenas: Mapping[Way, int] = NONE_REHEARSED,
+    ) -> None:
         """Read the costs, and what does not depend on the plan."""
         from edge_sdk.engine.moments import moment_bytes  # NumPy comes with it, and an idle agent does without
 
         self._manifest, self._batch, self._tokens, self._storage = manifest, batch, tokens, storage
+        self._arenas, self._taken_bytes = arenas, max(arenas.values(), default=0)
         self._costs = Costs(manifest.costs)
         self._walked_back = manifest.walked_back()
         self._keepable = [s for s in self._walked_back if manifest.structures[s.structure].keepings]
@@ -306,14 +334,22 @@ class Step:
         """`plan` with its predictions."""
         fixed = self._costs.process_bytes + self._state_bytes(plan) + self._mapped_bytes(plan)
         arena = self._arena_bytes(plan)
-        region_bytes = with_margin(arena)
-        peak = fixed + self._shelf_bytes(plan) + self._turn_bytes(plan) + arena + region_bytes * ARENA_NOTES
+        region_bytes = with_margin(REGION * arena)
+        rehearsed = way_of(self._manifest, plan) in self._arenas
+        expected_bytes = 0.0 if rehearsed else arena + region_bytes * ARENA_NOTES
+        taken_bytes = max(expected_bytes, self._taken_bytes)  # pages that were touched stay, whatever came after
+        peak = fixed + self._shelf_bytes(plan) + self._turn_bytes(plan) + taken_bytes
         whole, rest = divmod(self._batch, plan.micro_batch)
         walks_ms = sum(
             self._walk_ms(plan, rows) * times for rows, times in ((plan.micro_batch, whole), (rest, 1)) if rows
         )
         step_ms = walks_ms + UPDATE_MS[plan.state_bits] * self._trained
-        return dataclasses.replace(plan, arena_bytes=region_bytes, peak_bytes=with_margin(peak), step_ms=step_ms)
+        return dataclasses.replace(
+            plan,
+            arena_bytes=region_bytes,
+            peak_bytes=with_margin(peak, REHEARSED if rehearsed else MARGIN),
+            step_ms=step_ms,
+        )
 
     def _state_bytes(self, plan: Plan) -> int:
         return FLOAT_BYTES * self._adapter + self._moments[plan.state_bits]

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from edge_sdk.engine.artifact import Artifact
-from edge_sdk.engine.batch import Batch
+from edge_sdk.engine.batch import random_batch
 from edge_sdk.engine.costs import PAGES, PROCESS
 from edge_sdk.engine.losses import occurring_rows
 from edge_sdk.engine.plan import ARENA_NOTES, HEAD_ROWS, SLICE_ROWS, Plan, Step
@@ -39,14 +39,6 @@ POSITIONS = (16, 64)  # of the vocabulary's loss
 REGION_BYTES = 1 << 29  # of the arena in which a graph is measured: whatever it needs lies in one region
 
 
-def random_batch(manifest: Manifest, rows: int, tokens: int, seed: int = 0) -> Batch:
-    """Full rows of random tokens, and random labels where there are classes."""
-    generator = np.random.default_rng(seed)
-    ids = generator.integers(0, manifest.model.vocabulary, (rows, tokens))
-    labels = generator.integers(0, max(len(manifest.model.labels), 1), rows)
-    return Batch(ids, np.ones_like(ids), labels)
-
-
 def measure_costs(artifact: Artifact, tokens: int, threads: int) -> tuple[Cost, ...]:
     """The costs of all graphs of the artifact, in a process that has loaded none yet. Raises like `Walk`."""
     graphs = tuple(_Probe(artifact, tokens, threads).costs())
@@ -55,23 +47,31 @@ def measure_costs(artifact: Artifact, tokens: int, threads: int) -> tuple[Cost, 
 
 def loaded(artifact: Artifact, threads: int) -> Cost:
     """What a worker holds at rest, with every graph that a plan could need."""
-    return Cost(PROCESS, 1, 2, ready(artifact, threads, fullest(artifact.manifest), lambda: None)[1], 0.0)
+    return Cost(PROCESS, 1, 2, ready(artifact, threads, fullest(artifact.manifest), 2, lambda: None)[1].bytes, 0.0)
 
 
-def ready(artifact: Artifact, threads: int, plan: Plan, watch: Callable[[], None]) -> tuple[Walk, int]:
-    """A loaded walk, and what the process holds at rest, bytes.
+@dataclasses.dataclass(frozen=True, slots=True)
+class Rest:
+    """What a process holds that is ready to walk: `bytes` beside the arena, and `arena_bytes`.
 
-    That is its anonymous memory before the first walk, for what the arena takes is a cost of the graphs, and the pages
-    of files after one: code is mapped where it runs, and what only loading needed was forgotten.
+    `bytes` is its anonymous memory before the first run, and the pages of files after it: code is mapped where it runs,
+    and what only loading needed was forgotten.
     """
+
+    bytes: int
+    arena_bytes: int
+
+
+def ready(artifact: Artifact, threads: int, plan: Plan, tokens: int, watch: Callable[[], None]) -> tuple[Walk, Rest]:
+    """A loaded walk that has rehearsed the plan with rows of `tokens` tokens, and what the process holds then."""
     streamed = dataclasses.replace(plan, resident=0)  # what stays mapped is the plan's, not the process's at rest
     walk = Walk(artifact, threads, streamed, watch)
     gc.collect()
     anonymous_bytes = read_memory().anonymous_bytes
-    walk.gradient(random_batch(artifact.manifest, 1, 2), artifact.initial_adapter(), 1.0)
+    arena_bytes = walk.rehearse(tokens)
     memory = read_memory()
     walk.follow(plan)
-    return walk, anonymous_bytes + memory.resident_bytes - memory.anonymous_bytes
+    return walk, Rest(anonymous_bytes + memory.resident_bytes - memory.anonymous_bytes, arena_bytes)
 
 
 def fullest(manifest: Manifest) -> Plan:

@@ -23,6 +23,7 @@ from edge_sdk.wire.tensors import Array
 VERSION = f"onnxruntime {onnxruntime.__version__}"
 onnxruntime.set_default_logger_severity(3)  # warnings about graphs are the exporter's business, not a device's
 GROWS_BY_DOUBLING, UNBOUNDED, DEFAULT = 0, 0, -1
+ALWAYS_SPLIT = 1  # a chunk of less than twice what is asked for is given whole otherwise: up to half of it is lost
 
 
 def reserve_arena(first_bytes: int) -> None:
@@ -37,7 +38,7 @@ def reserve_arena(first_bytes: int) -> None:
     place = onnxruntime.OrtMemoryInfo(
         "Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
     )
-    settings = onnxruntime.OrtArenaCfg(UNBOUNDED, GROWS_BY_DOUBLING, first_bytes or DEFAULT, DEFAULT)
+    settings = onnxruntime.OrtArenaCfg(UNBOUNDED, GROWS_BY_DOUBLING, first_bytes or DEFAULT, ALWAYS_SPLIT)
     onnxruntime.create_and_register_allocator(place, settings)
     _registered.append(place)
 

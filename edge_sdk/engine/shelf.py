@@ -21,6 +21,11 @@ class Shelf:
         """Empty."""
         self._buffers: dict[tuple[str, str, str], Array] = {}
 
+    @property
+    def size_bytes(self) -> int:
+        """Of all buffers."""
+        return sum(buffer.nbytes for buffer in self._buffers.values())
+
     def put(self, place: str, arrays: Mapping[str, Array]) -> dict[str, Array]:
         """Copies of `arrays` that stay until something else is put in their place."""
         return {name: self._copy((place, name, array.dtype.str), array) for name, array in arrays.items()}

@@ -21,12 +21,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from edge_sdk.engine.artifact import Artifact
-from edge_sdk.engine.batch import Batch
+from edge_sdk.engine.batch import Batch, random_batch
 from edge_sdk.engine.losses import VocabularyHead, occurring_rows, predicting_rows
 from edge_sdk.engine.plan import Plan, backward_graph, kept_segments, resident_segments
 from edge_sdk.engine.runtime import Graph, reserve_arena
 from edge_sdk.engine.shelf import Shelf
-from edge_sdk.memory import forget_code
+from edge_sdk.memory import forget_code, read_memory, unbounded_allocations
 from edge_sdk.wire.manifest import Segment, VocabularyLoss
 from edge_sdk.wire.tensors import Array, TensorFile
 
@@ -76,9 +76,35 @@ class Walk:
         needed = set(self._needed_graphs())
         self._graphs = {name: graph for name, graph in self._graphs.items() if name in needed}
         for name in sorted(needed - set(self._graphs)):
-            self._graphs[name] = Graph(self.artifact.path(name), self._threads)
+            with unbounded_allocations():
+                self._graphs[name] = Graph(self.artifact.path(name), self._threads)
             forget_code()  # 8 MB that only loading needed, and a peak that nothing later reaches in a small model
         self._vocabulary = self._vocabulary_head(manifest.vocabulary_loss, plan.head_rows)
+
+    def rehearse(self, tokens: int) -> int:
+        """Run each graph of the plan once, on a micro-batch of rows of `tokens` tokens: the bytes that the arena took.
+
+        It will take no more for such batches, nor for smaller ones: what is left to expect is plain arithmetic.
+        """
+        self.watch()  # it bounds what is asked for, from the first graph on
+        adapter = self.artifact.initial_adapter()  # before: room that its arrays leave in the heap is not the arena's
+        held_bytes = read_memory().anonymous_bytes - self._shelf.size_bytes
+        self._run_each_graph(random_batch(self.artifact.manifest, self.plan.micro_batch, tokens), adapter)
+        return read_memory().anonymous_bytes - self._shelf.size_bytes - held_bytes
+
+    def _run_each_graph(self, batch: Batch, adapter: Mapping[str, Array]) -> None:
+        manifest, context = self.artifact.manifest, self.context(batch)
+        hidden = np.ones((*batch.ids.shape, manifest.model.width), np.float32)
+        alike = {(s.structure, s.name in self._kept, self.walks_back(s)): s for s in self._segments}
+        for segment in alike.values():
+            flowing = {"ids": batch.ids} if segment is self._segments[0] else {"x": hidden}
+            kept = {**flowing, **self.there(segment, flowing, context, adapter)}
+            if self.walks_back(segment):
+                self.back(segment, kept, hidden, context, adapter)
+        chunk = -(-self.plan.head_rows // batch.ids.shape[1]) + 1  # rows enough for one chunk of the vocabulary's loss
+        if self._vocabulary is not None and len(batch) > chunk:
+            batch, hidden = batch.rows(0, chunk), hidden[:chunk]
+        self.turn(hidden, batch, adapter, 1.0)
 
     def predictions(self, batch: Batch) -> int:
         """How many predictions the batch's loss is a mean over: tokens, or rows."""

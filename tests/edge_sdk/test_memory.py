@@ -151,7 +151,7 @@ import sys
 import numpy as np
 from edge_sdk.engine.artifact import open_artifact
 from edge_sdk.engine.plan import Plan
-from edge_sdk.engine.probe import random_batch
+from edge_sdk.engine.batch import random_batch
 from edge_sdk.engine.walk import Walk
 from edge_sdk.memory import bound_allocations, read_memory
 artifact = open_artifact(sys.argv[1])
@@ -187,7 +187,7 @@ FORGET = """
 import sys
 from edge_sdk.engine.artifact import open_artifact
 from edge_sdk.engine.plan import Plan
-from edge_sdk.engine.probe import random_batch
+from edge_sdk.engine.batch import random_batch
 from edge_sdk.engine.walk import Walk
 from edge_sdk.memory import forget_code, read_memory
 
