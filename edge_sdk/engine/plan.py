@@ -21,7 +21,7 @@ and the predicted peak of a step of b rows of S tokens is
   + arena            the graph that needs most while it runs (measured), for the loss over a vocabulary with the
                      softmaxes of `head_rows` positions; and the arena's own notes
 
-and 2.5 MB more, by which two equal processes differ, and 5 %, or 2 % where the plan was rehearsed. The arena's first
+and 2.5 MB more, by which two equal processes differ, and 8 %, or 2 % where the plan was rehearsed. The arena's first
 region is twice as large as what is expected to lie in it: what is left of a smaller one fits best, and is taken before
 what was freed (all of it was touched, measured); and between measured lengths more may be needed.
 
@@ -49,7 +49,7 @@ STATE_BITS = (32, 8)
 EXACT, INTEGERS = 32, 8  # bits of the products on the way back
 WORTH = 0.9  # integers must make a step a tenth faster: exact gradients are not given up for noise
 UPDATE_MS = {32: 2.7e-6, 8: 8.6e-6}  # AdamW's time a number (one million, measured), clipping apart
-MARGIN, REHEARSED = 1.05, 1.02  # what allocators add, and what is not as expected before a rehearsal
+MARGIN, REHEARSED = 1.08, 1.02  # what allocators add, and what is not as expected before a rehearsal
 VARIES_BYTES = 2_500_000  # two equal processes differ so much
 REGION = 2  # times what the arena is expected to take
 ARENA_NOTES = 1 / 32  # onnxruntime's arena writes down 8 bytes for each 256 of a region, touched or not

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from edge_sdk.engine.artifact import Artifact
 from edge_sdk.engine.costs import Costs
 from edge_sdk.engine.integers import gains
-from edge_sdk.engine.plan import EXACT, Limits, Plan, planned, way_of, with_process
+from edge_sdk.engine.plan import EXACT, REGION, Limits, Plan, planned, way_of, with_process
 from edge_sdk.engine.probe import ready
 from edge_sdk.engine.walk import Walk
 from edge_sdk.wire.manifest import Manifest
@@ -42,8 +42,11 @@ def settle(artifact: Artifact, limits: Limits, watch: Callable[[], None]) -> Wal
 
 
 def _within(budget_bytes: int, plan: Plan, manifest: Manifest) -> Plan:
-    """`plan` with nothing reserved for the arena where the budget has no room for it: such a plan is wrong, and what it
-    wants is to be refused before it is touched.
+    """`plan` with a region for the arena that the budget has room for, beside what else will be asked for.
+
+    None where not even what is expected to lie in it has room: such a plan is wrong, and what it wants is to be refused
+    before it is touched.
     """
-    room_bytes = budget_bytes - Costs(manifest.costs).process_bytes
-    return plan if plan.arena_bytes <= room_bytes else dataclasses.replace(plan, arena_bytes=0)
+    room_bytes = max(budget_bytes - Costs(manifest.costs).process_bytes, 0) * 3 // 4
+    region_bytes = min(plan.arena_bytes, room_bytes) if plan.arena_bytes <= REGION * room_bytes else 0
+    return dataclasses.replace(plan, arena_bytes=region_bytes)

@@ -98,6 +98,7 @@ class Walk:
         alike = {(s.structure, s.name in self._kept, self.walks_back(s)): s for s in self._segments}
         for segment in alike.values():
             flowing = {"ids": batch.ids} if segment is self._segments[0] else {"x": hidden}
+            self.forward(segment, flowing, context, adapter)  # as where nothing is walked back
             kept = {**flowing, **self.there(segment, flowing, context, adapter)}
             if self.walks_back(segment):
                 self.back(segment, kept, hidden, context, adapter)
@@ -187,7 +188,11 @@ class Walk:
     def context(self, batch: Batch) -> Arrays:
         """Masks, rotary tables: what all blocks share, computed once a batch."""
         name = self.artifact.manifest.context
-        return self._shelf.put(SHARED, self._graphs[name].run({"attention_mask": batch.attention_mask})) if name else {}
+        if not name:
+            return {}
+        found = self._shelf.put(SHARED, self._graphs[name].run({"attention_mask": batch.attention_mask}))
+        self.watch()
+        return found
 
     def turn(self, x: Array, batch: Batch, adapter: Mapping[str, Array], weight: float) -> tuple[Outcome, Array]:
         """The loss, and the gradient by the last segment's output."""
