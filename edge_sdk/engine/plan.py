@@ -149,8 +149,8 @@ def choose_plan(
 
     With `integers` gradients need not be exact, where that makes the step faster by a tenth.
     """
-    found = plans(manifest, batch, tokens, budget_bytes / correction, storage, integers=integers, arenas=arenas)
-    everything = list(found)
+    room_bytes = budget_bytes / correction
+    everything = list(plans(manifest, batch, tokens, room_bytes, storage, integers=integers, arenas=arenas))
     fitting = [plan for plan in everything if plan.peak_bytes * correction <= budget_bytes]
     exact = [plan for plan in fitting if plan.back_bits == EXACT]
     if not exact:
@@ -335,7 +335,7 @@ class Step:
         fixed = self._costs.process_bytes + self._state_bytes(plan) + self._mapped_bytes(plan)
         arena = self._arena_bytes(plan)
         region_bytes = with_margin(REGION * arena)
-        rehearsed = way_of(self._manifest, plan) in self._arenas
+        rehearsed = bool(self._arenas) and way_of(self._manifest, plan) in self._arenas
         expected_bytes = 0.0 if rehearsed else arena + region_bytes * ARENA_NOTES
         taken_bytes = max(expected_bytes, self._taken_bytes)  # pages that were touched stay, whatever came after
         peak = fixed + self._shelf_bytes(plan) + self._turn_bytes(plan) + taken_bytes

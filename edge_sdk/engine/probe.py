@@ -1,4 +1,4 @@
-"""What each graph costs, measured in this process: what manifests carry and plans are made from.
+"""What each graph costs, measured: what manifests carry and plans are made from.
 
 Every graph runs over three shapes of random numbers: one row of T tokens, eight rows, and one row of 4T. They lie wide
 apart, for what is between them is interpolated, and what is beyond is off by more the closer they are. Each runs in a
