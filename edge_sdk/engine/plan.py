@@ -167,10 +167,10 @@ def leanest(plans: Iterable[Plan]) -> Plan:
 
 
 def frontier(plans: Iterable[Plan]) -> list[Plan]:
-    """Of many plans those that are faster than all leaner ones, the leanest first."""
+    """Of many plans those that would be chosen as the budget grows: faster, or more exact, than all leaner ones."""
     found: list[Plan] = []
-    for plan in sorted(set(plans), key=lambda plan: (plan.peak_bytes, plan.step_ms)):
-        if not found or plan.step_ms < found[-1].step_ms:
+    for plan in sorted(set(plans), key=lambda plan: (plan.peak_bytes, _by_time(plan))):
+        if not found or _by_time(plan) < _by_time(found[-1]):
             found.append(plan)
     return found
 

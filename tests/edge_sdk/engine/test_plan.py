@@ -252,12 +252,25 @@ def test_weights_that_do_not_fit_the_cache_are_read_again(manifest: Manifest, ba
     assert slow >= fast + batch * visits * manifest.files["tensors"].size_bytes / 1e3 * (1 - 1e-9)
 
 
-@given(st.lists(st.builds(Plan, st.just(1), st.just(32), peak_bytes=st.integers(0, 9), step_ms=st.floats(0, 9))))
-def test_a_frontier_has_no_plan_that_another_beats(everything: list[Plan]) -> None:
-    """Its plans become faster as they grow, and each plan left out is matched by one of them."""
+@given(
+    st.lists(
+        st.builds(
+            Plan,
+            st.just(1),
+            st.just(32),
+            kept_bits=st.sampled_from((32, 16)),
+            peak_bytes=st.integers(0, 9),
+            step_ms=st.integers(0, 9),
+        )
+    )
+)
+def test_a_frontier_has_what_would_be_chosen_for_any_budget(everything: list[Plan]) -> None:
+    """Its plans are no slower as they grow, and for every budget the last that fits is the fastest that fits."""
     found = frontier(everything)
     for lean, fast in itertools.pairwise(found):
         assert lean.peak_bytes < fast.peak_bytes
-        assert lean.step_ms > fast.step_ms
-    for plan in everything:
-        assert any(one.peak_bytes <= plan.peak_bytes and one.step_ms <= plan.step_ms for one in found)
+        assert (lean.step_ms, -lean.kept_bits) > (fast.step_ms, -fast.kept_bits)
+    for budget_bytes in {plan.peak_bytes for plan in everything}:
+        fitting = [plan for plan in everything if plan.peak_bytes <= budget_bytes]
+        chosen = [plan for plan in found if plan.peak_bytes <= budget_bytes][-1]
+        assert chosen == min(fitting, key=lambda plan: (plan.step_ms, -plan.kept_bits, plan.peak_bytes))
