@@ -32,12 +32,12 @@ class Assignment(Generic[S]):
         """Those who sat out one attempt take part again."""
         self._sits_out = {name: session for name, session in self._sits_out.items() if session}
 
-    def decide(self, devices: Iterable[Device]) -> dict[str, str]:
-        """The level of each of `devices` that takes part and for which the policy has one."""
-        views = tuple(DeviceView(d.hello.device, d.hello.budget_bytes) for d in devices if self._takes_part(d))
+    def decide(self, devices: Iterable[Device], fleet: Iterable[Device]) -> dict[str, str]:
+        """The level of each of `devices`, some of the `fleet`, that takes part and for which the policy has one."""
+        views = tuple(_view(device) for device in devices if self._takes_part(device))
         if not views:
             return {}
-        observation = Observation(views, self._levels, tuple(self._answers))
+        observation = Observation(views, self._levels, tuple(self._answers), tuple(map(_view, fleet)))
         self._answers.clear()
         decision, self._state = self._policy.decide(observation, self._state)
         return dict(decision.levels)
@@ -45,3 +45,7 @@ class Assignment(Generic[S]):
     def _takes_part(self, device: Device) -> bool:
         said = self._sits_out.get(device.hello.device)
         return said is None or said not in {"", device.hello.session}
+
+
+def _view(device: Device) -> DeviceView:
+    return DeviceView(device.hello.device, device.hello.budget_bytes)

@@ -6,8 +6,10 @@ the build has ended well: a daemon that starts again with the same request build
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
+import math
 import pathlib
 import sys
 from collections.abc import Callable, Mapping
@@ -25,6 +27,7 @@ from edge_sdk.wire.manifest import Manifest, decode_manifest
 from edge_sdk.wire.tensors import read_tensors
 
 RECORD = "built.json"
+FLOAT_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +40,15 @@ class BuiltLevel:
 
     def level(self) -> Level:
         """As a policy sees it."""
-        size_bytes = sum(blob.size_bytes for blob in set(self.manifest.files.values()))
-        return Level(self.manifest.level.name, self.manifest.needs_bytes, size_bytes)
+        manifest, spec = self.manifest, self.manifest.level
+        return Level(
+            spec.name,
+            manifest.needs_bytes,
+            size_bytes=sum(blob.size_bytes for blob in set(manifest.files.values())),
+            model=repr(dataclasses.replace(spec, name="any", trained_layers=())),
+            trained_layers=len(spec.trained_layers),
+            upload_bytes=FLOAT_BYTES * sum(math.prod(shape) for shape in manifest.trained_shapes().values()),
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,7 @@ class PolicyName(enum.Enum):
     """Who gets which level; see `coordinator.policy`."""
 
     LARGEST_THAT_FITS = "largest-that-fits"
+    CAFF = "caff"
 
 
 class HeldOutKind(enum.Enum):
@@ -121,9 +122,11 @@ class AggregationConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyConfig:
-    """Who decides."""
+    """Who decides. With `caff` there may be limits to a delta, in bytes as float32, and to a task's time; 0: none."""
 
     name: PolicyName = PolicyName.LARGEST_THAT_FITS
+    max_upload_bytes: int = number(0, 1 << 50, 0)
+    max_task_s: float = number(0, WEEK_S, 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,6 +200,10 @@ def _complaints(config: Config) -> dict[str, bool]:
         f"rounds.min_devices is {rounds.min_devices}, more than rounds.devices": rounds.min_devices > rounds.devices,
         f"rounds.quorum is {rounds.quorum}, more than rounds.devices": rounds.quorum > rounds.devices,
         "training.warmup_steps is more than training.steps": config.training.warmup_steps > config.training.steps,
+        "policy.max_upload_bytes and policy.max_task_s are limits of the policy caff": (
+            config.policy.name is not PolicyName.CAFF
+            and (config.policy.max_upload_bytes or config.policy.max_task_s) > 0
+        ),
     }
     for level in config.levels:
         allowed = ", ".join(map(str, BITS))

@@ -51,7 +51,7 @@ from coordinator.jobs import Done, Failed, Jobs, Line, Outcome
 from coordinator.ledger import Ledger
 from coordinator.narrate import narrate
 from coordinator.places import received_folder
-from coordinator.policy.largest_that_fits import LargestThatFits
+from coordinator.policy.registry import policy_of
 from coordinator.publisher import Publisher
 from coordinator.report import FULL
 from coordinator.round_states import State
@@ -110,7 +110,7 @@ class Daemon:
         if past is None:  # begin has just written version 0
             msg = "the ledger lost its first adapter"
             raise CoordinatorError(msg)
-        self._rounds = Rounds(self._plan(), LargestThatFits(), past, time.monotonic())
+        self._rounds = Rounds(self._plan(), policy_of(config.policy), past, time.monotonic())
         if past.version or past.open:
             done = past.version >= config.rounds.count
             self._screen.line("all rounds are done already" if done else f"continuing at round {past.version + 1}")
@@ -295,7 +295,7 @@ class Daemon:
         loss = f"loss {report.loss_before:.3f} -> {report.loss_after:.3f}"
         peak = f"peak {report.peak_bytes / 1e6:.0f} of {report.budget_bytes / 1e6:.0f} MB"
         self._screen.line(f"{wanted.device}: delta in, {wanted.level}, {report.steps} steps, {loss}, {peak}", "green")
-        self._tell(ResultCommitted(task_id, report.budget_bytes, report.peak_bytes))
+        self._tell(ResultCommitted(task_id, report.budget_bytes, report.peak_bytes, report.wall_s))
 
     def _refuse(self, wanted: FetchDelta, reason: RefusalReason, detail: str) -> None:
         self._ledger.refuse_result(wanted.task.task_id, reason, detail)

@@ -92,11 +92,12 @@ class ResultHeard:
 
 @dataclass(frozen=True, slots=True)
 class ResultCommitted:
-    """A delta was fetched, found good, and is in the ledger. The bytes are those of its report."""
+    """A delta was fetched, found good, and is in the ledger. The bytes and the time are those of its report."""
 
     task_id: str
     budget_bytes: int
     peak_bytes: int
+    wall_s: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -251,7 +251,7 @@ class Ledger:
             "SELECT r.device, t.level, r.report FROM results r JOIN tasks t USING (task_id) ORDER BY r.rowid"
         ):
             report = _read(Report, body)
-            yield Answer(device, level, Outcome.DONE, report.budget_bytes, report.peak_bytes)
+            yield Answer(device, level, Outcome.DONE, report.budget_bytes, report.peak_bytes, report.wall_s)
 
     def _hellos(self) -> Iterator[Hello]:
         for (body,) in self._db.execute("SELECT hello FROM devices"):

@@ -221,8 +221,8 @@ class Rounds(Generic[S]):
     def _on_committed(self, event: ResultCommitted, _now_s: float) -> Iterator[Instruction]:
         entry = self._book[event.task_id]
         entry.state = TaskState.COMMITTED
-        answer = Answer(entry.device, entry.level, Outcome.DONE, event.budget_bytes, event.peak_bytes)
-        self._assignment.observe(answer)
+        measured = (event.budget_bytes, event.peak_bytes, event.wall_s)
+        self._assignment.observe(Answer(entry.device, entry.level, Outcome.DONE, *measured))
         yield from self._receipt(entry)
 
     def _on_refused(self, event: ResultRefused, _now_s: float) -> Iterator[Instruction]:
@@ -292,7 +292,7 @@ class Rounds(Generic[S]):
         if patient and self.attempt > 1:
             return  # a round that came to nothing is not repeated at once
         self._assignment.new_attempt()
-        chosen = self._assignment.decide(self.fleet.online())
+        chosen = self._assignment.decide(self.fleet.online(), self.fleet)
         if not chosen:
             least = min(level.needs_bytes for level in self._plan.levels)
             why = f"none of the {online} devices here takes part; the smallest level needs {least / 1e6:.0f} MB"
@@ -365,7 +365,7 @@ class Rounds(Generic[S]):
             return
         if TaskState.COMMITTED in had or len(had) >= TASKS:
             return
-        for name, level in self._assignment.decide([self.fleet.devices[device]]).items():
+        for name, level in self._assignment.decide([self.fleet.devices[device]], self.fleet).items():
             yield self._new_task(name, level, now_s)
 
     def _new_task(self, device: str, level: str, now_s: float) -> GiveTask:

@@ -24,11 +24,18 @@ class Outcome(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """An emulator level: `needs_bytes` is the least peak that the exporter predicts, `size_bytes` its files' size."""
+    """An emulator level: `needs_bytes` is the least peak that the exporter predicts, `size_bytes` its files' size.
+
+    Levels that differ only in their number of `trained_layers` have the same `model`. Of a level's delta as float32
+    there are `upload_bytes`.
+    """
 
     name: str
     needs_bytes: int
     size_bytes: int = 0
+    model: str = ""
+    trained_layers: int = 0
+    upload_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +51,7 @@ class Answer:
     """What a device said to a level while its budget was `budget_bytes`.
 
     `bytes` is the measured peak of a task that was done, or what the device said or showed that it would need. For
-    `no-space` both are of the device's store.
+    `no-space` both are of the device's store. A task that was done took `wall_s`.
     """
 
     device: str
@@ -52,15 +59,20 @@ class Answer:
     outcome: Outcome
     budget_bytes: int
     bytes: int
+    wall_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What is known now: `levels` best first, and the `answers` since the last decision, oldest first."""
+    """What is known now: `levels` best first, and the `answers` since the last decision, oldest first.
+
+    A decision is wanted for `devices`; `fleet` has every device that ever took part, or could now.
+    """
 
     devices: tuple[DeviceView, ...]
     levels: tuple[Level, ...]
     answers: tuple[Answer, ...]
+    fleet: tuple[DeviceView, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,7 +51,7 @@ def answer(ledger: Ledger, instruction: Instruction) -> list[Event]:
     if isinstance(instruction, FetchDelta):
         task_id = instruction.task.task_id
         ledger.commit_result(instruction.device, task_id, instruction.delta, 5, instruction.report)
-        return [ResultCommitted(task_id, 2, 1)]
+        return [ResultCommitted(task_id, 2, 1, 1.0)]
     if isinstance(instruction, AggregateRound):
         blobs = ledger.deltas(instruction.task_ids)
         adapter = blob_of(b"".join(blob.sha256.encode() for blob in blobs))

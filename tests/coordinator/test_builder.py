@@ -54,6 +54,14 @@ def test_what_is_built_is_not_built_again(tmp_path: pathlib.Path, jobs: Jobs) ->
     check_initial(artifact)
 
 
+def test_levels_of_one_model_are_told_by_what_trains(tmp_path: pathlib.Path) -> None:
+    """A policy sees which levels differ in nothing but their trained layers, and how large their deltas are."""
+    large, small = (level.level() for level in load_artifact(built(tmp_path)).levels.values())
+    assert large.model == small.model
+    assert (large.trained_layers, small.trained_layers) == (2, 1)
+    assert large.upload_bytes == 2 * small.upload_bytes > 0
+
+
 def test_another_request_is_built_anew(tmp_path: pathlib.Path) -> None:
     """Another rank, another level or a changed model is another artifact; another learning rate is the same."""
     config = built(tmp_path)

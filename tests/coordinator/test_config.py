@@ -7,14 +7,17 @@ import pathlib
 
 import pytest
 
-from coordinator.config import Rule, load_config
+from coordinator.config import Config, Rule, load_config
 from coordinator.errors import ConfigError
+from coordinator.policy.caff import Caff
+from coordinator.policy.largest_that_fits import LargestThatFits
+from coordinator.policy.registry import policy_of
 from coordinator.task_book import TaskMaker
 from edge_sdk.wire.blobs import blob_of
 from tests.coordinator.samples import CONFIG
 
 
-def load(tmp_path: pathlib.Path, text: str) -> object:
+def load(tmp_path: pathlib.Path, text: str) -> Config:
     """Load `text` as a file."""
     path = tmp_path / "coordinator.toml"
     path.write_text(text)
@@ -50,6 +53,14 @@ def test_integers_are_the_tasks_choice(tmp_path: pathlib.Path) -> None:
         assert task.integer_gradients is allowed
 
 
+def test_the_policy_is_the_one_named(tmp_path: pathlib.Path) -> None:
+    """With the limits that are set for it."""
+    text = "[policy]\nname = 'caff'\nmax_upload_bytes = 1000\nmax_task_s = 60\n[training]"
+    assert policy_of(load(tmp_path, CONFIG).policy) == LargestThatFits()
+    named = load(tmp_path, CONFIG.replace("[training]", text)).policy
+    assert policy_of(named) == Caff(max_upload_bytes=1000, max_task_s=60.0)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "complaint"),
     [
@@ -75,6 +86,7 @@ def test_integers_are_the_tasks_choice(tmp_path: pathlib.Path) -> None:
             "[aggregation]\nrule = 'mean'\n[training]",
             "aggregation.rule is 'mean'; allowed: lora-svd, freeze-a",
         ),
+        ("[training]", "[policy]\nmax_task_s = 60\n[training]", "are limits of the policy caff"),
         ("[rounds]", "[[rounds]]", "it must be a table, [rounds]"),
         ("name = ", "name = = ", "cannot be read"),
     ],

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from coordinator.fleet import Fleet
+from coordinator.policy.caff import Caff
+from coordinator.policy.fitting import Known
 from coordinator.policy.largest_that_fits import LargestThatFits
 from coordinator.policy.types import Answer, DeviceView, Level, Observation, Outcome
 from tests.coordinator.samples import make_hello, make_presence
@@ -106,3 +111,65 @@ def test_asking_ends(budget: int, past: list[Answer]) -> None:
 def test_repeating_an_answer_changes_nothing(budget: int, past: list[Answer]) -> None:
     """Answers are facts: shown twice, as after a restart, they mean the same."""
     assert chosen(budget, *past) == chosen(budget, *past, *past)
+
+
+CAFF = Caff()
+# Each model's levels train 1, 2, ... of its last layers; every layer that trains takes memory, and upload.
+DEEP = tuple(Level(f"deep-{k}", 200 + 50 * k, 90, "deep", k, 10 * k) for k in (3, 2, 1))
+SHALLOW = tuple(Level(f"shallow-{k}", 100 + 50 * k, 50, "shallow", k, 10 * k) for k in (2, 1))
+
+
+def shared(
+    budgets: Mapping[str, int], *answers: Answer, caff: Caff = CAFF, asked: str | None = None
+) -> Mapping[str, str]:
+    """What devices of those budgets get from `caff` after those answers; only `asked` if one is named."""
+    fleet = tuple(DeviceView(name, budget) for name, budget in budgets.items())
+    devices = tuple(device for device in fleet if asked in {None, device.name})
+    return caff.decide(Observation(devices, (*DEEP, *SHALLOW), answers, fleet), caff.initial())[0].levels
+
+
+def test_the_model_that_the_fleet_trains_most_of() -> None:
+    """The larger model where enough can train much of it, the smaller one where that leaves out too many."""
+    assert shared({"a": 350, "b": 300}) == {"a": "deep-3", "b": "deep-2"}
+    assert shared({"a": 350, "b": 200, "c": 150}) == {"a": "shallow-2", "b": "shallow-2", "c": "shallow-1"}
+    # 3 + 0 of the larger model against 2 + 1 of the smaller: a tie goes to the one that was configured first, and
+    # who fits none of its levels is asked once.
+    assert shared({"a": 350, "b": 150}) == {"a": "deep-3", "b": "deep-1"}
+    assert shared({"a": 350, "b": 150}, Answer("b", "deep-1", Outcome.OVER_BUDGET, 150, 240)) == {"a": "deep-3"}
+
+
+def test_one_device_is_given_the_model_of_all() -> None:
+    """Whoever is asked alone, late in a round, gets a level of the model that the whole fleet has."""
+    budgets = {"a": 350, "b": 200, "c": 150}
+    for name, level in shared(budgets).items():
+        assert shared(budgets, asked=name) == {name: level}
+
+
+def test_the_limits_of_upload_and_time() -> None:
+    """No delta is larger than may be sent; who was too slow gets fewer layers, at that model, from then on."""
+    assert shared({"a": 350}, caff=Caff(max_upload_bytes=20)) == {"a": "deep-2"}
+    assert shared({"a": 350}, caff=Caff(max_upload_bytes=5)) == {}
+    slow = Answer("a", "deep-3", Outcome.DONE, 350, 340, wall_s=61.0)
+    assert shared({"a": 350}, slow) == {"a": "deep-3"}
+    assert shared({"a": 350}, slow, caff=Caff(max_task_s=61.0)) == {"a": "deep-3"}
+    assert shared({"a": 350}, slow, caff=Caff(max_task_s=60.0)) == {"a": "deep-2"}
+    fast = dataclasses.replace(slow, wall_s=59.0)
+    assert shared({"a": 350}, slow, fast, caff=Caff(max_task_s=60.0)) == {"a": "deep-3"}
+
+
+@given(st.dictionaries(st.sampled_from("abcdef"), st.integers(100, 400), min_size=1))
+def test_no_other_model_trains_more(budgets: dict[str, int]) -> None:
+    """The paper's law: on average over the fleet no model could train more layers, and nobody goes over its budget."""
+    levels = {level.name: level for level in (*DEEP, *SHALLOW)}
+    found = {name: levels[level] for name, level in shared(budgets).items()}
+    assert len({level.model for level in found.values()}) == 1
+    fit = [level.trained_layers for name, level in found.items() if level.needs_bytes <= budgets[name]]
+    for model in (DEEP, SHALLOW):
+        best = (max((m.trained_layers for m in model if m.needs_bytes <= b), default=0) for b in budgets.values())
+        assert sum(fit) >= sum(best)
+
+
+def test_what_took_long_is_known_again_after_a_restart() -> None:
+    """Answers of one device and level: the last one counts."""
+    answers = [Answer("a", "deep-3", Outcome.DONE, 350, 340, wall_s=s) for s in (5.0, 61.0)]
+    assert Known().after(answers).took_s == {("a", "deep-3"): 61.0}

@@ -88,7 +88,7 @@ class Scene:
         """The device's delta is offered, fetched, and committed."""
         task_id = self.task(device).task_id
         self.tell(ResultHeard(device, ResultOffer(task_id, DELTA, make_report())))
-        return self.tell(ResultCommitted(task_id, 300 * MB, 200 * MB))
+        return self.tell(ResultCommitted(task_id, 300 * MB, 200 * MB, 60.0))
 
     def decline(self, device: str, reason: DeclineReason = DeclineReason.OVER_BUDGET) -> list[Instruction]:
         """The device declines."""
@@ -252,7 +252,7 @@ def test_the_deadline_closes() -> None:
     cancelled = only(CancelTask, scene.tell(Tick(), after_s=100))
     assert [i.device for i in cancelled] == ["b"]
     assert scene.rounds.state is State.CLOSING
-    asked = scene.tell(ResultCommitted(scene.task("a").task_id, 0, 0), after_s=1)
+    asked = scene.tell(ResultCommitted(scene.task("a").task_id, 0, 0, 0), after_s=1)
     assert only(AggregateRound, asked)
 
 
@@ -331,7 +331,7 @@ def test_duplicates_do_nothing() -> None:
     task_id = scene.task("a").task_id
     offer = ResultHeard("a", ResultOffer(task_id, DELTA, make_report()))
     assert only(FetchDelta, scene.tell(offer)) == only(FetchDelta, scene.tell(offer))
-    scene.tell(ResultCommitted(task_id, 0, 0))
+    scene.tell(ResultCommitted(task_id, 0, 0, 0))
     assert only(SendReceipt, scene.tell(offer))[0].receipt.accepted
     late = TaskDeclined(task_id, DeclineReason.OVER_BUDGET, 1, 1, "")
     assert scene.tell(DeclineHeard("a", late)) == []
