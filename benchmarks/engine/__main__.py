@@ -56,6 +56,8 @@ def _run(arguments: argparse.Namespace) -> bool:
         console.print(show.table(scene.title, scene.rows, scene.base))
         if slow := scene.more.get("storage"):
             console.print(show.storage_table(slow))
+        if alone := scene.more.get("products"):
+            console.print(show.products(alone))
         found += scene.checks
         if out is not None:
             _keep(out, name, scene, effort)

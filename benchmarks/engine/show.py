@@ -56,6 +56,12 @@ def storage_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     return found
 
 
+def products(alone: Mapping[str, float]) -> str:
+    """What bounds every step."""
+    ours, theirs = alone["onnxruntime_ms"], alone["torch_ms"]
+    return f"an exact step's products alone: {ours:.0f} ms by onnxruntime, packed beforehand; {theirs:.0f} ms by torch"
+
+
 def said(plan: Mapping[str, Any]) -> str:
     """A plan in few words."""
     if not plan:

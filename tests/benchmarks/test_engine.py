@@ -15,15 +15,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
+from benchmarks import machine
 from benchmarks.engine import __main__ as command
 from benchmarks.engine.checks import Check, check, plan_row, row, table
 from benchmarks.engine.contenders import Peer, Rows, in_turns
 from benchmarks.engine.plans import LEANEST, integer_plans, named_plans, whole_frontier
 from benchmarks.engine.scenes import QUICK, SCENES, Effort, Scene
+from benchmarks.engine.show import products as products_line
 from benchmarks.engine.show import storage_table
 from benchmarks.engine.show import table as rows_table
 from benchmarks.engine.storage import limited_command
 from edge_sdk.cgroup import NotDelegated
+from edge_sdk.engine.artifact import open_artifact
 from edge_sdk.engine.plan import INTEGERS, leanest, plans
 from tests.edge_sdk.samples import MB, TOKENS, make_manifest
 
@@ -162,3 +165,19 @@ def test_a_limited_command_cannot_take_more() -> None:
         except (NotDelegated, OSError) as error:
             pytest.skip(f"no group to be had: {error}")
         assert (done.returncode != 0) == ends, done.stderr
+
+
+def test_a_steps_products(tiny_artifact: pathlib.Path) -> None:
+    """Each frozen matrix makes two, but for those of the lowest block, which owes nothing to what is below it."""
+    path, tokens = tiny_artifact / "fp32.manifest", 6
+    artifact = open_artifact(path)
+    manifest = artifact.manifest
+    block, vocabulary = (
+        sum(math.prod(array.shape) for array in artifact.tensors(name).values() if array.ndim > 1)
+        for name in (manifest.walked_back()[0].tensors, "embed.safetensors")
+    )
+    found = machine.measured("benchmarks.engine.products", str(path), str(tokens), "1", "1")
+    products = (2 * len(manifest.level.layers) - 1) * block + 2 * vocabulary
+    assert found["operations"] == 2 * tokens * products
+    assert min(found["onnxruntime_ms"], found["torch_ms"]) > 0
+    assert "alone" in products_line(found)
