@@ -26,6 +26,13 @@ class Rule(enum.Enum):
     FREEZE_A = "freeze-a"
 
 
+class MeanOver(enum.Enum):
+    """Whose results a tensor's change is averaged over: those that trained it, or all of the round's."""
+
+    TRAINED = "trained"
+    ALL = "all"
+
+
 class PolicyName(enum.Enum):
     """Who gets which level; see `coordinator.policy`."""
 
@@ -116,6 +123,7 @@ class AggregationConfig:
     """How deltas become the next adapter. A delta longer than `clip_norm` is scaled down to it; 0: none is."""
 
     rule: Rule = Rule.LORA_SVD
+    mean_over: MeanOver = MeanOver.TRAINED
     clip_norm: float = number(0, 1e9, 0)
 
 

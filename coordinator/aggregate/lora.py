@@ -9,6 +9,7 @@ under Heterogeneous Tasks and Client Resources, 2024, aggregate and redistribute
 
 The factors come out balanced, `B = Q_l U sqrt(S)`, `A = sqrt(S) (Q_r V)'`: neither trains faster than the other.
 
+- A device that did not train a module counts there with the product as it was, or not at all; see `mean`.
 - Where nobody changed a module, its factors stay bit for bit: a decomposition would only rotate them.
 - A direction in which P is zero gets a zero column in B and a unit row, scaled like its neighbours, in A. Zeros on both
   sides would be a saddle that no gradient leaves.
@@ -24,6 +25,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from coordinator.aggregate import mean
+from coordinator.config import MeanOver
 from edge_sdk.wire.delta import Delta
 from edge_sdk.wire.tensors import Array
 
@@ -83,15 +85,16 @@ def accumulate(state: State, delta: Delta, weight: float) -> State:
     return State(mean.accumulate(state.plain, Delta(others), weight), stacks)
 
 
-def finish(state: State) -> tuple[dict[str, Array], Truncation]:
-    """The next adapter, float32, and what was lost."""
-    tensors, truncation = mean.finish(state.plain), Truncation()
+def finish(state: State, over: MeanOver) -> tuple[dict[str, Array], Truncation]:
+    """The next factors of each module that somebody changed, float32, and what was lost."""
+    factors, truncation = dict[str, Array](), Truncation()
     for module, stack in state.stacks.items():
         if stack.changed:
-            a, b, lost = best_of_rank(stack.left / stack.weight, stack.right, tensors[module + A])
-            tensors[module + A], tensors[module + B] = a, b
+            a, b = state.plain.adapter[module + A], state.plain.adapter[module + B]
+            left, right = _mean(stack, a, b, stack.weight if over is MeanOver.TRAINED else state.plain.total)
+            factors[module + A], factors[module + B], lost = best_of_rank(left, right, a)
             truncation += lost
-    return tensors, truncation
+    return factors, truncation
 
 
 def best_of_rank(left: Array, right: Array, before: Array) -> tuple[Array, Array, Truncation]:
@@ -109,6 +112,15 @@ def best_of_rank(left: Array, right: Array, before: Array) -> tuple[Array, Array
     a[:kept] *= roots[:, None]
     a[kept:] *= math.sqrt(float(np.mean(values[:kept])))
     return a.astype(np.float32), b, truncation
+
+
+def _mean(stack: Stack, a: Array, b: Array, whole: float) -> tuple[Array, Array]:
+    """The mean product, as factors: what the stack lacks of the `whole` weight is `b @ a`, as it was."""
+    left, right = stack.left / whole, stack.right
+    if stack.weight == whole:
+        return left, right
+    stays = 1.0 - stack.weight / whole
+    return np.hstack([left, stays * b.astype(np.float64)]), np.vstack([right, a.astype(np.float64)])
 
 
 def _after(adapter: Mapping[str, Array], delta: Delta, name: str) -> Array:

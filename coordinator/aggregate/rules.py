@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from coordinator.aggregate import lora, mean
 from coordinator.config import AggregationConfig, Rule
 from edge_sdk.wire.delta import Delta
@@ -36,12 +38,19 @@ def aggregate(
         state = mean.init(adapter)
         for contribution in clipped:
             state = mean.accumulate(state, contribution.delta, contribution.examples)
-        return Aggregate(mean.finish(state), 0.0)
+        return Aggregate(_moved(adapter, mean.finish(state, config.mean_over)), 0.0)
     stacks = lora.init(adapter)
     for contribution in clipped:
         stacks = lora.accumulate(stacks, contribution.delta, contribution.examples)
-    tensors, truncation = lora.finish(stacks)
-    return Aggregate(tensors, truncation.relative)
+    factors, truncation = lora.finish(stacks, config.mean_over)
+    changes = mean.finish(stacks.plain, config.mean_over)
+    return Aggregate(_moved(adapter, changes) | factors, truncation.relative)
+
+
+def _moved(adapter: Mapping[str, Array], changes: Mapping[str, Array]) -> dict[str, Array]:
+    """The adapter after `changes`, float32; what nobody trained is as it was."""
+    moved = {name: (adapter[name].astype(np.float64) + change) for name, change in changes.items()}
+    return dict(adapter) | {name: array.astype(np.float32) for name, array in moved.items()}
 
 
 def clip(delta: Delta, clip_norm: float) -> Delta:

@@ -9,13 +9,15 @@ from hypothesis import strategies as st
 
 from coordinator.aggregate import lora, mean
 from coordinator.aggregate.rules import Contribution, aggregate, clip
-from coordinator.config import AggregationConfig, Rule
+from coordinator.config import AggregationConfig, MeanOver, Rule
 from edge_sdk.wire.delta import Delta
 from edge_sdk.wire.tensors import Array
 
 OUT, IN, RANK = 7, 9, 3
 SVD = AggregationConfig(rule=Rule.LORA_SVD)
 FREEZE_A = AggregationConfig(rule=Rule.FREEZE_A)
+SVD_ALL = AggregationConfig(rule=Rule.LORA_SVD, mean_over=MeanOver.ALL)
+FREEZE_A_ALL = AggregationConfig(rule=Rule.FREEZE_A, mean_over=MeanOver.ALL)
 
 seeds = st.integers(0, 2**31)
 weights = st.lists(st.integers(1, 1000), min_size=1, max_size=5)
@@ -103,7 +105,7 @@ def test_with_a_frozen_the_mean_is_exact(seed: int, shares: list[int]) -> None:
     assert result.truncation == 0
 
 
-@pytest.mark.parametrize("config", [SVD, FREEZE_A])
+@pytest.mark.parametrize("config", [SVD, FREEZE_A, SVD_ALL, FREEZE_A_ALL])
 def test_zero_deltas_change_nothing(config: AggregationConfig) -> None:
     """If nobody moved, the next adapter is the old one, bit for bit."""
     start = adapter()
@@ -126,6 +128,34 @@ def test_a_layer_is_averaged_over_those_who_trained_it(config: AggregationConfig
     assert np.array_equal(result["block.2/q.lora_A"], start["block.2/q.lora_A"])
 
 
+@given(seeds, weights)
+@settings(max_examples=40)
+def test_over_all_whoever_did_not_train_a_layer_left_it(seed: int, shares: list[int]) -> None:
+    """With `all` a device without a layer counts as one that trained it and came back with what it had been given."""
+    start = adapter(modules=1)
+    for config, only in ((SVD_ALL, ""), (FREEZE_A_ALL, "lora_B")):
+        trained = [Contribution(change(start, seed + k, only=only), w) for k, w in enumerate(shares)]
+        idle = Contribution(0.0 * trained[0].delta, 7)
+        partial = aggregate(config, start, [*trained, Contribution(Delta({}), 7)])
+        whole = aggregate(config, start, [*trained, idle])
+        np.testing.assert_allclose(
+            product(dict(partial.adapter), "block.0/q"), product(dict(whole.adapter), "block.0/q"), atol=1e-5
+        )
+        np.testing.assert_allclose(partial.adapter["head/weight"], whole.adapter["head/weight"], atol=1e-6)
+        assert partial.truncation == pytest.approx(whole.truncation, abs=1e-6)
+
+
+@given(seeds, weights)
+@settings(max_examples=20)
+def test_where_all_trained_it_is_the_same_mean(seed: int, shares: list[int]) -> None:
+    """When every device trained every layer, `trained` and `all` give the same bytes."""
+    start = adapter()
+    for one, other in ((SVD, SVD_ALL), (FREEZE_A, FREEZE_A_ALL)):
+        delivered = [Contribution(change(start, seed + k), w) for k, w in enumerate(shares)]
+        first, second = aggregate(one, start, delivered), aggregate(other, start, delivered)
+        assert all(np.array_equal(array, second.adapter[name]) for name, array in first.adapter.items())
+
+
 def test_weights_count() -> None:
     """A device with three times the examples pulls three times as hard."""
     start = adapter(modules=0)
@@ -139,7 +169,7 @@ def test_averaging_factors_apart_would_differ() -> None:
     start = adapter(modules=1)
     deltas = [change(start, k, scale=1.0) for k in range(2)]
     dense = sum(product(after(start, d), "block.0/q") for d in deltas) / 2
-    apart = product(mean.finish(_mean_of(start, deltas)), "block.0/q")
+    apart = product(after(start, Delta(mean.finish(_mean_of(start, deltas), MeanOver.TRAINED))), "block.0/q")
     ours = product(dict(aggregate(SVD, start, [Contribution(d, 1) for d in deltas]).adapter), "block.0/q")
     assert np.linalg.norm(ours - dense) < 0.7 * np.linalg.norm(apart - dense)
 

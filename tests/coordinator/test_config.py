@@ -75,6 +75,11 @@ def test_integers_are_the_tasks_choice(tmp_path: pathlib.Path) -> None:
             "[aggregation]\nrule = 'mean'\n[training]",
             "aggregation.rule is 'mean'; allowed: lora-svd, freeze-a",
         ),
+        (
+            "[training]",
+            "[aggregation]\nmean_over = 'some'\n[training]",
+            "aggregation.mean_over is 'some'; allowed: trained, all",
+        ),
         ("[rounds]", "[[rounds]]", "it must be a table, [rounds]"),
         ("name = ", "name = = ", "cannot be read"),
     ],
