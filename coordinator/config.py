@@ -33,6 +33,14 @@ class MeanOver(enum.Enum):
     ALL = "all"
 
 
+class ServerOptimizer(enum.Enum):
+    """How the adapter moves by the mean change; see `coordinator.aggregate.server_optimizers`."""
+
+    FEDAVG = "fedavg"
+    FEDAVGM = "fedavgm"
+    FEDADAM = "fedadam"
+
+
 class PolicyName(enum.Enum):
     """Who gets which level; see `coordinator.policy`."""
 
@@ -120,11 +128,25 @@ class TrainingConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AggregationConfig:
-    """How deltas become the next adapter. A delta longer than `clip_norm` is scaled down to it; 0: none is."""
+    """How deltas become the next adapter. A delta longer than `clip_norm` is scaled down to it; 0: none is.
+
+    `learning_rate` is the server's: 1, unless it is given. `beta1` is the momentum of fedavgm and fedadam, `beta2` and
+    `tau` are fedadam's.
+    """
 
     rule: Rule = Rule.LORA_SVD
     mean_over: MeanOver = MeanOver.TRAINED
     clip_norm: float = number(0, 1e9, 0)
+    optimizer: ServerOptimizer = ServerOptimizer.FEDAVG
+    learning_rate: float | None = number(1e-6, 100, None)
+    beta1: float = number(0, 0.9999, 0.9)
+    beta2: float = number(0, 0.9999, 0.99)
+    tau: float = number(1e-9, 1, 1e-3)
+
+    @property
+    def rate(self) -> float:
+        """How far the adapter goes along the optimizer's direction."""
+        return 1.0 if self.learning_rate is None else self.learning_rate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,6 +227,7 @@ def _complaints(config: Config) -> dict[str, bool]:
         f"rounds.min_devices is {rounds.min_devices}, more than rounds.devices": rounds.min_devices > rounds.devices,
         f"rounds.quorum is {rounds.quorum}, more than rounds.devices": rounds.quorum > rounds.devices,
         "training.warmup_steps is more than training.steps": config.training.warmup_steps > config.training.steps,
+        **_aggregation_complaints(config.aggregation),
     }
     for level in config.levels:
         allowed = ", ".join(map(str, BITS))
@@ -212,6 +235,23 @@ def _complaints(config: Config) -> dict[str, bool]:
         trained_too_many = 0 < level.layers < level.train_last
         complaints[f"levels.{level.name} trains more layers than it keeps"] = trained_too_many
     return complaints
+
+
+def _aggregation_complaints(aggregation: AggregationConfig) -> dict[str, bool]:
+    optimizer, default = aggregation.optimizer, AggregationConfig()
+    averages, adapts = optimizer is ServerOptimizer.FEDAVG, optimizer is ServerOptimizer.FEDADAM
+    return {
+        f"aggregation.optimizer is {optimizer.value!r}, which keeps moments of each number from round to round; "
+        "lora-svd makes new factors each round: set aggregation.rule = 'freeze-a'": (
+            not averages and aggregation.rule is Rule.LORA_SVD
+        ),
+        "aggregation.learning_rate is missing; fedadam needs one, about how far a number may go in a round": (
+            adapts and aggregation.learning_rate is None
+        ),
+        "aggregation.beta1 is for fedavgm and fedadam": averages and aggregation.beta1 != default.beta1,
+        "aggregation.beta2 is for fedadam": not adapts and aggregation.beta2 != default.beta2,
+        "aggregation.tau is for fedadam": not adapts and aggregation.tau != default.tau,
+    }
 
 
 def _as_json(value: object) -> str:

@@ -306,10 +306,10 @@ class Daemon:
 
     def _aggregate(self, asked: AggregateRound) -> None:
         config, store, received = self._config.aggregation, self._artifact.store, self._received
-        deltas = self._ledger.deltas(asked.task_ids)
+        moments, deltas = self._ledger.moments(asked.round - 1), self._ledger.deltas(asked.task_ids)
 
         def work(_say: Callable[[Line], None]) -> tuple[AggregateRound, NextAdapter]:
-            return asked, aggregate_blobs(config, store, received, asked.adapter, deltas)
+            return asked, aggregate_blobs(config, store, received, asked.adapter, moments, deltas)
 
         self._jobs.start(f"aggregation of round {asked.round}", AGGREGATE, work)
 
@@ -328,7 +328,7 @@ class Daemon:
             self._on_aggregate(*outcome.value)
 
     def _on_aggregate(self, asked: AggregateRound, made: NextAdapter) -> None:
-        self._ledger.commit_adapter(asked.round, asked.attempt, made.blob, made.truncation)
+        self._ledger.commit_adapter(asked.round, asked.attempt, made.blob, made.truncation, made.moments)
         self._flush_traffic()
         lost = f", {made.truncation:.1%} of the product lost to the rank" if made.truncation else ""
         self._screen.line(f"round {asked.round} is aggregated: adapter {made.blob.sha256[:12]}{lost}", "bold")

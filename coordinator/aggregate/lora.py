@@ -10,6 +10,7 @@ under Heterogeneous Tasks and Client Resources, 2024, aggregate and redistribute
 The factors come out balanced, `B = Q_l U sqrt(S)`, `A = sqrt(S) (Q_r V)'`: neither trains faster than the other.
 
 - A device that did not train a module counts there with the product as it was, or not at all; see `mean`.
+- A server's learning rate other than 1 goes from the product as it was so far towards the mean, or beyond it.
 - Where nobody changed a module, its factors stay bit for bit: a decomposition would only rotate them.
 - A direction in which P is zero gets a zero column in B and a unit row, scaled like its neighbours, in A. Zeros on both
   sides would be a saddle that no gradient leaves.
@@ -85,13 +86,14 @@ def accumulate(state: State, delta: Delta, weight: float) -> State:
     return State(mean.accumulate(state.plain, Delta(others), weight), stacks)
 
 
-def finish(state: State, over: MeanOver) -> tuple[dict[str, Array], Truncation]:
-    """The next factors of each module that somebody changed, float32, and what was lost."""
+def finish(state: State, over: MeanOver, rate: float) -> tuple[dict[str, Array], Truncation]:
+    """The next factors of each module that somebody changed, float32, and what was lost; `rate` is the server's."""
     factors, truncation = dict[str, Array](), Truncation()
     for module, stack in state.stacks.items():
         if stack.changed:
             a, b = state.plain.adapter[module + A], state.plain.adapter[module + B]
-            left, right = _mean(stack, a, b, stack.weight if over is MeanOver.TRAINED else state.plain.total)
+            whole = stack.weight if over is MeanOver.TRAINED else state.plain.total
+            left, right = _moved(stack, a, b, rate, whole)
             factors[module + A], factors[module + B], lost = best_of_rank(left, right, a)
             truncation += lost
     return factors, truncation
@@ -114,12 +116,12 @@ def best_of_rank(left: Array, right: Array, before: Array) -> tuple[Array, Array
     return a.astype(np.float32), b, truncation
 
 
-def _mean(stack: Stack, a: Array, b: Array, whole: float) -> tuple[Array, Array]:
-    """The mean product, as factors: what the stack lacks of the `whole` weight is `b @ a`, as it was."""
-    left, right = stack.left / whole, stack.right
-    if stack.weight == whole:
+def _moved(stack: Stack, a: Array, b: Array, rate: float, whole: float) -> tuple[Array, Array]:
+    """`P + rate (S - w P) / whole` as factors: P is `b @ a`, as it was, S the stack and w its weight."""
+    left, right = rate * stack.left / whole, stack.right
+    stays = 1.0 - rate * (stack.weight / whole)
+    if stays == 0.0:
         return left, right
-    stays = 1.0 - stack.weight / whole
     return np.hstack([left, stays * b.astype(np.float64)]), np.vstack([right, a.astype(np.float64)])
 
 

@@ -1,13 +1,11 @@
-"""From a rule's name to the next adapter."""
+"""From a configuration's names to the next adapter."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-import numpy as np
-
-from coordinator.aggregate import lora, mean
+from coordinator.aggregate import lora, mean, server_optimizers
 from coordinator.config import AggregationConfig, Rule
 from edge_sdk.wire.delta import Delta
 from edge_sdk.wire.tensors import Array
@@ -23,34 +21,39 @@ class Contribution:
 
 @dataclass(frozen=True, slots=True)
 class Aggregate:
-    """The next adapter. `truncation` is the relative error of going back to rank r, zero where the rule is exact."""
+    """The next adapter, and the server optimizer's moments, empty where it keeps none.
+
+    `truncation` is the relative error of going back to rank r, zero where the rule is exact.
+    """
 
     adapter: Mapping[str, Array]
+    moments: Mapping[str, Array]
     truncation: float
 
 
 def aggregate(
-    config: AggregationConfig, adapter: Mapping[str, Array], contributions: Iterable[Contribution]
+    config: AggregationConfig,
+    adapter: Mapping[str, Array],
+    contributions: Iterable[Contribution],
+    moments: Mapping[str, Array],
 ) -> Aggregate:
-    """The adapter after a round; one contribution at a time is held in memory."""
+    """The adapter after a round; one contribution at a time is held in memory.
+
+    `moments` are those that the round before left; none before the first.
+    """
     clipped = (Contribution(clip(c.delta, config.clip_norm), c.examples) for c in contributions)
     if config.rule is Rule.FREEZE_A:
         state = mean.init(adapter)
         for contribution in clipped:
             state = mean.accumulate(state, contribution.delta, contribution.examples)
-        return Aggregate(_moved(adapter, mean.finish(state, config.mean_over)), 0.0)
+        moved, kept = server_optimizers.step(config, adapter, mean.finish(state, config.mean_over), moments)
+        return Aggregate(moved, kept, 0.0)
     stacks = lora.init(adapter)
     for contribution in clipped:
         stacks = lora.accumulate(stacks, contribution.delta, contribution.examples)
-    factors, truncation = lora.finish(stacks, config.mean_over)
-    changes = mean.finish(stacks.plain, config.mean_over)
-    return Aggregate(_moved(adapter, changes) | factors, truncation.relative)
-
-
-def _moved(adapter: Mapping[str, Array], changes: Mapping[str, Array]) -> dict[str, Array]:
-    """The adapter after `changes`, float32; what nobody trained is as it was."""
-    moved = {name: (adapter[name].astype(np.float64) + change) for name, change in changes.items()}
-    return dict(adapter) | {name: array.astype(np.float32) for name, array in moved.items()}
+    factors, truncation = lora.finish(stacks, config.mean_over, config.rate)
+    moved, kept = server_optimizers.step(config, adapter, mean.finish(stacks.plain, config.mean_over), moments)
+    return Aggregate(moved | factors, kept, truncation.relative)
 
 
 def clip(delta: Delta, clip_norm: float) -> Delta:

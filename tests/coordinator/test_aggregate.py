@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coordinator.aggregate import lora, mean
-from coordinator.aggregate.rules import Contribution, aggregate, clip
+from coordinator.aggregate import lora, mean, rules
+from coordinator.aggregate.rules import Aggregate, Contribution, clip
 from coordinator.config import AggregationConfig, MeanOver, Rule
 from edge_sdk.wire.delta import Delta
 from edge_sdk.wire.tensors import Array
@@ -38,6 +40,11 @@ def change(of: dict[str, Array], seed: int, *, only: str = "", scale: float = 0.
     random = np.random.default_rng(seed)
     chosen = {name: array.shape for name, array in of.items() if only in name}
     return Delta({n: np.asarray(random.normal(0, scale, shape), np.float32) for n, shape in chosen.items()})
+
+
+def aggregate(config: AggregationConfig, start: dict[str, Array], contributions: Iterable[Contribution]) -> Aggregate:
+    """The first round's aggregate: no server optimizer has moments yet."""
+    return rules.aggregate(config, start, contributions, {})
 
 
 def product(tensors: dict[str, Array], module: str) -> Array:
@@ -154,6 +161,23 @@ def test_where_all_trained_it_is_the_same_mean(seed: int, shares: list[int]) -> 
         delivered = [Contribution(change(start, seed + k), w) for k, w in enumerate(shares)]
         first, second = aggregate(one, start, delivered), aggregate(other, start, delivered)
         assert all(np.array_equal(array, second.adapter[name]) for name, array in first.adapter.items())
+
+
+@given(seeds, weights, st.floats(0.1, 2.0))
+@settings(max_examples=40)
+def test_a_servers_rate_goes_along_the_mean_of_products(seed: int, shares: list[int], rate: float) -> None:
+    """`lora-svd` with a learning rate gives the best of its rank for `P + rate (mean - P)`."""
+    start = adapter(modules=1)
+    config = AggregationConfig(learning_rate=rate)
+    deltas = [change(start, seed + k) for k in range(len(shares))]
+    result = aggregate(config, start, [Contribution(d, w) for d, w in zip(deltas, shares, strict=True)])
+    dense = sum(w * product(after(start, d), "block.0/q") for d, w in zip(deltas, shares, strict=True)) / sum(shares)
+    before = product(start, "block.0/q")
+    wanted = before + rate * (dense - before)
+    values = np.linalg.svd(wanted)[1]
+    lost = np.linalg.norm(product(dict(result.adapter), "block.0/q") - wanted) / np.linalg.norm(wanted)
+    assert lost == pytest.approx(np.linalg.norm(values[RANK:]) / np.linalg.norm(values), abs=1e-5)
+    assert result.truncation == pytest.approx(lost, abs=1e-5)
 
 
 def test_weights_count() -> None:

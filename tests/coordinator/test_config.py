@@ -7,7 +7,7 @@ import pathlib
 
 import pytest
 
-from coordinator.config import Rule, load_config
+from coordinator.config import Rule, ServerOptimizer, load_config
 from coordinator.errors import ConfigError
 from coordinator.task_book import TaskMaker
 from edge_sdk.wire.blobs import blob_of
@@ -50,6 +50,18 @@ def test_integers_are_the_tasks_choice(tmp_path: pathlib.Path) -> None:
         assert task.integer_gradients is allowed
 
 
+def test_a_servers_optimizer_is_read(tmp_path: pathlib.Path) -> None:
+    """FedAdam takes the paper's constants where none are given; without an optimizer the server's rate is 1."""
+    path = tmp_path / "coordinator.toml"
+    path.write_text(CONFIG)
+    assert load_config(path).aggregation.rate == 1.0
+    aggregation = '[aggregation]\nrule = "freeze-a"\noptimizer = "fedadam"\nlearning_rate = 0.01\n[training]'
+    path.write_text(CONFIG.replace("[training]", aggregation))
+    read = load_config(path).aggregation
+    assert read.optimizer is ServerOptimizer.FEDADAM
+    assert (read.rate, read.beta1, read.beta2, read.tau) == (0.01, 0.9, 0.99, 1e-3)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "complaint"),
     [
@@ -80,6 +92,29 @@ def test_integers_are_the_tasks_choice(tmp_path: pathlib.Path) -> None:
             "[aggregation]\nmean_over = 'some'\n[training]",
             "aggregation.mean_over is 'some'; allowed: trained, all",
         ),
+        (
+            "[training]",
+            "[aggregation]\noptimizer = 'adam'\n[training]",
+            "aggregation.optimizer is 'adam'; allowed: fedavg, fedavgm, fedadam",
+        ),
+        (
+            "[training]",
+            "[aggregation]\noptimizer = 'fedavgm'\n[training]",
+            "aggregation.optimizer is 'fedavgm', which keeps moments of each number from round to round; lora-svd",
+        ),
+        (
+            "[training]",
+            "[aggregation]\nrule = 'freeze-a'\noptimizer = 'fedadam'\n[training]",
+            "aggregation.learning_rate is missing; fedadam needs one",
+        ),
+        (
+            "[training]",
+            "[aggregation]\nlearning_rate = 0\n[training]",
+            "aggregation.learning_rate is 0.0; it must be from 1e-06 to 100",
+        ),
+        ("[training]", "[aggregation]\nbeta1 = 0.5\n[training]", "aggregation.beta1 is for fedavgm and fedadam"),
+        ("[training]", "[aggregation]\nbeta2 = 0.5\n[training]", "aggregation.beta2 is for fedadam"),
+        ("[training]", "[aggregation]\ntau = 0.5\n[training]", "aggregation.tau is for fedadam"),
         ("[rounds]", "[[rounds]]", "it must be a table, [rounds]"),
         ("name = ", "name = = ", "cannot be read"),
     ],
