@@ -83,12 +83,16 @@ class AdapterConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LevelConfig:
-    """One emulator level: `bits` per frozen weight, `layers` kept and `train_last` trained (0: all of them)."""
+    """One emulator level: `bits` per frozen weight, `layers` kept and `train_last` trained (0: all of them).
+
+    `rank` is that of LoRA's factors there (0: the adapter's own, which is the highest).
+    """
 
     name: str = matching(NAME, "letters, digits, dot, dash, underscore, at most 128")
     bits: int = 32
     layers: int = number(0, 10_000, 0)
     train_last: int = number(0, 10_000, 0)
+    rank: int = number(0, 1024, 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -219,6 +223,9 @@ def _complaints(config: Config) -> dict[str, bool]:
     complaints = {
         "at least one [[levels]] table is needed": not names,
         f"levels share a name: {', '.join(names)}": len(set(names)) != len(names),
+        f"no level has the adapter's own rank, {config.adapter.rank}: set no rank in one": (
+            bool(names) and all(0 < level.rank < config.adapter.rank for level in config.levels)
+        ),
         f"adapter.kind is {config.adapter.kind!r}; allowed: lora": config.adapter.kind != "lora",
         "model.labels are needed, two or more, for sequence-classification": (
             task is TaskType.SEQUENCE_CLASSIFICATION and len(config.model.labels) < 2  # noqa: PLR2004 - a choice needs two
@@ -234,7 +241,19 @@ def _complaints(config: Config) -> dict[str, bool]:
         complaints[f"levels.{level.name}.bits is {level.bits}; allowed: {allowed}"] = level.bits not in BITS
         trained_too_many = 0 < level.layers < level.train_last
         complaints[f"levels.{level.name} trains more layers than it keeps"] = trained_too_many
+        complaints |= _rank_complaints(level, config)
     return complaints
+
+
+def _rank_complaints(level: LevelConfig, config: Config) -> dict[str, bool]:
+    rank, highest = level.rank, config.adapter.rank
+    frozen = config.aggregation.rule is Rule.FREEZE_A
+    return {
+        f"levels.{level.name}.rank is {rank}, more than adapter.rank, {highest}": rank > highest,
+        f"levels.{level.name}.rank is {rank}; only aggregation.rule = 'lora-svd' brings an adapter to a lower rank": (
+            0 < rank < highest and frozen
+        ),
+    }
 
 
 def _aggregation_complaints(aggregation: AggregationConfig) -> dict[str, bool]:

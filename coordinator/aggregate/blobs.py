@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+from coordinator.aggregate.lora import at_rank
 from coordinator.aggregate.rules import Contribution, aggregate
 from coordinator.config import AggregationConfig
 from edge_sdk.wire.blobs import Blob, BlobStore
@@ -44,12 +45,19 @@ def aggregate_blobs(
     should the result not be finite.
     """
     past = {} if moments is None else _read(store, moments)
-    result = aggregate(config, _read(store, adapter), _contributions(received, deltas), past)
+    result = aggregate(config, _read(store, adapter), _contributions(store, received, adapter, deltas), past)
     if not all(math.isfinite(float(array.sum())) for array in result.adapter.values()):
         msg = "the aggregate is not finite although each delta is: lower a learning rate, or set aggregation.clip_norm"
         raise ValueError(msg)
     kept = _keep(store, result.moments) if result.moments else None
     return NextAdapter(_keep(store, result.adapter), kept, result.truncation)
+
+
+def adapter_at_rank(store: BlobStore, adapter: Blob, rank: int) -> Blob:
+    """The adapter at `rank`, in the store; itself, where its rank is no higher. Raises IntegrityError, OSError."""
+    before = _read(store, adapter)
+    after = at_rank(before, rank)
+    return adapter if all(after[name] is array for name, array in before.items()) else _keep(store, after)
 
 
 def _read(store: BlobStore, blob: Blob) -> dict[str, Array]:
@@ -64,7 +72,13 @@ def _keep(store: BlobStore, tensors: Mapping[str, Array]) -> Blob:
         return store.adopt(path)
 
 
-def _contributions(received: BlobStore, deltas: Iterable[Blob]) -> Iterator[Contribution]:
+def _contributions(
+    store: BlobStore, received: BlobStore, adapter: Blob, deltas: Iterable[Blob]
+) -> Iterator[Contribution]:
+    starts: dict[str, dict[str, Array] | None] = {adapter.sha256: None}
     for blob in deltas:
         file, delta = decode_delta(received.read(blob), blob.size_bytes)
-        yield Contribution(delta, file.examples)
+        if file.adapter not in starts:  # the adapter at a lower rank
+            path = store.path(file.adapter)
+            starts[file.adapter] = _read(store, Blob(file.adapter, path.stat().st_size))
+        yield Contribution(delta, file.examples, starts[file.adapter])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -13,10 +14,11 @@ from edge_sdk.wire.tensors import Array
 
 @dataclass(frozen=True, slots=True)
 class Contribution:
-    """A device's delta and its weight."""
+    """A device's delta and its weight. `start` is what it was given, None where that was the adapter itself."""
 
     delta: Delta
     examples: int
+    start: Mapping[str, Array] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +43,7 @@ def aggregate(
 
     `moments` are those that the round before left; none before the first.
     """
-    clipped = (Contribution(clip(c.delta, config.clip_norm), c.examples) for c in contributions)
+    clipped = (dataclasses.replace(c, delta=clip(c.delta, config.clip_norm)) for c in contributions)
     if config.rule is Rule.FREEZE_A:
         state = mean.init(adapter)
         for contribution in clipped:
@@ -50,7 +52,8 @@ def aggregate(
         return Aggregate(moved, kept, 0.0)
     stacks = lora.init(adapter)
     for contribution in clipped:
-        stacks = lora.accumulate(stacks, contribution.delta, contribution.examples)
+        start = adapter if contribution.start is None else contribution.start
+        stacks = lora.accumulate(stacks, contribution.delta, contribution.examples, start)
     factors, truncation = lora.finish(stacks, config.mean_over, config.rate)
     moved, kept = server_optimizers.step(config, adapter, mean.finish(stacks.plain, config.mean_over), moments)
     return Aggregate(moved | factors, kept, truncation.relative)

@@ -180,6 +180,55 @@ def test_a_servers_rate_goes_along_the_mean_of_products(seed: int, shares: list[
     assert result.truncation == pytest.approx(lost, abs=1e-5)
 
 
+# ---- devices of a lower rank
+
+
+@given(seeds, st.integers(1, 4))
+def test_a_lower_rank_gets_the_best_approximation(seed: int, rank: int) -> None:
+    """What a level of a lower rank begins with is nearest to the adapter; one of no lower rank gets the adapter."""
+    start = adapter(seed)
+    begun = lora.at_rank(start, rank)
+    assert begun["head/weight"] is start["head/weight"]
+    for module in ("block.0/q", "block.1/q"):
+        whole = product(start, module)
+        values = np.linalg.svd(whole)[1]
+        lost = np.linalg.norm(product(begun, module) - whole)
+        assert lost == pytest.approx(np.linalg.norm(values[rank:]) if rank < RANK else 0.0, abs=1e-5)
+        assert begun[f"{module}.lora_A"].shape == (min(rank, RANK), IN)
+        assert begun[f"{module}.lora_B"].shape == (OUT, min(rank, RANK))
+        if rank >= RANK:
+            assert begun[f"{module}.lora_A"] is start[f"{module}.lora_A"]
+
+
+@given(seeds, st.lists(st.tuples(st.integers(1, RANK), st.integers(1, 100)), min_size=1, max_size=5))
+@settings(max_examples=40)
+def test_every_rank_adds_what_it_changed(seed: int, devices: list[tuple[int, int]]) -> None:
+    """The aggregate is the best of its rank for the adapter plus the mean change, whatever the devices' ranks."""
+    start = adapter(modules=1)
+    whole = product(start, "block.0/q")
+    contributions, dense = list[Contribution](), np.zeros((OUT, IN))
+    for k, (rank, weight) in enumerate(devices):
+        narrow = lora.at_rank(start, rank)
+        delta = change(narrow, seed + k)
+        contributions.append(Contribution(delta, weight, narrow if rank < RANK else None))
+        dense += weight * (whole + product(after(narrow, delta), "block.0/q") - product(narrow, "block.0/q"))
+    dense /= sum(weight for _, weight in devices)
+    result = aggregate(SVD, start, contributions)
+    values = np.linalg.svd(dense)[1]
+    lost = np.linalg.norm(product(dict(result.adapter), "block.0/q") - dense) / np.linalg.norm(dense)
+    assert lost == pytest.approx(np.linalg.norm(values[RANK:]) / np.linalg.norm(values), abs=1e-5)
+    assert result.adapter["block.0/q.lora_A"].shape == (RANK, IN)
+
+
+def test_a_lower_rank_takes_nothing_away() -> None:
+    """Devices that were given less than the adapter and changed nothing leave all of it as it is, bit for bit."""
+    start = adapter()
+    narrow = lora.at_rank(start, 1)
+    nothing = 0.0 * change(narrow, 1)
+    result = aggregate(SVD, start, [Contribution(nothing, 3, narrow), Contribution(nothing, 5, narrow)])
+    assert all(np.array_equal(result.adapter[name], array) for name, array in start.items())
+
+
 def test_weights_count() -> None:
     """A device with three times the examples pulls three times as hard."""
     start = adapter(modules=0)
@@ -233,7 +282,7 @@ def test_many_devices_cost_no_more_than_the_product() -> None:
     state, dense = lora.init(start), np.zeros((OUT, IN))
     for k in range(40):
         delta = change(start, k)
-        state = lora.accumulate(state, delta, 1.0)
+        state = lora.accumulate(state, delta, 1.0, start)
         dense += product(after(start, delta), "block.0/q")
     stack = state.stacks["block.0/q."]
     assert stack.left.shape[1] <= 2 * min(OUT, IN) + RANK

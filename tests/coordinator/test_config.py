@@ -79,6 +79,18 @@ def test_a_servers_optimizer_is_read(tmp_path: pathlib.Path) -> None:
         ("bits = 8", "bits = 7", "levels.int8.bits is 7; allowed: 32, 16, 8, 4"),
         ("bits = 8", "layers = 4", "levels.int8 trains more layers than it keeps"),
         ('name = "int8"', 'name = "fp32"', "levels share a name"),
+        ("bits = 8", "rank = 9", "levels.int8.rank is 9, more than adapter.rank, 8"),
+        ("bits = 8", "rank = 1025", "levels[1].rank is 1025; it must be from 0 to 1024"),
+        (
+            "train_last = 6",
+            "rank = 4\n[aggregation]\nrule = 'freeze-a'",
+            "levels.int8.rank is 4; only aggregation.rule = 'lora-svd' brings an adapter to a lower rank",
+        ),
+        (
+            'name = "fp32"\n\n[[levels]]',
+            'name = "fp32"\nrank = 4\n\n[[levels]]\nrank = 4',
+            "no level has the adapter's own rank, 8: set no rank in one",
+        ),
         ('name = "int8"', 'name = "a/b"', "levels[1].name is 'a/b'; allowed: letters"),
         ('fleet = "demo"', 'fleet = "a/+"', "fleet is 'a/+'"),
         ("[training]", '[adapter]\nkind = "prefix"\n[training]', "adapter.kind is 'prefix'; allowed: lora"),
