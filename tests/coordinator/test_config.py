@@ -122,7 +122,7 @@ def test_a_servers_optimizer_is_read(tmp_path: pathlib.Path) -> None:
         (
             "[training]",
             "[aggregation]\nlearning_rate = 0\n[training]",
-            "aggregation.learning_rate is 0.0; it must be from 1e-06 to 100",
+            "aggregation.learning_rate is 0; it must be from 1e-06 to 100",
         ),
         ("[training]", "[aggregation]\nbeta1 = 0.5\n[training]", "aggregation.beta1 is for fedavgm and fedadam"),
         ("[training]", "[aggregation]\nbeta2 = 0.5\n[training]", "aggregation.beta2 is for fedadam"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 from collections.abc import Sequence
 
@@ -134,14 +135,20 @@ def begin(folder: pathlib.Path) -> tuple[BlobStore, Blob]:
     return store, store.adopt(folder / "adapter")
 
 
+def delivered(store: BlobStore, adapter: Blob, seed: int) -> Blob:
+    """A device's change of B, from `adapter`."""
+    shapes = {name: array.shape for name, array in make_adapter().items() if name.endswith("lora_B")}
+    task = dataclasses.replace(make_task(), adapter=adapter)
+    return store.put(delta_bytes(task, "pi", make_delta(shapes, seed)))
+
+
 def play(config: AggregationConfig, store: BlobStore, adapter: Blob, rounds: int) -> list[NextAdapter]:
     """Rounds of two devices that train B: each reads from the store what the one before left there."""
     made = [NextAdapter(adapter, None, 0.0)]
-    shapes = {name: array.shape for name, array in make_adapter().items() if name.endswith("lora_B")}
     for round_ in range(rounds):
-        deltas = [make_delta(shapes, seed=10 * round_ + k) for k in range(2)]
-        blobs = [store.put(delta_bytes(make_task(), "pi", delta)) for delta in deltas]
-        made.append(aggregate_blobs(config, store, store, made[-1].blob, made[-1].moments, blobs))
+        before = made[-1]
+        deltas = [delivered(store, before.blob, 10 * round_ + k) for k in range(2)]
+        made.append(aggregate_blobs(config, store, store, before.blob, before.moments, deltas))
     return made
 
 
@@ -163,8 +170,7 @@ def test_moments_are_what_the_next_round_goes_on_from(tmp_path: pathlib.Path, co
     made = play(config, store, adapter, rounds=2)
     moments = made[1].moments
     assert moments is not None
-    shapes = {name: array.shape for name, array in make_adapter().items() if name.endswith("lora_B")}
-    delta = store.put(delta_bytes(make_task(), "pi", make_delta(shapes, seed=99)))
+    delta = delivered(store, made[1].blob, 99)
     with_them = aggregate_blobs(config, store, store, made[1].blob, moments, [delta])
     without = aggregate_blobs(config, store, store, made[1].blob, None, [delta])
     assert with_them.blob != without.blob
