@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from coordinator.aggregate.lora import at_rank
 from coordinator.config import Config
 from coordinator.errors import ConfigError, JobError
 from coordinator.jobs import Jobs, Line
@@ -45,7 +46,7 @@ class BuiltLevel:
             spec.name,
             manifest.needs_bytes,
             size_bytes=sum(blob.size_bytes for blob in set(manifest.files.values())),
-            model=repr(dataclasses.replace(spec, name="any", trained_layers=())),
+            model=repr((dataclasses.replace(spec, name="any", trained_layers=()), manifest.adapter.rank)),
             trained_layers=len(spec.trained_layers),
             upload_bytes=FLOAT_BYTES * sum(math.prod(shape) for shape in manifest.trained_shapes().values()),
         )
@@ -53,11 +54,16 @@ class BuiltLevel:
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """What was built: `levels` best first; `full` covers every layer, so its adapter is the model's whole adapter."""
+    """What was built: `levels` best first; `full` has every layer at the highest rank: its adapter is the whole one."""
 
     store: BlobStore
     levels: Mapping[str, BuiltLevel]
     full: BuiltLevel
+
+    def lower_ranks(self) -> dict[str, int]:
+        """By level the adapter's rank, where it is lower than that of the whole adapter."""
+        ranks = {name: built.manifest.adapter.rank for name, built in self.levels.items()}
+        return {name: rank for name, rank in ranks.items() if rank < self.full.manifest.adapter.rank}
 
     def initial_adapter(self) -> Blob:
         """The adapter's starting values, for all layers."""
@@ -84,6 +90,7 @@ def request_of(config: Config) -> dict[str, Any]:
                 "bits": level.bits,
                 "layers": level.layers or None,
                 "train_last": level.train_last or None,
+                "rank": level.rank or None,
             }
             for level in config.levels
         ],
@@ -131,11 +138,19 @@ def load_artifact(config: Config) -> Artifact:
     folder = artifact_folder(config)
     store = BlobStore(folder)
     levels = {level.name: _load_level(folder, store, level.name) for level in config.levels}
-    everywhere = [built for built in levels.values() if len(built.manifest.level.layers) == built.manifest.model.layers]
-    if not everywhere:
-        msg = "no level keeps all layers; the adapter's starting values come from one that does: set layers = 0 in one"
+    highest = max(built.manifest.adapter.rank for built in levels.values())
+    whole = [built for built in levels.values() if _is_whole(built.manifest, highest)]
+    if not whole:
+        msg = (
+            "no level keeps all layers at the adapter's own rank, and its starting values come from one that does: "
+            "set layers = 0 and no rank in one"
+        )
         raise JobError(msg)
-    return Artifact(store, levels, everywhere[0])
+    return Artifact(store, levels, whole[0])
+
+
+def _is_whole(manifest: Manifest, rank: int) -> bool:
+    return len(manifest.level.layers) == manifest.model.layers and manifest.adapter.rank == rank
 
 
 def _load_level(folder: pathlib.Path, store: BlobStore, name: str) -> BuiltLevel:
@@ -151,8 +166,8 @@ def _load_level(folder: pathlib.Path, store: BlobStore, name: str) -> BuiltLevel
 def check_initial(artifact: Artifact) -> None:
     """Raise JobError unless the starting values have exactly the tensors that all levels together need."""
     initial = read_tensors(artifact.store.path(artifact.initial_adapter().sha256))
-    shapes = {name: array.shape for name, array in initial.items()}
     for name, built in artifact.levels.items():
+        shapes = {tensor: array.shape for tensor, array in at_rank(initial, built.manifest.adapter.rank).items()}
         for tensor, shape in built.manifest.adapter_shapes().items():
             if shapes.get(tensor) != shape:
                 msg = f"level {name} needs the adapter tensor {tensor} {shape}, which the starting values lack"

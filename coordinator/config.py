@@ -26,6 +26,21 @@ class Rule(enum.Enum):
     FREEZE_A = "freeze-a"
 
 
+class MeanOver(enum.Enum):
+    """Whose results a tensor's change is averaged over: those that trained it, or all of the round's."""
+
+    TRAINED = "trained"
+    ALL = "all"
+
+
+class ServerOptimizer(enum.Enum):
+    """How the adapter moves by the mean change; see `coordinator.aggregate.server_optimizers`."""
+
+    FEDAVG = "fedavg"
+    FEDAVGM = "fedavgm"
+    FEDADAM = "fedadam"
+
+
 class PolicyName(enum.Enum):
     """Who gets which level; see `coordinator.policy`."""
 
@@ -69,12 +84,16 @@ class AdapterConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LevelConfig:
-    """One emulator level: `bits` per frozen weight, `layers` kept and `train_last` trained (0: all of them)."""
+    """One emulator level: `bits` per frozen weight, `layers` kept and `train_last` trained (0: all of them).
+
+    `rank` is that of LoRA's factors there (0: the adapter's own, which is the highest).
+    """
 
     name: str = matching(NAME, "letters, digits, dot, dash, underscore, at most 128")
     bits: int = 32
     layers: int = number(0, 10_000, 0)
     train_last: int = number(0, 10_000, 0)
+    rank: int = number(0, 1024, 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,10 +133,25 @@ class TrainingConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AggregationConfig:
-    """How deltas become the next adapter. A delta longer than `clip_norm` is scaled down to it; 0: none is."""
+    """How deltas become the next adapter. A delta longer than `clip_norm` is scaled down to it; 0: none is.
+
+    `learning_rate` is the server's: 1, unless it is given. `beta1` is the momentum of fedavgm and fedadam, `beta2` and
+    `tau` are fedadam's.
+    """
 
     rule: Rule = Rule.LORA_SVD
+    mean_over: MeanOver = MeanOver.TRAINED
     clip_norm: float = number(0, 1e9, 0)
+    optimizer: ServerOptimizer = ServerOptimizer.FEDAVG
+    learning_rate: float | None = number(1e-6, 100, None)
+    beta1: float = number(0, 0.9999, 0.9)
+    beta2: float = number(0, 0.9999, 0.99)
+    tau: float = number(1e-9, 1, 1e-3)
+
+    @property
+    def rate(self) -> float:
+        """How far the adapter goes along the optimizer's direction."""
+        return 1.0 if self.learning_rate is None else self.learning_rate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,6 +226,9 @@ def _complaints(config: Config) -> dict[str, bool]:
     complaints = {
         "at least one [[levels]] table is needed": not names,
         f"levels share a name: {', '.join(names)}": len(set(names)) != len(names),
+        f"no level has the adapter's own rank, {config.adapter.rank}: set no rank in one": (
+            bool(names) and all(0 < level.rank < config.adapter.rank for level in config.levels)
+        ),
         f"adapter.kind is {config.adapter.kind!r}; allowed: lora": config.adapter.kind != "lora",
         "model.labels are needed, two or more, for sequence-classification": (
             task is TaskType.SEQUENCE_CLASSIFICATION and len(config.model.labels) < 2  # noqa: PLR2004 - a choice needs two
@@ -204,13 +241,43 @@ def _complaints(config: Config) -> dict[str, bool]:
             config.policy.name is not PolicyName.CAFF
             and (config.policy.max_upload_bytes or config.policy.max_task_s) > 0
         ),
+        **_aggregation_complaints(config.aggregation),
     }
     for level in config.levels:
         allowed = ", ".join(map(str, BITS))
         complaints[f"levels.{level.name}.bits is {level.bits}; allowed: {allowed}"] = level.bits not in BITS
         trained_too_many = 0 < level.layers < level.train_last
         complaints[f"levels.{level.name} trains more layers than it keeps"] = trained_too_many
+        complaints |= _rank_complaints(level, config)
     return complaints
+
+
+def _rank_complaints(level: LevelConfig, config: Config) -> dict[str, bool]:
+    rank, highest = level.rank, config.adapter.rank
+    frozen = config.aggregation.rule is Rule.FREEZE_A
+    return {
+        f"levels.{level.name}.rank is {rank}, more than adapter.rank, {highest}": rank > highest,
+        f"levels.{level.name}.rank is {rank}; only aggregation.rule = 'lora-svd' brings an adapter to a lower rank": (
+            0 < rank < highest and frozen
+        ),
+    }
+
+
+def _aggregation_complaints(aggregation: AggregationConfig) -> dict[str, bool]:
+    optimizer, default = aggregation.optimizer, AggregationConfig()
+    averages, adapts = optimizer is ServerOptimizer.FEDAVG, optimizer is ServerOptimizer.FEDADAM
+    return {
+        f"aggregation.optimizer is {optimizer.value!r}, which keeps moments of each number from round to round; "
+        "lora-svd makes new factors each round: set aggregation.rule = 'freeze-a'": (
+            not averages and aggregation.rule is Rule.LORA_SVD
+        ),
+        "aggregation.learning_rate is missing; fedadam needs one, about how far a number may go in a round": (
+            adapts and aggregation.learning_rate is None
+        ),
+        "aggregation.beta1 is for fedavgm and fedadam": averages and aggregation.beta1 != default.beta1,
+        "aggregation.beta2 is for fedadam": not adapts and aggregation.beta2 != default.beta2,
+        "aggregation.tau is for fedadam": not adapts and aggregation.tau != default.tau,
+    }
 
 
 def _as_json(value: object) -> str:

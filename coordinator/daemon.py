@@ -11,13 +11,14 @@ Rules:
 
 from __future__ import annotations
 
+import dataclasses
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
-from coordinator.aggregate.blobs import NextAdapter, aggregate_blobs
+from coordinator.aggregate.blobs import NextAdapter, adapter_at_rank, aggregate_blobs
 from coordinator.builder import Artifact
 from coordinator.collector import Collector, Fetched, Unfetched
 from coordinator.config import Config
@@ -60,7 +61,7 @@ from coordinator.screen import Screen, board
 from coordinator.scribe import write_down
 from coordinator.task_book import TaskMaker
 from coordinator.validate import Accepted, check_delta, expected
-from edge_sdk.wire.blobs import BlobStore
+from edge_sdk.wire.blobs import Blob, BlobStore
 from edge_sdk.wire.errors import WireError
 from edge_sdk.wire.manifest import Manifest
 from edge_sdk.wire.messages import (
@@ -110,6 +111,7 @@ class Daemon:
         if past is None:  # begin has just written version 0
             msg = "the ledger lost its first adapter"
             raise CoordinatorError(msg)
+        past = dataclasses.replace(past, narrowed=self._narrowed(past.adapter))
         self._rounds = Rounds(self._plan(), policy_of(config.policy), past, time.monotonic())
         if past.version or past.open:
             done = past.version >= config.rounds.count
@@ -306,10 +308,11 @@ class Daemon:
 
     def _aggregate(self, asked: AggregateRound) -> None:
         config, store, received = self._config.aggregation, self._artifact.store, self._received
-        deltas = self._ledger.deltas(asked.task_ids)
+        moments, deltas = self._ledger.moments(asked.round - 1), self._ledger.deltas(asked.task_ids)
 
-        def work(_say: Callable[[Line], None]) -> tuple[AggregateRound, NextAdapter]:
-            return asked, aggregate_blobs(config, store, received, asked.adapter, deltas)
+        def work(_say: Callable[[Line], None]) -> tuple[AggregateRound, NextAdapter, Mapping[str, Blob]]:
+            made = aggregate_blobs(config, store, received, asked.adapter, moments, deltas)
+            return asked, made, self._narrowed(made.blob)
 
         self._jobs.start(f"aggregation of round {asked.round}", AGGREGATE, work)
 
@@ -327,14 +330,19 @@ class Daemon:
         elif isinstance(outcome.value, tuple):
             self._on_aggregate(*outcome.value)
 
-    def _on_aggregate(self, asked: AggregateRound, made: NextAdapter) -> None:
-        self._ledger.commit_adapter(asked.round, asked.attempt, made.blob, made.truncation)
+    def _on_aggregate(self, asked: AggregateRound, made: NextAdapter, narrowed: Mapping[str, Blob]) -> None:
+        self._ledger.commit_adapter(asked.round, asked.attempt, made.blob, made.truncation, made.moments)
         self._flush_traffic()
         lost = f", {made.truncation:.1%} of the product lost to the rank" if made.truncation else ""
         self._screen.line(f"round {asked.round} is aggregated: adapter {made.blob.sha256[:12]}{lost}", "bold")
         if self._evaluator is not None:
             self._evaluator.start(asked.round, made.blob)
-        self._tell(AdapterReady(asked.round, made.blob))
+        self._tell(AdapterReady(asked.round, made.blob, narrowed))
+
+    def _narrowed(self, adapter: Blob) -> dict[str, Blob]:
+        """What levels of a lower rank get in the adapter's place. Equal adapters give equal bytes."""
+        ranks = self._artifact.lower_ranks()
+        return {level: adapter_at_rank(self._artifact.store, adapter, rank) for level, rank in ranks.items()}
 
     def _on_evaluation(self, found: EvaluationRow) -> None:
         self._ledger.evaluation(found.version, found.kind, found.loss, found.accuracy, found.rows)

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, Final
 
+from coordinator.aggregate.blobs import adapter_at_rank
 from coordinator.builder import Artifact
 from coordinator.config import Config, EvaluationConfig
 from coordinator.errors import ConfigError, JobError
@@ -52,12 +53,12 @@ class Evaluator:
             known = history.evaluated(adapter.version)
             for kind in KINDS:
                 if kind not in known:
-                    self._start(adapter.version, kind, adapter.sha256)
+                    self._start(adapter.version, kind, Blob(adapter.sha256, adapter.size_bytes))
 
     def start(self, version: int, adapter: Blob) -> None:
         """Measure a new version."""
         for kind in KINDS:
-            self._start(version, kind, adapter.sha256)
+            self._start(version, kind, adapter)
 
     def ended(self, job: str) -> bool:
         """A job has ended, well or badly; False for one that is none of ours."""
@@ -65,7 +66,7 @@ class Evaluator:
         self._running.discard(job)
         return ours
 
-    def _start(self, version: int, kind: str, adapter: str) -> None:
+    def _start(self, version: int, kind: str, adapter: Blob) -> None:
         def work(say: Callable[[Line], None]) -> EvaluationRow:
             self._prepare(say)
             line = self._jobs.process(self._command(kind, adapter), say)
@@ -102,12 +103,14 @@ class Evaluator:
             words.append(f"--labels={labels.getvalue()}")
         return [sys.executable, "-m", "edge_sdk.prepare", *map(str, words)]
 
-    def _command(self, kind: str, adapter: str) -> list[str]:
-        file = self._artifact.store.path(adapter)
+    def _command(self, kind: str, adapter: Blob) -> list[str]:
+        store = self._artifact.store
         if kind == FULL:
             command: list[Any] = ["export.cli", "evaluate", self._config.model.dir, self.tokens]
-            command += ["--manifest", self._artifact.full.path, "--adapter", file]
+            command += ["--manifest", self._artifact.full.path, "--adapter", store.path(adapter.sha256)]
         else:
             level = self._artifact.levels[self._config.levels[-1].name]
-            command = ["edge_sdk.cli", "evaluate", level.path, "--adapter", file, "--data", self.tokens]
+            here = adapter_at_rank(store, adapter, level.manifest.adapter.rank)
+            command = ["edge_sdk.cli", "evaluate", level.path, "--adapter", store.path(here.sha256)]
+            command += ["--data", self.tokens]
         return [sys.executable, "-m", *map(str, command)]

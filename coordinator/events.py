@@ -7,7 +7,8 @@ come: whatever has to outlive a crash is written to the ledger before anything i
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from edge_sdk.wire.blobs import Blob
 from edge_sdk.wire.messages import (
@@ -116,10 +117,14 @@ class Reconnected:
 
 @dataclass(frozen=True, slots=True)
 class AdapterReady:
-    """The deltas of `round` have become the adapter `blob`, and the ledger says so."""
+    """The deltas of `round` have become the adapter `blob`, and the ledger says so.
+
+    `narrowed` is what levels of a lower rank get in its place.
+    """
 
     round: int
     blob: Blob
+    narrowed: Mapping[str, Blob] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,13 +42,15 @@ from edge_sdk.wire.messages import (
 
 T = TypeVar("T")
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 ROW_BYTES: Final = 1 << 20  # a stored message is far smaller
 
 SCHEMA: Final = """
 CREATE TABLE run (id TEXT NOT NULL, name TEXT NOT NULL, digest TEXT NOT NULL, created_at REAL NOT NULL);
 CREATE TABLE adapters (version INTEGER PRIMARY KEY, sha256 TEXT NOT NULL, size_bytes INTEGER NOT NULL,
     truncation REAL NOT NULL, created_at REAL NOT NULL);
+CREATE TABLE moments (version INTEGER PRIMARY KEY REFERENCES adapters, sha256 TEXT NOT NULL,
+    size_bytes INTEGER NOT NULL);
 CREATE TABLE rounds (round INTEGER NOT NULL, attempt INTEGER NOT NULL,
     state TEXT NOT NULL CHECK (state IN ('open', 'repeated', 'aggregated')), why TEXT NOT NULL DEFAULT '',
     opened_at REAL NOT NULL, PRIMARY KEY (round, attempt));
@@ -176,11 +178,18 @@ class Ledger:
             self._db.execute("INSERT OR IGNORE INTO refusals VALUES (?, ?, ?)", (task_id, reason.value, detail))
             self._end(task_id, TaskState.REFUSED)
 
-    def commit_adapter(self, round_: int, attempt: int, adapter: Blob, truncation: float) -> None:
-        """The round's deltas are now the adapter of version `round_`. Raises sqlite3.IntegrityError if it has one."""
+    def commit_adapter(
+        self, round_: int, attempt: int, adapter: Blob, truncation: float, moments: Blob | None = None
+    ) -> None:
+        """The round's deltas are now the adapter of version `round_`, with the server optimizer's `moments`.
+
+        Raises sqlite3.IntegrityError if it has one.
+        """
         values = (round_, adapter.sha256, adapter.size_bytes, truncation, time.time())
         with self._transaction():
             self._db.execute("INSERT INTO adapters VALUES (?, ?, ?, ?, ?)", values)
+            if moments is not None:
+                self._db.execute("INSERT INTO moments VALUES (?, ?, ?)", (round_, moments.sha256, moments.size_bytes))
             done = "UPDATE rounds SET state = 'aggregated' WHERE round = ? AND attempt = ?"
             self._db.execute(done, (round_, attempt))
 
@@ -218,6 +227,11 @@ class Ledger:
             answers=tuple(self._answers()),
             fleet=Fleet({hello.device: Device(hello, online=False) for hello in self._hellos()}),
         )
+
+    def moments(self, version: int) -> Blob | None:
+        """What the server optimizer kept when it made this version of the adapter; None where it keeps nothing."""
+        row = self._db.execute("SELECT sha256, size_bytes FROM moments WHERE version = ?", (version,)).fetchone()
+        return None if row is None else Blob(*row)
 
     def is_committed(self, sha256: str) -> bool:
         """Whether a committed result has this delta."""

@@ -1,6 +1,7 @@
 """What a run has to show, as plain data for `report.json`: made from the ledger alone.
 
-    {"run", "name", "status", "model", "rule", "rounds": [{"round", "attempt", "state", "truncation", "tasks": [...]}],
+    {"run", "name", "status", "model", "rule", "server_optimizer",
+     "rounds": [{"round", "attempt", "state", "truncation", "tasks": [...]}],
      "evaluations": [{"version", "full_loss", "emulator_loss", ...}], "traffic": [...],
      "checks": [{"name", "passed", "detail"}], "versions": {...}}
 
@@ -41,6 +42,7 @@ def make_report(history: History, config: Config, status: str, found: Sequence[C
         "status": status,
         "model": str(config.model.dir),
         "rule": config.aggregation.rule.value,
+        "server_optimizer": config.aggregation.optimizer.value,
         "rounds": [_round(history, row.round, row.attempt, row.state) for row in history.rounds],
         "evaluations": list(_evaluations(history, config)),
         "traffic": [dataclasses.asdict(row) for row in history.traffic],

@@ -15,7 +15,7 @@ All times are seconds of one clock that only moves forward.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Generic, TypeVar
 
@@ -82,7 +82,10 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Past:
-    """What the ledger remembers: `version` rounds are done and gave `adapter`; the next `attempt` may be `open`."""
+    """What the ledger remembers: `version` rounds are done and gave `adapter`; the next `attempt` may be `open`.
+
+    `narrowed` is what levels of a lower rank get in the adapter's place.
+    """
 
     version: int
     adapter: Blob
@@ -91,6 +94,7 @@ class Past:
     entries: tuple[Entry, ...] = ()
     answers: tuple[Answer, ...] = ()
     fleet: Fleet = field(default_factory=Fleet)
+    narrowed: Mapping[str, Blob] = field(default_factory=dict)
 
 
 class Rounds(Generic[S]):
@@ -108,6 +112,7 @@ class Rounds(Generic[S]):
         self._wait_until_s = now_s + plan.rounds.wait_s
         self.deadline_at_s = now_s + plan.rounds.deadline_s
         self._handlers = self._handler_by_event()
+        self._narrowed = past.narrowed
         self._expected_back = (
             {e.device for e in self._current() if e.state is TaskState.CANCELLED} if past.open else set()
         )
@@ -261,7 +266,7 @@ class Rounds(Generic[S]):
     def _on_adapter(self, event: AdapterReady, now_s: float) -> Iterator[Instruction]:
         if self.state is not State.AGGREGATING or event.round != self.round:
             return
-        self.adapter = event.blob
+        self.adapter, self._narrowed = event.blob, event.narrowed
         if self.round == self._plan.rounds.count:
             self._go(Trigger.LAST_ADAPTER_READY)
             yield Finish()
@@ -375,7 +380,7 @@ class Rounds(Generic[S]):
             attempt=self.attempt,
             number=sum(e.device == device for e in self._current()),
             artifact=self._plan.artifacts[level],
-            adapter=self.adapter,
+            adapter=self._narrowed.get(level, self.adapter),
             left_s=self.deadline_at_s - now_s,
         )
         self._book.add(Entry(device, level, self.attempt, task, TaskState.OFFERED, heard_s=now_s))

@@ -7,6 +7,7 @@ Dropout is zero. LoRA: https://arxiv.org/abs/2106.09685; A is drawn, B is zero, 
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -46,6 +47,10 @@ class AdapterRequest:
         if self.rank < 1:
             msg = f"a rank of {self.rank}: give 1 or more"
             raise ExportError(msg)
+
+    def at_rank(self, rank: int) -> AdapterRequest:
+        """The same adapter at another rank, and of the same scale: B A counts alpha / rank times."""
+        return dataclasses.replace(self, rank=rank, alpha=self.alpha * (rank / self.rank))
 
     @staticmethod
     def of(spec: AdapterSpec) -> AdapterRequest:
@@ -128,6 +133,17 @@ def adapter_parameters(adapted: PeftModel, foundation: Foundation) -> dict[str, 
 def adapter_arrays(parameters: Mapping[str, Tensor]) -> dict[str, Array]:
     """The adapter's values, for a tensor file."""
     return {name: value.detach().numpy().copy() for name, value in parameters.items()}
+
+
+def starting_values_at_rank(values: Mapping[str, Array], rank: int) -> dict[str, Array]:
+    """Of an adapter's starting values those at a lower rank: B is zero, so the first rows of A are as good as any."""
+
+    def cut(name: str, array: Array) -> Array:
+        if name.endswith("lora_A"):
+            return array[:rank]
+        return array[:, :rank] if name.endswith("lora_B") else array
+
+    return {name: cut(name, array) for name, array in values.items()}
 
 
 def set_adapter(parameters: Mapping[str, nn.Parameter], values: Mapping[str, Array]) -> None:

@@ -137,7 +137,7 @@ class ArtifactWriter:
         return OptimizerGraphs(**names)
 
     def _adapter(self, files: dict[str, Blob]) -> AdapterSpec:
-        """The adapter of the full model, whatever the level: all levels start from the same file."""
+        """The adapter of the full model, whatever the level: all levels of one rank start from the same file."""
         request = self.program.adapted.request
         values = adapter_arrays(self.program.adapted.parameters)
         initial = self._tensors("adapter.safetensors", values, FULL_BITS, files)

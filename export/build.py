@@ -1,17 +1,19 @@
-"""Several emulator levels of one model in one process: loaded once, captured once, written into one folder."""
+"""Several emulator levels of one model in one process: captured once a rank, written into one folder."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from edge_sdk.wire.blobs import Blob
+from edge_sdk.wire.blobs import Blob, BlobStore
 from edge_sdk.wire.manifest import LevelSpec, Manifest, ModelSpec, TaskType
-from export.adapters import AdapterRequest
+from edge_sdk.wire.tensors import Array
+from export.adapters import AdapterRequest, adapter_arrays, set_adapter, starting_values_at_rank
 from export.artifact import ArtifactWriter, staged, write_manifest
 from export.errors import ExportError
 from export.folder import read_manifest
@@ -19,7 +21,7 @@ from export.foundation import Foundation, open_foundation
 from export.levels import LevelRequest, resolve_level
 from export.measure import measure
 from export.parity import Oracle, Parity, check_parity, integers_error, require_parity
-from export.program import adapt, capture_program
+from export.program import Adapted, adapt, capture_program
 from export.progress import Progress, Report
 
 
@@ -46,7 +48,7 @@ class Built:
     parity: Parity | None
 
 
-SHARED_STAGES = 2  # load, capture
+SHARED_STAGES = 2  # by the levels of one rank: load, capture
 LEVEL_STAGES = 3  # tensors, parity unless turned off, costs
 
 
@@ -61,20 +63,49 @@ def build(request: BuildRequest, report: Report) -> tuple[Built, ...]:
     levels = _resolve(request, foundation)
     adapter = _with_targets(request.adapter, foundation)
     _require_same(request, foundation.spec, adapter)
+    groups = _by_rank(request, adapter, levels)
     each = LEVEL_STAGES if request.parity else LEVEL_STAGES - 1
-    of = SHARED_STAGES + each * len(levels)
+    of = SHARED_STAGES * len(groups) + each * len(levels)
+    built: dict[str, Built] = {}
     with staged(request.out) as store:  # first of all: a folder that cannot be written is said at once
-        report(Progress("load", "", 0, of))
-        adapted = adapt(foundation, adapter, request.seed)
-        program = capture_program(adapted, lambda name: report(Progress(f"capture {name}", "", 1, of)))
-        writer = ArtifactWriter(program, store)
-        oracle = Oracle(adapted, request.seed)
-        begins = [_counted(report, level, SHARED_STAGES + each * k, of) for k, level in enumerate(levels)]
-        built = tuple(
-            _build_level(writer, oracle, level, request, begin) for level, begin in zip(levels, begins, strict=True)
-        )
-        _require_same(request, foundation.spec, adapter, built[0].manifest.files[built[0].manifest.adapter.initial])
-    return built
+        start: dict[str, Array] = {}
+        for k, (rank, group) in enumerate(groups.items()):
+            stages = _Stages(report, SHARED_STAGES * k + each * len(built), of)
+            stages.begin(0, "load")
+            adapted = adapt(foundation, adapter.at_rank(rank), request.seed)
+            start = start or adapter_arrays(adapted.parameters)
+            set_adapter(adapted.parameters, starting_values_at_rank(start, rank))
+            built |= _build_group(store, adapted, group, request, stages)
+        whole = built[groups[adapter.rank][0].name].manifest
+        _require_same(request, foundation.spec, adapter, whole.files[whole.adapter.initial])
+    return tuple(built[level.name] for level in levels)
+
+
+@dataclass(frozen=True, slots=True)
+class _Stages:
+    """Progress from stage `first` on, of `of` in all."""
+
+    report: Report
+    first: int
+    of: int
+
+    def begin(self, number: int, stage: str, level: str = "") -> None:
+        """Stage `number` from here has begun, or goes on."""
+        self.report(Progress(stage, level, self.first + number, self.of))
+
+
+def _build_group(
+    store: BlobStore, adapted: Adapted, levels: Sequence[LevelSpec], request: BuildRequest, stages: _Stages
+) -> dict[str, Built]:
+    """The levels of one rank, captured once."""
+    program = capture_program(adapted, lambda name: stages.begin(1, f"capture {name}"))
+    writer, oracle = ArtifactWriter(program, store), Oracle(adapted, request.seed)
+    numbers = itertools.count(SHARED_STAGES)
+
+    def begins(level: LevelSpec) -> Callable[[str], None]:
+        return lambda stage: stages.begin(next(numbers), stage, level.name)
+
+    return {level.name: _build_level(writer, oracle, level, request, begins(level)) for level in levels}
 
 
 def _build_level(
@@ -96,11 +127,6 @@ def _build_level(
     return Built(manifest, parity)
 
 
-def _counted(report: Report, level: LevelSpec, first: int, of: int) -> Callable[[str], None]:
-    numbers = iter(range(first, of))
-    return lambda stage: report(Progress(stage, level.name, next(numbers), of))
-
-
 def _resolve(request: BuildRequest, foundation: Foundation) -> tuple[LevelSpec, ...]:
     names = [level.name for level in request.levels]
     if not names or len(set(names)) != len(names):
@@ -110,6 +136,21 @@ def _resolve(request: BuildRequest, foundation: Foundation) -> tuple[LevelSpec, 
         msg = f"cannot measure at {request.tokens} tokens: the model takes 2 to {foundation.spec.max_tokens}"
         raise ExportError(msg)
     return tuple(resolve_level(level, foundation.spec.layers) for level in request.levels)
+
+
+def _by_rank(request: BuildRequest, adapter: AdapterRequest, levels: Sequence[LevelSpec]) -> dict[int, list[LevelSpec]]:
+    """The levels by the adapter's rank there, its own first: the others start from its values, cut."""
+    groups: dict[int, list[LevelSpec]] = {adapter.rank: []}
+    for level, asked in zip(levels, request.levels, strict=True):
+        rank = adapter.rank if asked.rank is None else asked.rank
+        if not 1 <= rank <= adapter.rank:
+            msg = f"level {level.name} cannot have rank {rank}: give 1 to {adapter.rank}, the adapter's"
+            raise ExportError(msg)
+        groups.setdefault(rank, []).append(level)
+    if not groups[adapter.rank]:
+        msg = f"no level has the adapter's own rank, {adapter.rank}, from which the others are cut"
+        raise ExportError(msg)
+    return groups
 
 
 def _require_same(
@@ -155,7 +196,7 @@ def parse_request(plain: Mapping[str, Any]) -> BuildRequest:
     """A request from plain data.
 
     {"model": dir, "task": "causal-lm", "out": dir, "adapter": {"kind": "lora", "rank": 8, "alpha": 16, "targets": []},
-     "levels": [{"name": "fp32", "bits": 32, "layers": null, "train_last": null}],
+     "levels": [{"name": "fp32", "bits": 32, "layers": null, "train_last": null, "rank": null}],
      "labels": [], "tokens": 128, "parity": true, "seed": 0}
 
     Raises KeyError, ValueError, TypeError for what is not that.

@@ -1,6 +1,7 @@
 """What is asked for -> which layers an emulator level keeps, which of them train, in how many bits.
 
-A device with less memory gets a smaller level of the model; all levels share one adapter, by layer of the full model.
+A device with less memory gets a smaller level of the model; all levels share one adapter, by layer of the full model,
+and a level may have it at a lower rank.
 """
 
 from __future__ import annotations
@@ -16,12 +17,16 @@ FLOATING_BITS = (32, 16)
 
 @dataclass(frozen=True, slots=True)
 class LevelRequest:
-    """One level: how many layers to keep (None: all), how many of the last kept ones train (None: all of them)."""
+    """One level: how many layers to keep (None: all), how many of the last kept ones train (None: all of them).
+
+    `rank` is that of the adapter there (None: the adapter's own); `export.build` checks it.
+    """
 
     name: str
     bits: int
     layers: int | None
     train_last: int | None
+    rank: int | None = None
 
 
 def default_name(bits: int, layers: int | None, train_last: int | None) -> str:

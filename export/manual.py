@@ -38,14 +38,14 @@ exit status: 0 exported, 1 the gradients are not torch's, 2 wrong input, 130 sto
 BUILD = """\
 Export several levels at once, as a JSON request says; a line of JSON per stage.
 
-The model is loaded and captured once. The folder changes when all levels are done, or not at all. The coordinator
-uses this; by hand, it is the quick way to several levels.
+The model is loaded and captured once, and once more for each lower rank of the adapter. The folder changes when all
+levels are done, or not at all. The coordinator uses this; by hand, it is the quick way to several levels.
 
 request:
   {"model": "MODEL_DIR", "task": "causal-lm", "out": "DIR", "labels": [],
    "adapter": {"kind": "lora", "rank": 8, "alpha": 16, "targets": []},
    "levels": [{"name": "fp32", "bits": 32, "layers": null, "train_last": null},
-              {"name": "int8-last6", "bits": 8, "layers": null, "train_last": 6}],
+              {"name": "int8-last6", "bits": 8, "layers": null, "train_last": 6, "rank": 4}],
    "tokens": 128, "parity": true, "seed": 0}
 """
 

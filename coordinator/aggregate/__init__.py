@@ -1,4 +1,6 @@
 """How deltas become the next adapter: one file per rule, each `init`, `accumulate`, `finish` over explicit state.
 
+What a rule finds for a single number is a mean change, and `server_optimizers` makes a step of it.
+
 There is no rule that averages LoRA's A and B apart: `mean(B) @ mean(A)` is not the mean of the devices' changes.
 """

@@ -8,46 +8,77 @@ from __future__ import annotations
 import math
 import pathlib
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+from coordinator.aggregate.lora import at_rank
 from coordinator.aggregate.rules import Contribution, aggregate
 from coordinator.config import AggregationConfig
 from edge_sdk.wire.blobs import Blob, BlobStore
 from edge_sdk.wire.delta import decode_delta
-from edge_sdk.wire.tensors import read_tensors, write_tensors
+from edge_sdk.wire.tensors import Array, read_tensors, write_tensors
 
 
 @dataclass(frozen=True, slots=True)
 class NextAdapter:
-    """The adapter after a round, kept in the store; `truncation` is the relative error of going back to rank r."""
+    """The adapter after a round and the server optimizer's moments, where it keeps any: both in the store.
+
+    `truncation` is the relative error of going back to rank r.
+    """
 
     blob: Blob
+    moments: Blob | None
     truncation: float
 
 
 def aggregate_blobs(
-    config: AggregationConfig, store: BlobStore, received: BlobStore, adapter: Blob, deltas: Iterable[Blob]
+    config: AggregationConfig,
+    store: BlobStore,
+    received: BlobStore,
+    adapter: Blob,
+    moments: Blob | None,
+    deltas: Iterable[Blob],
 ) -> NextAdapter:
     """Aggregate the `deltas` in `received`, which were validated when they came, into a new adapter in `store`.
 
-    Raises IntegrityError for a blob that is not what it was, OSError, and ValueError should the result not be finite.
+    `moments` came with `adapter`. Raises IntegrityError for a blob that is not what it was, OSError, and ValueError
+    should the result not be finite.
     """
-    store.verify(adapter)
-    before = read_tensors(store.path(adapter.sha256))
-    result = aggregate(config, before, _contributions(received, deltas))
+    past = {} if moments is None else _read(store, moments)
+    result = aggregate(config, _read(store, adapter), _contributions(store, received, adapter, deltas), past)
     if not all(math.isfinite(float(array.sum())) for array in result.adapter.values()):
-        msg = (
-            "the aggregate is not finite although each delta is: lower the learning rate, or set aggregation.clip_norm"
-        )
+        msg = "the aggregate is not finite although each delta is: lower a learning rate, or set aggregation.clip_norm"
         raise ValueError(msg)
+    kept = _keep(store, result.moments) if result.moments else None
+    return NextAdapter(_keep(store, result.adapter), kept, result.truncation)
+
+
+def adapter_at_rank(store: BlobStore, adapter: Blob, rank: int) -> Blob:
+    """The adapter at `rank`, in the store; itself, where its rank is no higher. Raises IntegrityError, OSError."""
+    before = _read(store, adapter)
+    after = at_rank(before, rank)
+    return adapter if all(after[name] is array for name, array in before.items()) else _keep(store, after)
+
+
+def _read(store: BlobStore, blob: Blob) -> dict[str, Array]:
+    store.verify(blob)
+    return read_tensors(store.path(blob.sha256))
+
+
+def _keep(store: BlobStore, tensors: Mapping[str, Array]) -> Blob:
     with tempfile.TemporaryDirectory(dir=store.folder) as folder:
-        path = pathlib.Path(folder) / "adapter"
-        write_tensors(path, result.adapter)
-        return NextAdapter(store.adopt(path), result.truncation)
+        path = pathlib.Path(folder) / "tensors"
+        write_tensors(path, tensors)
+        return store.adopt(path)
 
 
-def _contributions(received: BlobStore, deltas: Iterable[Blob]) -> Iterator[Contribution]:
+def _contributions(
+    store: BlobStore, received: BlobStore, adapter: Blob, deltas: Iterable[Blob]
+) -> Iterator[Contribution]:
+    starts: dict[str, dict[str, Array] | None] = {adapter.sha256: None}
     for blob in deltas:
         file, delta = decode_delta(received.read(blob), blob.size_bytes)
-        yield Contribution(delta, file.examples)
+        if file.adapter not in starts:  # the adapter at a lower rank
+            path = store.path(file.adapter)
+            starts[file.adapter] = _read(store, Blob(file.adapter, path.stat().st_size))
+        yield Contribution(delta, file.examples, starts[file.adapter])

@@ -9,6 +9,10 @@ under Heterogeneous Tasks and Client Resources, 2024, aggregate and redistribute
 
 The factors come out balanced, `B = Q_l U sqrt(S)`, `A = sqrt(S) (Q_r V)'`: neither trains faster than the other.
 
+- A device of a lower rank is given the best approximation of that rank. What it changed there, its product less the
+  one that it was given, is added to the product as it was: a low rank takes nothing away.
+- A device that did not train a module counts there with the product as it was, or not at all; see `mean`.
+- A server's learning rate other than 1 goes from the product as it was so far towards the mean, or beyond it.
 - Where nobody changed a module, its factors stay bit for bit: a decomposition would only rotate them.
 - A direction in which P is zero gets a zero column in B and a unit row, scaled like its neighbours, in A. Zeros on both
   sides would be a saddle that no gradient leaves.
@@ -24,6 +28,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from coordinator.aggregate import mean
+from coordinator.config import MeanOver
 from edge_sdk.wire.delta import Delta
 from edge_sdk.wire.tensors import Array
 
@@ -71,27 +76,41 @@ def init(adapter: Mapping[str, Array]) -> State:
     return State(mean.init(adapter), {})
 
 
-def accumulate(state: State, delta: Delta, weight: float) -> State:
-    """With one more device; a module of which only one factor moved has the other as it was."""
-    adapter, stacks = state.plain.adapter, dict(state.stacks)
+def accumulate(state: State, delta: Delta, weight: float, start: Mapping[str, Array]) -> State:
+    """With one more device, which was given `start`: the adapter, or the adapter at a lower rank.
+
+    A module of which only one factor moved has the other as it was.
+    """
+    stacks = dict(state.stacks)
     modules = {name.removesuffix(suffix) for name in delta.tensors for suffix in (A, B) if name.endswith(suffix)}
     for module in sorted(modules):
-        a, b = (_after(adapter, delta, module + factor) for factor in (A, B))
+        left, right = _product(state.plain.adapter, start, delta, module)
         changed = any(np.any(delta.tensors[module + f]) for f in (A, B) if module + f in delta.tensors)
-        stacks[module] = _stacked(stacks.get(module), weight * b, a, weight, changed=changed)
+        stacks[module] = _stacked(stacks.get(module), weight * left, right, weight, changed=changed)
     others = {name: array for name, array in delta.tensors.items() if not name.endswith((A, B))}
     return State(mean.accumulate(state.plain, Delta(others), weight), stacks)
 
 
-def finish(state: State) -> tuple[dict[str, Array], Truncation]:
-    """The next adapter, float32, and what was lost."""
-    tensors, truncation = mean.finish(state.plain), Truncation()
+def finish(state: State, over: MeanOver, rate: float) -> tuple[dict[str, Array], Truncation]:
+    """The next factors of each module that somebody changed, float32, and what was lost; `rate` is the server's."""
+    factors, truncation = dict[str, Array](), Truncation()
     for module, stack in state.stacks.items():
         if stack.changed:
-            a, b, lost = best_of_rank(stack.left / stack.weight, stack.right, tensors[module + A])
-            tensors[module + A], tensors[module + B] = a, b
+            a, b = state.plain.adapter[module + A], state.plain.adapter[module + B]
+            whole = stack.weight if over is MeanOver.TRAINED else state.plain.total
+            left, right = _moved(stack, a, b, rate, whole)
+            factors[module + A], factors[module + B], lost = best_of_rank(left, right, a)
             truncation += lost
-    return tensors, truncation
+    return factors, truncation
+
+
+def at_rank(adapter: Mapping[str, Array], rank: int) -> dict[str, Array]:
+    """The adapter with each pair of factors of a higher rank at its best approximation of this one."""
+    found = dict(adapter)
+    for module in (name.removesuffix(A) for name, array in adapter.items() if name.endswith(A) and len(array) > rank):
+        a, b = (adapter[module + factor].astype(np.float64) for factor in (A, B))
+        found[module + A], found[module + B], _ = best_of_rank(b, a, adapter[module + A][:rank])
+    return found
 
 
 def best_of_rank(left: Array, right: Array, before: Array) -> tuple[Array, Array, Truncation]:
@@ -109,6 +128,26 @@ def best_of_rank(left: Array, right: Array, before: Array) -> tuple[Array, Array
     a[:kept] *= roots[:, None]
     a[kept:] *= math.sqrt(float(np.mean(values[:kept])))
     return a.astype(np.float32), b, truncation
+
+
+def _moved(stack: Stack, a: Array, b: Array, rate: float, whole: float) -> tuple[Array, Array]:
+    """`P + rate (S - w P) / whole` as factors: P is `b @ a`, as it was, S the stack and w its weight."""
+    left, right = rate * stack.left / whole, stack.right
+    stays = 1.0 - rate * (stack.weight / whole)
+    if stays == 0.0:
+        return left, right
+    return np.hstack([left, stays * b.astype(np.float64)]), np.vstack([right, a.astype(np.float64)])
+
+
+def _product(
+    adapter: Mapping[str, Array], start: Mapping[str, Array], delta: Delta, module: str
+) -> tuple[Array, Array]:
+    """The product of the adapter with what a device made of `start`, as factors, float64."""
+    a, b = (_after(start, delta, module + factor) for factor in (A, B))
+    if start is adapter:
+        return b, a
+    given, whole = ({f: each[module + f].astype(np.float64) for f in (A, B)} for each in (start, adapter))
+    return np.hstack([b, -given[B], whole[B]]), np.vstack([a, given[A], whole[A]])
 
 
 def _after(adapter: Mapping[str, Array], delta: Delta, name: str) -> Array:

@@ -1,9 +1,13 @@
-"""Layer-wise weighted mean: `new = old + sum(w_i * delta_i) / sum(w_i)`, over the devices that trained the tensor.
+"""Layer-wise weighted mean: the change of a tensor is `sum(w_i * delta_i) / W`, w_i the device's examples.
 
 H. B. McMahan et al., Communication-Efficient Learning of Deep Networks from Decentralized Data, AISTATS 2017,
-algorithm 1, with the weights normalised per tensor: a layer that only some devices trained is the mean of those, not
-drawn towards zero by the others. Sums are float64, so the order of the devices does not matter. One delta at a time is
-in memory.
+algorithm 1. Where devices trained different layers, W is a choice, made for each tensor:
+
+- `trained`: the sum over the devices that trained it: the mean of those, not drawn towards zero by the others
+  (CAFF: Efficient Federated Finetuning of Tiny Transformers with Resource-Constrained Devices, arXiv 2411.07826);
+- `all`: the sum over all devices of the round, as if those without the tensor had left it as it was.
+
+Sums are float64, so the order of the devices does not matter. One delta at a time is in memory.
 
 Exact for LoRA where A is frozen: B A is linear in B. Not for A and B together; see `lora`.
 """
@@ -15,22 +19,24 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from coordinator.config import MeanOver
 from edge_sdk.wire.delta import Delta
 from edge_sdk.wire.tensors import Array
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """The adapter that the deltas started from, weighted sums (float64), and sums of weights, by name."""
+    """The adapter that the deltas started from; by name, weighted sums (float64) and sums of weights; all weights."""
 
     adapter: Mapping[str, Array]
     sums: Mapping[str, Array]
     weights: Mapping[str, float]
+    total: float
 
 
 def init(adapter: Mapping[str, Array]) -> State:
     """Nothing was accumulated."""
-    return State(adapter, {}, {})
+    return State(adapter, {}, {}, 0.0)
 
 
 def accumulate(state: State, delta: Delta, weight: float) -> State:
@@ -43,16 +49,10 @@ def accumulate(state: State, delta: Delta, weight: float) -> State:
         change = array.astype(np.float64) * weight
         sums[name] = sums[name] + change if name in sums else np.zeros(state.adapter[name].shape) + change
         weights[name] = weights.get(name, 0.0) + weight
-    return State(state.adapter, sums, weights)
+    return State(state.adapter, sums, weights, state.total + weight)
 
 
-def finish(state: State) -> dict[str, Array]:
-    """The next adapter, float32; what nobody trained is as it was."""
-    return {name: _moved(array, state, name) for name, array in state.adapter.items()}
-
-
-def _moved(array: Array, state: State, name: str) -> Array:
-    if name not in state.sums:
-        return array
-    moved: Array = (array.astype(np.float64) + state.sums[name] / state.weights[name]).astype(np.float32)
-    return moved
+def finish(state: State, over: MeanOver) -> dict[str, Array]:
+    """The mean change of each tensor that somebody trained, float64."""
+    wholes = state.weights if over is MeanOver.TRAINED else dict.fromkeys(state.sums, state.total)
+    return {name: array / wholes[name] for name, array in state.sums.items()}

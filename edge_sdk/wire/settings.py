@@ -119,7 +119,7 @@ def _value(field: dataclasses.Field[Any], hint: object, value: object, where: st
 
 def _typed(kind: Any, value: object, where: str, base: pathlib.Path) -> object:  # noqa: ANN401, PLR0911 - one per kind
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin is types.UnionType:  # an optional table
+    if origin is types.UnionType:  # an optional one
         return _typed(arguments[0], value, where, base)
     if dataclasses.is_dataclass(kind):
         return _table(typing.cast("type", kind), value, where, base)

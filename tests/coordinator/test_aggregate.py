@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coordinator.aggregate import lora, mean
-from coordinator.aggregate.rules import Contribution, aggregate, clip
-from coordinator.config import AggregationConfig, Rule
+from coordinator.aggregate import lora, mean, rules
+from coordinator.aggregate.rules import Aggregate, Contribution, clip
+from coordinator.config import AggregationConfig, MeanOver, Rule
 from edge_sdk.wire.delta import Delta
 from edge_sdk.wire.tensors import Array
 
 OUT, IN, RANK = 7, 9, 3
 SVD = AggregationConfig(rule=Rule.LORA_SVD)
 FREEZE_A = AggregationConfig(rule=Rule.FREEZE_A)
+SVD_ALL = AggregationConfig(rule=Rule.LORA_SVD, mean_over=MeanOver.ALL)
+FREEZE_A_ALL = AggregationConfig(rule=Rule.FREEZE_A, mean_over=MeanOver.ALL)
 
 seeds = st.integers(0, 2**31)
 weights = st.lists(st.integers(1, 1000), min_size=1, max_size=5)
@@ -36,6 +40,11 @@ def change(of: dict[str, Array], seed: int, *, only: str = "", scale: float = 0.
     random = np.random.default_rng(seed)
     chosen = {name: array.shape for name, array in of.items() if only in name}
     return Delta({n: np.asarray(random.normal(0, scale, shape), np.float32) for n, shape in chosen.items()})
+
+
+def aggregate(config: AggregationConfig, start: dict[str, Array], contributions: Iterable[Contribution]) -> Aggregate:
+    """The first round's aggregate: no server optimizer has moments yet."""
+    return rules.aggregate(config, start, contributions, {})
 
 
 def product(tensors: dict[str, Array], module: str) -> Array:
@@ -103,7 +112,7 @@ def test_with_a_frozen_the_mean_is_exact(seed: int, shares: list[int]) -> None:
     assert result.truncation == 0
 
 
-@pytest.mark.parametrize("config", [SVD, FREEZE_A])
+@pytest.mark.parametrize("config", [SVD, FREEZE_A, SVD_ALL, FREEZE_A_ALL])
 def test_zero_deltas_change_nothing(config: AggregationConfig) -> None:
     """If nobody moved, the next adapter is the old one, bit for bit."""
     start = adapter()
@@ -126,6 +135,100 @@ def test_a_layer_is_averaged_over_those_who_trained_it(config: AggregationConfig
     assert np.array_equal(result["block.2/q.lora_A"], start["block.2/q.lora_A"])
 
 
+@given(seeds, weights)
+@settings(max_examples=40)
+def test_over_all_whoever_did_not_train_a_layer_left_it(seed: int, shares: list[int]) -> None:
+    """With `all` a device without a layer counts as one that trained it and came back with what it had been given."""
+    start = adapter(modules=1)
+    for config, only in ((SVD_ALL, ""), (FREEZE_A_ALL, "lora_B")):
+        trained = [Contribution(change(start, seed + k, only=only), w) for k, w in enumerate(shares)]
+        idle = Contribution(0.0 * trained[0].delta, 7)
+        partial = aggregate(config, start, [*trained, Contribution(Delta({}), 7)])
+        whole = aggregate(config, start, [*trained, idle])
+        np.testing.assert_allclose(
+            product(dict(partial.adapter), "block.0/q"), product(dict(whole.adapter), "block.0/q"), atol=1e-5
+        )
+        np.testing.assert_allclose(partial.adapter["head/weight"], whole.adapter["head/weight"], atol=1e-6)
+        assert partial.truncation == pytest.approx(whole.truncation, abs=1e-6)
+
+
+@given(seeds, weights)
+@settings(max_examples=20)
+def test_where_all_trained_it_is_the_same_mean(seed: int, shares: list[int]) -> None:
+    """When every device trained every layer, `trained` and `all` give the same bytes."""
+    start = adapter()
+    for one, other in ((SVD, SVD_ALL), (FREEZE_A, FREEZE_A_ALL)):
+        delivered = [Contribution(change(start, seed + k), w) for k, w in enumerate(shares)]
+        first, second = aggregate(one, start, delivered), aggregate(other, start, delivered)
+        assert all(np.array_equal(array, second.adapter[name]) for name, array in first.adapter.items())
+
+
+@given(seeds, weights, st.floats(0.1, 2.0))
+@settings(max_examples=40)
+def test_a_servers_rate_goes_along_the_mean_of_products(seed: int, shares: list[int], rate: float) -> None:
+    """`lora-svd` with a learning rate gives the best of its rank for `P + rate (mean - P)`."""
+    start = adapter(modules=1)
+    config = AggregationConfig(learning_rate=rate)
+    deltas = [change(start, seed + k) for k in range(len(shares))]
+    result = aggregate(config, start, [Contribution(d, w) for d, w in zip(deltas, shares, strict=True)])
+    dense = sum(w * product(after(start, d), "block.0/q") for d, w in zip(deltas, shares, strict=True)) / sum(shares)
+    before = product(start, "block.0/q")
+    wanted = before + rate * (dense - before)
+    values = np.linalg.svd(wanted)[1]
+    lost = np.linalg.norm(product(dict(result.adapter), "block.0/q") - wanted) / np.linalg.norm(wanted)
+    assert lost == pytest.approx(np.linalg.norm(values[RANK:]) / np.linalg.norm(values), abs=1e-5)
+    assert result.truncation == pytest.approx(lost, abs=1e-5)
+
+
+# ---- devices of a lower rank
+
+
+@given(seeds, st.integers(1, 4))
+def test_a_lower_rank_gets_the_best_approximation(seed: int, rank: int) -> None:
+    """What a level of a lower rank begins with is nearest to the adapter; one of no lower rank gets the adapter."""
+    start = adapter(seed)
+    begun = lora.at_rank(start, rank)
+    assert begun["head/weight"] is start["head/weight"]
+    for module in ("block.0/q", "block.1/q"):
+        whole = product(start, module)
+        values = np.linalg.svd(whole)[1]
+        lost = np.linalg.norm(product(begun, module) - whole)
+        assert lost == pytest.approx(np.linalg.norm(values[rank:]) if rank < RANK else 0.0, abs=1e-5)
+        assert begun[f"{module}.lora_A"].shape == (min(rank, RANK), IN)
+        assert begun[f"{module}.lora_B"].shape == (OUT, min(rank, RANK))
+        if rank >= RANK:
+            assert begun[f"{module}.lora_A"] is start[f"{module}.lora_A"]
+
+
+@given(seeds, st.lists(st.tuples(st.integers(1, RANK), st.integers(1, 100)), min_size=1, max_size=5))
+@settings(max_examples=40)
+def test_every_rank_adds_what_it_changed(seed: int, devices: list[tuple[int, int]]) -> None:
+    """The aggregate is the best of its rank for the adapter plus the mean change, whatever the devices' ranks."""
+    start = adapter(modules=1)
+    whole = product(start, "block.0/q")
+    contributions, dense = list[Contribution](), np.zeros((OUT, IN))
+    for k, (rank, weight) in enumerate(devices):
+        narrow = lora.at_rank(start, rank)
+        delta = change(narrow, seed + k)
+        contributions.append(Contribution(delta, weight, narrow if rank < RANK else None))
+        dense += weight * (whole + product(after(narrow, delta), "block.0/q") - product(narrow, "block.0/q"))
+    dense /= sum(weight for _, weight in devices)
+    result = aggregate(SVD, start, contributions)
+    values = np.linalg.svd(dense)[1]
+    lost = np.linalg.norm(product(dict(result.adapter), "block.0/q") - dense) / np.linalg.norm(dense)
+    assert lost == pytest.approx(np.linalg.norm(values[RANK:]) / np.linalg.norm(values), abs=1e-5)
+    assert result.adapter["block.0/q.lora_A"].shape == (RANK, IN)
+
+
+def test_a_lower_rank_takes_nothing_away() -> None:
+    """Devices that were given less than the adapter and changed nothing leave all of it as it is, bit for bit."""
+    start = adapter()
+    narrow = lora.at_rank(start, 1)
+    nothing = 0.0 * change(narrow, 1)
+    result = aggregate(SVD, start, [Contribution(nothing, 3, narrow), Contribution(nothing, 5, narrow)])
+    assert all(np.array_equal(result.adapter[name], array) for name, array in start.items())
+
+
 def test_weights_count() -> None:
     """A device with three times the examples pulls three times as hard."""
     start = adapter(modules=0)
@@ -139,7 +242,7 @@ def test_averaging_factors_apart_would_differ() -> None:
     start = adapter(modules=1)
     deltas = [change(start, k, scale=1.0) for k in range(2)]
     dense = sum(product(after(start, d), "block.0/q") for d in deltas) / 2
-    apart = product(mean.finish(_mean_of(start, deltas)), "block.0/q")
+    apart = product(after(start, Delta(mean.finish(_mean_of(start, deltas), MeanOver.TRAINED))), "block.0/q")
     ours = product(dict(aggregate(SVD, start, [Contribution(d, 1) for d in deltas]).adapter), "block.0/q")
     assert np.linalg.norm(ours - dense) < 0.7 * np.linalg.norm(apart - dense)
 
@@ -179,7 +282,7 @@ def test_many_devices_cost_no_more_than_the_product() -> None:
     state, dense = lora.init(start), np.zeros((OUT, IN))
     for k in range(40):
         delta = change(start, k)
-        state = lora.accumulate(state, delta, 1.0)
+        state = lora.accumulate(state, delta, 1.0, start)
         dense += product(after(start, delta), "block.0/q")
     stack = state.stacks["block.0/q."]
     assert stack.left.shape[1] <= 2 * min(OUT, IN) + RANK

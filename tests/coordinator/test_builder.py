@@ -23,9 +23,9 @@ from coordinator.errors import ConfigError, JobError
 from coordinator.jobs import Jobs
 from coordinator.places import artifact_folder
 from edge_sdk.wire.blobs import BlobStore
-from edge_sdk.wire.manifest import encode_manifest
+from edge_sdk.wire.manifest import LevelSpec, Manifest, encode_manifest
 from edge_sdk.wire.tensors import write_tensors
-from tests.coordinator.samples import make_adapter, make_config, make_manifest
+from tests.coordinator.samples import WIDTH, make_adapter, make_config, make_manifest
 
 
 def built(tmp_path: pathlib.Path, *, layers: int = 2) -> Config:
@@ -109,9 +109,38 @@ def test_starting_values_must_cover_every_level(tmp_path: pathlib.Path) -> None:
         check_initial(load_artifact(config))
 
 
+def at_rank_one(manifest: Manifest) -> Manifest:
+    """The level with LoRA factors of one dimension."""
+    block = dataclasses.replace(manifest.structures["block"], trained={"q.lora_A": (1, WIDTH), "q.lora_B": (WIDTH, 1)})
+    return dataclasses.replace(
+        manifest,
+        adapter=dataclasses.replace(manifest.adapter, rank=1),
+        structures={**manifest.structures, "block": block},
+    )
+
+
+def test_a_level_may_have_a_lower_rank(tmp_path: pathlib.Path) -> None:
+    """Starting values cover it when they are cut; the whole adapter is a level's with all layers and no lower rank."""
+    config = built(tmp_path)
+    folder, manifests = artifact_folder(config), load_artifact(config).levels
+    small, large = (at_rank_one(manifests[name].manifest) for name in ("small", "large"))
+    (folder / "small.manifest").write_bytes(encode_manifest(small))
+    artifact = load_artifact(config)
+    check_initial(artifact)
+    assert artifact.lower_ranks() == {"small": 1}
+    assert artifact.full.manifest.level.name == "large"
+    (folder / "large.manifest").write_bytes(encode_manifest(large))
+    (folder / "small.manifest").write_bytes(
+        encode_manifest(dataclasses.replace(manifests["small"].manifest, level=LevelSpec("small", (1,), (1,), 32)))
+    )
+    with pytest.raises(JobError, match="no level keeps all layers at the adapter's own rank"):
+        load_artifact(config)
+
+
 def test_the_request_says_all_layers_as_null(tmp_path: pathlib.Path) -> None:
     """Zero, all of them, is null for the exporter; paths and numbers are plain JSON."""
     request = json.loads(json.dumps(request_of(make_config(tmp_path))))
-    assert request["levels"][0] == {"name": "large", "bits": 32, "layers": None, "train_last": None}
+    everything = {"layers": None, "train_last": None, "rank": None}
+    assert request["levels"][0] == {"name": "large", "bits": 32, **everything}
     assert request["levels"][1]["train_last"] == 1
     assert np.isclose(request["adapter"]["alpha"], 16.0)

@@ -7,7 +7,7 @@ import pathlib
 
 import pytest
 
-from coordinator.config import Config, Rule, load_config
+from coordinator.config import Config, Rule, ServerOptimizer, load_config
 from coordinator.errors import ConfigError
 from coordinator.policy.caff import Caff
 from coordinator.policy.largest_that_fits import LargestThatFits
@@ -61,6 +61,18 @@ def test_the_policy_is_the_one_named(tmp_path: pathlib.Path) -> None:
     assert policy_of(named) == Caff(max_upload_bytes=1000, max_task_s=60.0)
 
 
+def test_a_servers_optimizer_is_read(tmp_path: pathlib.Path) -> None:
+    """FedAdam takes the paper's constants where none are given; without an optimizer the server's rate is 1."""
+    path = tmp_path / "coordinator.toml"
+    path.write_text(CONFIG)
+    assert load_config(path).aggregation.rate == 1.0
+    aggregation = '[aggregation]\nrule = "freeze-a"\noptimizer = "fedadam"\nlearning_rate = 0.01\n[training]'
+    path.write_text(CONFIG.replace("[training]", aggregation))
+    read = load_config(path).aggregation
+    assert read.optimizer is ServerOptimizer.FEDADAM
+    assert (read.rate, read.beta1, read.beta2, read.tau) == (0.01, 0.9, 0.99, 1e-3)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "complaint"),
     [
@@ -78,6 +90,18 @@ def test_the_policy_is_the_one_named(tmp_path: pathlib.Path) -> None:
         ("bits = 8", "bits = 7", "levels.int8.bits is 7; allowed: 32, 16, 8, 4"),
         ("bits = 8", "layers = 4", "levels.int8 trains more layers than it keeps"),
         ('name = "int8"', 'name = "fp32"', "levels share a name"),
+        ("bits = 8", "rank = 9", "levels.int8.rank is 9, more than adapter.rank, 8"),
+        ("bits = 8", "rank = 1025", "levels[1].rank is 1025; it must be from 0 to 1024"),
+        (
+            "train_last = 6",
+            "rank = 4\n[aggregation]\nrule = 'freeze-a'",
+            "levels.int8.rank is 4; only aggregation.rule = 'lora-svd' brings an adapter to a lower rank",
+        ),
+        (
+            'name = "fp32"\n\n[[levels]]',
+            'name = "fp32"\nrank = 4\n\n[[levels]]\nrank = 4',
+            "no level has the adapter's own rank, 8: set no rank in one",
+        ),
         ('name = "int8"', 'name = "a/b"', "levels[1].name is 'a/b'; allowed: letters"),
         ('fleet = "demo"', 'fleet = "a/+"', "fleet is 'a/+'"),
         ("[training]", '[adapter]\nkind = "prefix"\n[training]', "adapter.kind is 'prefix'; allowed: lora"),
@@ -87,6 +111,34 @@ def test_the_policy_is_the_one_named(tmp_path: pathlib.Path) -> None:
             "aggregation.rule is 'mean'; allowed: lora-svd, freeze-a",
         ),
         ("[training]", "[policy]\nmax_task_s = 60\n[training]", "are limits of the policy caff"),
+        (
+            "[training]",
+            "[aggregation]\nmean_over = 'some'\n[training]",
+            "aggregation.mean_over is 'some'; allowed: trained, all",
+        ),
+        (
+            "[training]",
+            "[aggregation]\noptimizer = 'adam'\n[training]",
+            "aggregation.optimizer is 'adam'; allowed: fedavg, fedavgm, fedadam",
+        ),
+        (
+            "[training]",
+            "[aggregation]\noptimizer = 'fedavgm'\n[training]",
+            "aggregation.optimizer is 'fedavgm', which keeps moments of each number from round to round; lora-svd",
+        ),
+        (
+            "[training]",
+            "[aggregation]\nrule = 'freeze-a'\noptimizer = 'fedadam'\n[training]",
+            "aggregation.learning_rate is missing; fedadam needs one",
+        ),
+        (
+            "[training]",
+            "[aggregation]\nlearning_rate = 0\n[training]",
+            "aggregation.learning_rate is 0; it must be from 1e-06 to 100",
+        ),
+        ("[training]", "[aggregation]\nbeta1 = 0.5\n[training]", "aggregation.beta1 is for fedavgm and fedadam"),
+        ("[training]", "[aggregation]\nbeta2 = 0.5\n[training]", "aggregation.beta2 is for fedadam"),
+        ("[training]", "[aggregation]\ntau = 0.5\n[training]", "aggregation.tau is for fedadam"),
         ("[rounds]", "[[rounds]]", "it must be a table, [rounds]"),
         ("name = ", "name = = ", "cannot be read"),
     ],

@@ -103,6 +103,18 @@ def test_an_adapter_is_made_once(tmp_path: pathlib.Path) -> None:
     assert (past.version, past.adapter, past.open) == (1, DELTA, False)
 
 
+def test_moments_go_with_their_adapter(tmp_path: pathlib.Path) -> None:
+    """What the server optimizer kept is found by version after a restart; a version without any says so."""
+    with begun(tmp_path) as ledger:
+        ledger.commit_adapter(1, 1, DELTA, 0.0, blob_of(b"moments 1"))
+        ledger.open_round(2, 1)
+        with pytest.raises(sqlite3.IntegrityError):
+            ledger.commit_adapter(1, 1, DELTA, 0.0, blob_of(b"other moments"))
+    with opened(tmp_path) as ledger:
+        ledger.commit_adapter(2, 1, DELTA, 0.0)
+        assert [ledger.moments(version) for version in (0, 1, 2)] == [None, blob_of(b"moments 1"), None]
+
+
 def test_an_end_is_not_taken_back(tmp_path: pathlib.Path) -> None:
     """Cancelling a task that has an end changes nothing; an unknown one is no error."""
     with begun(tmp_path) as ledger:

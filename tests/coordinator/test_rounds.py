@@ -126,6 +126,20 @@ def test_a_round_opens_when_the_expected_devices_are_there() -> None:
     assert scene.task("a").seed != scene.task("b").seed
 
 
+def test_a_level_of_a_lower_rank_has_an_adapter_of_its_own() -> None:
+    """Its devices get what stands in the adapter's place there; after a round, what stands in the next one's."""
+    before, after = ({"small": blob_of(b"small %d" % k)} for k in range(2))
+    scene = Scene(Past(0, blob_of(b"adapter 0"), narrowed=before))
+    scene.hello("a")
+    scene.hello("b", budget_mb=150)
+    assert [scene.task(device).adapter for device in "ab"] == [blob_of(b"adapter 0"), before["small"]]
+    scene.deliver("a")
+    (asked,) = only(AggregateRound, scene.deliver("b"))
+    assert asked.adapter == blob_of(b"adapter 0")
+    scene.tell(AdapterReady(1, blob_of(b"adapter 1"), after))
+    assert [scene.task(device).adapter for device in "ab"] == [blob_of(b"adapter 1"), after["small"]]
+
+
 def test_a_round_opens_with_fewer_after_the_wait() -> None:
     """Patience ends: after `wait_s` the minimum is enough, and without it nothing opens."""
     scene = Scene(min_devices=1)

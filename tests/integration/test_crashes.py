@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from coordinator.aggregate.blobs import aggregate_blobs
+from coordinator.config import load_config
 from coordinator.errors import LedgerError
+from coordinator.ledger import Ledger
+from coordinator.places import artifact_folder, ledger_path, received_folder
+from edge_sdk.wire.blobs import Blob, BlobStore
 from tests.integration.conftest import ROUNDS, Processes, assert_counted_once, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
@@ -16,6 +21,21 @@ def rounds_done(processes: Processes) -> int:
         return max((adapter.version for adapter in processes.history().adapters), default=0)
     except LedgerError:  # the coordinator is only just starting
         return 0
+
+
+def assert_each_adapter_follows(processes: Processes) -> None:
+    """Aggregated again from the blobs in the ledger, every version comes out as it is there, and so do its moments."""
+    config, history = load_config(processes.folder / "coordinator.toml"), processes.history()
+    store, received = BlobStore(artifact_folder(config)), BlobStore(received_folder(config))
+    adapters = [Blob(adapter.sha256, adapter.size_bytes) for adapter in history.adapters]
+    with Ledger(ledger_path(config), config.name, config.digest()) as ledger:
+        for version in range(1, len(adapters)):
+            used = [row for row in history.results if row.round == version and history.used(row)]
+            deltas = [Blob(row.sha256, row.size_bytes) for row in used]
+            before = adapters[version - 1], ledger.moments(version - 1)
+            made = aggregate_blobs(config.aggregation, store, received, *before, deltas)
+            assert (made.blob, made.moments) == (adapters[version], ledger.moments(version))
+            assert made.moments is not None
 
 
 def test_nobody_is_killed(processes: Processes) -> None:
@@ -40,16 +60,18 @@ def test_nobody_is_killed(processes: Processes) -> None:
 
 
 def test_the_coordinator_is_killed_in_round_two(processes: Processes) -> None:
-    """Started again it goes on with the open round, whose devices kept training, and repeats nothing."""
-    processes.serve()
+    """Started again it goes on with the open round and the moments of its optimizer, and repeats nothing."""
+    fedadam = {"rule": "freeze-a", "optimizer": "fedadam", "learning_rate": 0.01}
+    processes.serve(aggregation=fedadam)
     processes.device("a")
     processes.device("b")
     wait_until(lambda: rounds_done(processes) >= 1, "round 1 is done")
     wait_until(lambda: processes.history().open_tasks, "round 2 has given tasks")
     processes.kill("coordinator")
-    processes.serve()
+    processes.serve(aggregation=fedadam)
     assert processes.finish() == 0, processes.log("coordinator")
     assert_counted_once(processes.history())
+    assert_each_adapter_follows(processes)
     assert "continuing at round 2" in processes.log("coordinator")
 
 

@@ -9,20 +9,25 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 
 from benchmarks.demo import write_toml
-from coordinator.builder import load_artifact
+from coordinator.builder import build, load_artifact
 from coordinator.config import load_config
 from coordinator.daemon import Daemon
 from coordinator.history import History, read_history
 from coordinator.jobs import Jobs
 from coordinator.ledger import Ledger
+from coordinator.places import received_folder
 from coordinator.round_states import State
 from coordinator.screen import Screen
 from edge_sdk.agent import Agent
 from edge_sdk.config import load_config as load_device
+from edge_sdk.wire.blobs import Blob, BlobStore
+from edge_sdk.wire.delta import decode_delta
+from edge_sdk.wire.tensors import read_tensors
 from edge_sdk.wire.transport import MemoryBroker
 from tests.integration.conftest import (
     PATIENCE_S,
@@ -71,13 +76,13 @@ class Fleet:
             self._over.set()
             thread.join()
 
-    def serve(self) -> State:
-        """The coordinator, to its end."""
+    def serve(self, **changes: Any) -> State:
+        """The coordinator, to its end, with these tables of its configuration changed."""
         out = self.folder / "out"
         if not out.exists():
             shutil.copytree(self.tiny.artifact, out / "artifact")
         path = self.folder / "coordinator.toml"
-        write_toml(path, coordinator_table(self.tiny.model, out))
+        write_toml(path, coordinator_table(self.tiny.model, out, **changes))
         config = load_config(path)
         transport, jobs = self.broker.connect("test-coordinator"), Jobs()
         deadline_s = time.monotonic() + PATIENCE_S
@@ -103,6 +108,30 @@ def test_a_run_over_a_perfect_network(tmp_path: pathlib.Path, tiny: Tiny) -> Non
     assert_counted_once(history)
     assert len(history.results) == 2 * ROUNDS
     assert len({adapter.sha256 for adapter in history.adapters}) == ROUNDS + 1
+
+
+def test_a_run_at_a_lower_rank(tmp_path: pathlib.Path, tiny: Tiny) -> None:
+    """Devices at a level of rank 1 get and return factors of rank 1; the adapter of rank 2 holds what they learn."""
+    levels = [{"name": "narrow", "rank": 1}, {"name": "fp32"}]  # the first one fits everybody
+    write_toml(tmp_path / "build.toml", coordinator_table(tiny.model, tmp_path / "out", levels=levels))
+    config, jobs = load_config(tmp_path / "build.toml"), Jobs()
+    artifact = build(config, jobs, lambda _line: None)
+    jobs.close()
+    fleet = Fleet(tmp_path, tiny, MemoryBroker())
+    with fleet.device("a"), fleet.device("b"):
+        assert fleet.serve(levels=levels) is State.DONE
+    history, received = fleet.history(), BlobStore(received_folder(config))
+    assert_counted_once(history)
+    for row in history.results:
+        file, delta = decode_delta(received.read(Blob(row.sha256, row.size_bytes)), row.size_bytes)
+        given = read_tensors(artifact.store.path(file.adapter))
+        assert all(array.shape == given[name].shape for name, array in delta.tensors.items())
+        assert {len(array) for name, array in given.items() if name.endswith("lora_A")} == {1}
+    adapters = [read_tensors(artifact.store.path(adapter.sha256)) for adapter in history.adapters]
+    factors = [name for name in adapters[-1] if name.endswith("lora_A")]
+    assert all(len(adapter[name]) == 2 for adapter in adapters for name in factors)
+    assert history.adapters[1].truncation < 1e-5, "two changes of rank 1 fit"
+    assert all(adapters[-1][name.replace("lora_A", "lora_B")].any() for name in factors)
 
 
 def test_a_run_over_a_network_that_loses_repeats_and_swaps(tmp_path: pathlib.Path, tiny: Tiny) -> None:
