@@ -51,13 +51,21 @@ class VocabularyHead:
             wanted = self._rows(labels[rows])
             loss += _cross_entropy(z[rows], wanted, logsum) * weight
             np.negative(wanted, out=dz[rows])
-            for begin, matrix in self._slices():
-                found = projected.pop(begin)
-                share = np.exp(found["logsum"] - logsum)
-                dz[rows] += self.unproject.run({"softmax": found["softmax"], **matrix})["dz"] * share
-                self._give_back(matrix)
+            self._add_unprojected(dz[rows], projected, logsum)
             dz[rows] *= np.float32(weight)
         return loss, dz
+
+    def _add_unprojected(self, dz: Array, projected: dict[int, dict[str, Array]], logsum: Array) -> None:
+        """Add the matrix's mean row under each softmax, of which `projected` has the slices.
+
+        They are gone when this returns. A last one that outlived its chunk would split the arena, and the next chunk
+        would take what was never touched, for it fits best.
+        """
+        for begin, matrix in self._slices():
+            found = projected.pop(begin)
+            share = np.exp(found["logsum"] - logsum)
+            dz += self.unproject.run({"softmax": found["softmax"], **matrix})["dz"] * share
+            self._give_back(matrix)
 
     def _projected(self, z: Array) -> Iterator[tuple[int, dict[str, Array]]]:
         """`softmax` (rows, slice) and `logsum` (rows, 1), slice by slice of the vocabulary."""
