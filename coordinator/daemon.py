@@ -294,7 +294,9 @@ class Daemon:
         self._ledger.commit_result(wanted.device, task_id, wanted.delta, verdict.examples, report)
         loss = f"loss {report.loss_before:.3f} -> {report.loss_after:.3f}"
         peak = f"peak {report.peak_bytes / 1e6:.0f} of {report.budget_bytes / 1e6:.0f} MB"
-        self._screen.line(f"{wanted.device}: delta in, {wanted.level}, {report.steps} steps, {loss}, {peak}", "green")
+        size = f"{len(data) / 1e6:.2f} MB in {wanted.task.delta_codec.value}"
+        what = f"delta of {size}, {wanted.level}, {report.steps} steps, {loss}, {peak}"
+        self._screen.line(f"{wanted.device}: {what}", "green")
         self._tell(ResultCommitted(task_id, report.budget_bytes, report.peak_bytes))
 
     def _refuse(self, wanted: FetchDelta, reason: RefusalReason, detail: str) -> None:
