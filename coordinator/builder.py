@@ -23,12 +23,13 @@ from coordinator.jobs import Jobs, Line
 from coordinator.places import artifact_folder
 from coordinator.policy.types import Level
 from edge_sdk.wire.blobs import Blob, BlobStore, written_atomically
+from edge_sdk.wire.codecs import CODECS
 from edge_sdk.wire.errors import WireError
 from edge_sdk.wire.manifest import Manifest, decode_manifest
+from edge_sdk.wire.messages import DeltaCodec
 from edge_sdk.wire.tensors import read_tensors
 
 RECORD = "built.json"
-FLOAT_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +40,8 @@ class BuiltLevel:
     blob: Blob
     path: pathlib.Path
 
-    def level(self) -> Level:
-        """As a policy sees it."""
+    def level(self, codec: DeltaCodec) -> Level:
+        """As a policy sees it, when its deltas come in `codec`."""
         manifest, spec = self.manifest, self.manifest.level
         return Level(
             spec.name,
@@ -48,7 +49,7 @@ class BuiltLevel:
             size_bytes=sum(blob.size_bytes for blob in set(manifest.files.values())),
             model=repr((dataclasses.replace(spec, name="any", trained_layers=()), manifest.adapter.rank)),
             trained_layers=len(spec.trained_layers),
-            upload_bytes=FLOAT_BYTES * sum(math.prod(shape) for shape in manifest.trained_shapes().values()),
+            upload_bytes=sum(CODECS[codec].size_bytes(math.prod(s)) for s in manifest.trained_shapes().values()),
         )
 
 

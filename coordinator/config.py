@@ -10,8 +10,9 @@ import pathlib
 from dataclasses import dataclass
 
 from coordinator.errors import ConfigError
+from edge_sdk.wire.codecs import NEEDS_RESIDUAL
 from edge_sdk.wire.manifest import BITS, NAME, TaskType
-from edge_sdk.wire.messages import MAX_BATCH, MAX_STEPS, MAX_TOKENS, OptimizerKind, Schedule
+from edge_sdk.wire.messages import MAX_BATCH, MAX_STEPS, MAX_TOKENS, DeltaCodec, OptimizerKind, Schedule
 from edge_sdk.wire.settings import SettingsError, matching, number, read_settings
 from edge_sdk.wire.topics import FLEET, NAME_RULE
 
@@ -24,6 +25,11 @@ class Rule(enum.Enum):
 
     LORA_SVD = "lora-svd"
     FREEZE_A = "freeze-a"
+
+    @property
+    def keeps_coordinates(self) -> bool:
+        """Whether a number of the adapter means in the next round what it meant in this one; an SVD rotates them."""
+        return self is Rule.FREEZE_A
 
 
 class MeanOver(enum.Enum):
@@ -129,6 +135,7 @@ class TrainingConfig:
     clip_norm: float = number(0, 1e9, 1)
     seed: int = number(0, 1 << 31, 0)
     integer_gradients: bool = False
+    delta_codec: DeltaCodec = DeltaCodec.FP32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,7 +163,7 @@ class AggregationConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyConfig:
-    """Who decides. With `caff` there may be limits to a delta, in bytes as float32, and to a task's time; 0: none."""
+    """Who decides. With `caff` there may be limits to a delta's bytes, and to a task's time; 0: none."""
 
     name: PolicyName = PolicyName.LARGEST_THAT_FITS
     max_upload_bytes: int = number(0, 1 << 50, 0)
@@ -223,6 +230,7 @@ def _complaints(config: Config) -> dict[str, bool]:
     """What no single value shows, and whether it applies here."""
     names = [level.name for level in config.levels]
     task, rounds = config.model.task, config.rounds
+    codec, rule = config.training.delta_codec, config.aggregation.rule
     complaints = {
         "at least one [[levels]] table is needed": not names,
         f"levels share a name: {', '.join(names)}": len(set(names)) != len(names),
@@ -242,6 +250,10 @@ def _complaints(config: Config) -> dict[str, bool]:
             and (config.policy.max_upload_bytes or config.policy.max_task_s) > 0
         ),
         **_aggregation_complaints(config.aggregation),
+        f"training.delta_codec is {codec.value!r}; aggregation.rule {rule.value!r} keeps no residuals; allowed: "
+        f"{', '.join(c.value for c in DeltaCodec if c not in NEEDS_RESIDUAL)}": (
+            codec in NEEDS_RESIDUAL and not rule.keeps_coordinates
+        ),
     }
     for level in config.levels:
         allowed = ", ".join(map(str, BITS))

@@ -296,7 +296,9 @@ class Daemon:
         self._ledger.commit_result(wanted.device, task_id, wanted.delta, verdict.examples, report)
         loss = f"loss {report.loss_before:.3f} -> {report.loss_after:.3f}"
         peak = f"peak {report.peak_bytes / 1e6:.0f} of {report.budget_bytes / 1e6:.0f} MB"
-        self._screen.line(f"{wanted.device}: delta in, {wanted.level}, {report.steps} steps, {loss}, {peak}", "green")
+        size = f"{len(data) / 1e6:.2f} MB in {wanted.task.delta_codec.value}"
+        what = f"delta of {size}, {wanted.level}, {report.steps} steps, {loss}, {peak}"
+        self._screen.line(f"{wanted.device}: {what}", "green")
         self._tell(ResultCommitted(task_id, report.budget_bytes, report.peak_bytes, report.wall_s))
 
     def _refuse(self, wanted: FetchDelta, reason: RefusalReason, detail: str) -> None:
@@ -369,6 +371,6 @@ class Daemon:
         return Plan(
             rounds=self._config.rounds,
             tasks=TaskMaker(self._ledger.run, self._config.training, self._config.aggregation.rule),
-            levels=tuple(built.level() for built in levels.values()),
+            levels=tuple(built.level(self._config.training.delta_codec) for built in levels.values()),
             artifacts={name: built.blob for name, built in levels.items()},
         )

@@ -11,14 +11,14 @@ from typing import Any
 
 from coordinator.errors import LedgerError
 from edge_sdk.wire import codec
-from edge_sdk.wire.messages import Hello, Report
+from edge_sdk.wire.messages import DeltaCodec, Hello, Report, Task
 
 ROW_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class ResultRow:
-    """One accepted delta, and the blob that it is."""
+    """One accepted delta, and the blob that it is, in the codec that its task asked for."""
 
     round: int
     attempt: int
@@ -28,6 +28,7 @@ class ResultRow:
     size_bytes: int
     examples: int
     report: Report
+    codec: DeltaCodec
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +149,7 @@ def _opened(path: pathlib.Path) -> Iterator[sqlite3.Connection]:
 def _read_all(db: sqlite3.Connection) -> History:
     run, name = db.execute("SELECT id, name FROM run").fetchone()
     results = db.execute(
-        "SELECT t.round, t.attempt, r.device, t.level, r.sha256, r.size_bytes, r.examples, r.report "
+        "SELECT t.round, t.attempt, r.device, t.level, r.sha256, r.size_bytes, r.examples, r.report, t.body "
         "FROM results r JOIN tasks t USING (task_id) ORDER BY t.round, t.attempt, r.device"
     )
     (open_tasks,) = db.execute("SELECT COUNT(*) FROM tasks WHERE state = 'offered'").fetchone()
@@ -181,9 +182,9 @@ def _read_all(db: sqlite3.Connection) -> History:
 
 
 def _result(row: Sequence[Any]) -> ResultRow:
-    round_, attempt, device, level, sha256, size_bytes, examples, report = row
-    report = codec.decode(Report, report, ROW_BYTES)
-    return ResultRow(round_, attempt, device, level, sha256, size_bytes, examples, report)
+    round_, attempt, device, level, sha256, size_bytes, examples, report, task = row
+    report, task = codec.decode(Report, report, ROW_BYTES), codec.decode(Task, task, ROW_BYTES)
+    return ResultRow(round_, attempt, device, level, sha256, size_bytes, examples, report, task.delta_codec)
 
 
 def _answers(db: sqlite3.Connection) -> Iterator[AnswerRow]:

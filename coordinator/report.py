@@ -1,11 +1,12 @@
 """What a run has to show, as plain data for `report.json`: made from the ledger alone.
 
     {"run", "name", "status", "model", "rule", "server_optimizer",
-     "rounds": [{"round", "attempt", "state", "truncation", "tasks": [...]}],
+     "rounds": [{"round", "attempt", "state", "truncation", "up_bytes", "tasks": [...]}],
      "evaluations": [{"version", "full_loss", "emulator_loss", ...}], "traffic": [...],
      "checks": [{"name", "passed", "detail"}], "versions": {...}}
 
-Bytes are bytes, losses are nats per token or per example, `truncation` is relative (Frobenius).
+Bytes are bytes, losses are nats per token or per example, `truncation` is relative (Frobenius). A round's
+`up_bytes` are those of the deltas that were accepted.
 """
 
 from __future__ import annotations
@@ -101,18 +102,25 @@ def _improved(history: History, config: Config) -> Check:
 
 
 def _round(history: History, round_: int, attempt: int, state: str) -> dict[str, Any]:
-    results = [_result(r) for r in history.results if (r.round, r.attempt) == (round_, attempt)]
+    accepted = [r for r in history.results if (r.round, r.attempt) == (round_, attempt)]
+    results = [_result(r) for r in accepted]
     answers = [_answer(a) for a in history.answers if (a.round, a.attempt) == (round_, attempt)]
     made = state == "aggregated"
     truncation = next((a.truncation for a in history.adapters if made and a.version == round_), None)
-    tasks = sorted([*results, *answers], key=lambda task: str(task["device"]))
-    return {"round": round_, "attempt": attempt, "state": state, "truncation": truncation, "tasks": tasks}
+    return {
+        "round": round_,
+        "attempt": attempt,
+        "state": state,
+        "truncation": truncation,
+        "up_bytes": sum(r.size_bytes for r in accepted),
+        "tasks": sorted([*results, *answers], key=lambda task: str(task["device"])),
+    }
 
 
 def _result(row: ResultRow) -> dict[str, Any]:
     """`examples` is what the delta says, which is what was counted."""
     task = {"device": row.device, "level": row.level, "outcome": "done"}
-    return {**task, **dataclasses.asdict(row.report), "examples": row.examples}
+    return {**task, **dataclasses.asdict(row.report), "examples": row.examples, "delta_codec": row.codec.value}
 
 
 def _answer(row: AnswerRow) -> dict[str, Any]:

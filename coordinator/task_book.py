@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from coordinator.config import Rule, TrainingConfig
 from coordinator.events import TaskState
 from edge_sdk.wire.blobs import Blob
-from edge_sdk.wire.messages import Receipt, RefusalReason, Task, TaskProgress
+from edge_sdk.wire.messages import DeltaCodec, Receipt, RefusalReason, Task, TaskProgress
 
 FROZEN = {Rule.LORA_SVD: (), Rule.FREEZE_A: ("lora_A",)}
 
@@ -107,7 +107,13 @@ class TaskMaker:
             freeze=FROZEN[self.rule],
             deadline_s=left_s,
             integer_gradients=training.integer_gradients,
+            delta_codec=training.delta_codec,
+            residual=self.run if self._keeps_residuals() else "",
         )
+
+    def _keeps_residuals(self) -> bool:
+        """Where the next delta can make up for what this one loses."""
+        return self.training.delta_codec is not DeltaCodec.FP32 and self.rule.keeps_coordinates
 
 
 def with_time_left(task: Task, left_s: float) -> Task:

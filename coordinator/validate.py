@@ -1,7 +1,7 @@
 """A delta is checked here before it touches the model; nothing else looks at a device's numbers first.
 
 In this order, the cheap before the dear: size, form, task and device, round and adapter, number of examples, names,
-shapes and types, numbers. The first check that fails gives the refusal. A delta that passes has the form that the task
+codec, shapes, numbers. The first check that fails gives the refusal. A delta that passes has the form that the task
 asked for, weighs no more than the task, and can be aggregated, however hostile its sender; whether its numbers are good
 is another question.
 """
@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edge_sdk.wire.delta import Delta, decode_delta
+from edge_sdk.wire.codecs import CODECS
+from edge_sdk.wire.delta import Delta, read_delta, unpack_delta
 from edge_sdk.wire.errors import DecodeError, TooLargeError
 from edge_sdk.wire.manifest import Manifest
 from edge_sdk.wire.messages import DeltaFile, RefusalReason, Task
@@ -26,7 +27,7 @@ FILE_BYTES = 4096  # msgpack around all of them
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """What the delta of one task must be: `shapes` of its tensors by global name, all float32."""
+    """What the delta of one task must be: `shapes` of its tensors by global name, all in the task's codec."""
 
     task: Task
     device: str
@@ -35,7 +36,8 @@ class Expected:
     @property
     def max_bytes(self) -> int:
         """No honest delta is longer."""
-        tensors = sum(4 * math.prod(shape) + len(name) + ENTRY_BYTES for name, shape in self.shapes.items())
+        size_bytes = CODECS[self.task.delta_codec].size_bytes
+        tensors = sum(size_bytes(math.prod(shape)) + len(name) + ENTRY_BYTES for name, shape in self.shapes.items())
         return tensors + FILE_BYTES
 
 
@@ -61,14 +63,18 @@ def expected(task: Task, device: str, manifest: Manifest) -> Expected:
 
 
 def check_delta(data: bytes, wanted: Expected) -> Accepted | Refused:
-    """Read the bytes of a delta blob and check all that they claim."""
+    """Read the bytes of a delta blob and check all that they claim; only then are its numbers decoded."""
     try:
-        file, delta = decode_delta(data, wanted.max_bytes)
+        file = read_delta(data, wanted.max_bytes)
+        refused = _check_claims(file, wanted) or _check_form(file, wanted)
+        if refused is not None:
+            return refused
+        delta = unpack_delta(file)
     except TooLargeError as error:
         return Refused(RefusalReason.TOO_LARGE, _line(error))
     except DecodeError as error:
         return Refused(RefusalReason.MALFORMED, _line(error))
-    return _check_claims(file, wanted) or _check_tensors(delta, wanted) or Accepted(delta, file.examples)
+    return _check_numbers(delta) or Accepted(delta, file.examples)
 
 
 def _check_claims(file: DeltaFile, wanted: Expected) -> Refused | None:
@@ -85,15 +91,22 @@ def _check_claims(file: DeltaFile, wanted: Expected) -> Refused | None:
     return None
 
 
-def _check_tensors(delta: Delta, wanted: Expected) -> Refused | None:
-    if odd := sorted(set(delta.tensors) ^ set(wanted.shapes)):
+def _check_form(file: DeltaFile, wanted: Expected) -> Refused | None:
+    if odd := sorted(set(file.tensors) ^ set(wanted.shapes)):
         lacks = "lacks" if odd[0] in wanted.shapes else "has the unknown"
         return Refused(RefusalReason.WRONG_NAMES, f"the delta {lacks} {odd[0][:120]!r}; {len(odd)} names differ")
+    asked = wanted.task.delta_codec
+    for name, tensor in file.tensors.items():
+        if tensor.codec is not asked:
+            return Refused(RefusalReason.MALFORMED, f"{name} is in {tensor.codec.value}, not {asked.value}")
+        if tensor.shape != wanted.shapes[name]:
+            shape = tensor.shape[:8]
+            return Refused(RefusalReason.WRONG_SHAPE, f"{name} has shape {shape}, not {wanted.shapes[name]}")
+    return None
+
+
+def _check_numbers(delta: Delta) -> Refused | None:
     for name, array in delta.tensors.items():
-        if array.shape != wanted.shapes[name]:
-            return Refused(RefusalReason.WRONG_SHAPE, f"{name} has shape {array.shape}, not {wanted.shapes[name]}")
-        if array.dtype != np.float32:
-            return Refused(RefusalReason.MALFORMED, f"{name} is {array.dtype}, not float32")
         if not np.isfinite(array).all():
             return Refused(RefusalReason.NOT_FINITE, f"{name} has numbers that are not finite")
         if np.any(np.abs(array) > MAX_CHANGE):

@@ -25,7 +25,7 @@ from coordinator.round_states import State
 from docs.meanings import FIELDS, VALUES
 from edge_sdk import phases, session
 from edge_sdk.engine.optimizers import AdamW, Sgd
-from edge_sdk.wire import chunks, codec, manifest, messages, mqtt, tensors
+from edge_sdk.wire import chunks, codec, codecs, manifest, messages, mqtt, tensors
 from edge_sdk.wire.blobs import Blob
 from edge_sdk.wire.topics import Topics
 
@@ -158,6 +158,16 @@ def enumerations(module: types.ModuleType) -> Callable[[], str]:
     return lambda: table(("type", "value", "meaning"), rows)
 
 
+def delta_codecs() -> str:
+    """Every codec, and what a number takes in a tensor of 8 x 576, as SmolLM2's LoRA A of rank 8."""
+    count = 8 * 576
+    rows = (
+        (f"`{name.value}`", f"`{how!r}`", f"{8 * how.size_bytes(count) / count:.2f}")
+        for name, how in codecs.CODECS.items()
+    )
+    return table(("codec", "layout", "bits a number, of 8 x 576"), rows)
+
+
 # ---- states
 
 
@@ -200,6 +210,7 @@ def bounds() -> str:
         ("MAX_TOKENS", messages, "tokens of a row"),
         ("MAX_STEPS", messages, "steps of a task"),
         ("MAX_CHANGE", validate, "a number of a delta, without its sign"),
+        ("SHARE", codecs, "numbers of which `top-k` keeps one"),
         ("ENTRY_BYTES", validate, "allowed around each tensor of a delta"),
         ("FILE_BYTES", validate, "allowed around all of them"),
         ("RESEND_S", session, "after which a device offers its results again"),
@@ -234,6 +245,7 @@ PARTS: Final[Mapping[str, Callable[[], str]]] = {
     "manifest-values": enumerations(manifest),
     "optimizers": optimizers,
     "delta": sections((messages.DeltaFile, messages.Tensor)),
+    "codecs": delta_codecs,
     "phases": diagram(phases.TRANSITIONS, phases.Phase.IDLE),
     "states": diagram(STATE_TRANSITIONS, State.WAITING),
     "bounds": bounds,

@@ -4,7 +4,7 @@
 the model. Everything it must not lose lies in the store's folder:
 
     store/blobs, store/partial     what was fetched
-    store/outbox                   results that wait for their receipt
+    store/outbox                   results that wait for their receipt, and the residual
     store/tokens                   the private data, as tokens
     store/work                     what a worker is writing; emptied at every start
 """
@@ -48,7 +48,7 @@ from edge_sdk.events import (
     Tick,
 )
 from edge_sdk.fetcher import Fetcher, blobs_of
-from edge_sdk.order import WorkerOrder
+from edge_sdk.order import Feedback, WorkerOrder
 from edge_sdk.outbox import Outbox
 from edge_sdk.session import Session
 from edge_sdk.store import DeviceStore
@@ -230,7 +230,7 @@ class Agent:
         elif isinstance(instruction, KeepResult):
             self._keep(instruction)
         elif isinstance(instruction, ForgetResult):
-            self._outbox.forget(instruction.offer.task_id, instruction.offer.delta)
+            self._outbox.forget(instruction.offer.task_id, instruction.offer.delta, accepted=instruction.accepted)
         elif isinstance(instruction, CheckFiles):
             damaged = self._store.remove_damaged(blobs_of(instruction.task, instruction.manifest))
             self._say(f"{len(damaged)} damaged files are removed, and will be fetched again")
@@ -238,7 +238,7 @@ class Agent:
     def _keep(self, result: KeepResult) -> None:
         try:
             report = dataclasses.replace(result.report, up_bytes=result.delta_path.stat().st_size)
-            offer = self._outbox.keep(result.task_id, result.delta_path, report)
+            offer = self._outbox.keep(result.task_id, result.delta_path, report, result.residual_path)
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
@@ -273,7 +273,13 @@ class Agent:
             read_bytes_s=self._read_bytes_s(manifest),
             cache_bytes=self._cache_bytes(manifest),
             provider=config.provider,
+            feedback=self._feedback() if start.feedback else None,
         )
+
+    def _feedback(self) -> Feedback:
+        if complaint := self._outbox.check_residual():
+            self._say(complaint)
+        return Feedback(str(self._outbox.residual), str(self._work / "residual"))
 
     def _read_bytes_s(self, manifest: Manifest) -> float | None:
         """The speed of the store's medium, measured on the first artifact; None where it cannot be."""

@@ -113,11 +113,15 @@ class StopFetching:
 
 @dataclass(frozen=True, slots=True)
 class StartWorker:
-    """Prepare and train; `correction` is how much larger peaks were here than predicted, from 1."""
+    """Prepare and train; `correction` is how much larger peaks were here than predicted, from 1.
+
+    With `feedback` the delta makes up for what earlier ones left out.
+    """
 
     task: Task
     manifest: Manifest
     correction: float
+    feedback: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,18 +131,23 @@ class CancelWorker:
 
 @dataclass(frozen=True, slots=True)
 class KeepResult:
-    """Put the delta and its report into the outbox; then say ResultKept, or WorkerFailed if the disk is full."""
+    """Put the delta and its report into the outbox; then say ResultKept, or WorkerFailed if the disk is full.
+
+    `residual_path` is as in WorkerFinished.
+    """
 
     task_id: str
     delta_path: Path
     report: Report
+    residual_path: Path | None
 
 
 @dataclass(frozen=True, slots=True)
 class ForgetResult:
-    """The coordinator has had its last word on it."""
+    """The coordinator has had its last word on it; where it was `accepted`, its residual is the one from now on."""
 
     offer: ResultOffer
+    accepted: bool
 
 
 @dataclass(frozen=True, slots=True)

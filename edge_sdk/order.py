@@ -12,6 +12,14 @@ MAX_ORDER_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
+class Feedback:
+    """Files of residuals: `before` is read if it is there, `after` is written; see `edge_sdk.feedback`."""
+
+    before: str
+    after: str
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerOrder:
     """One task with everything it needs on this device.
 
@@ -19,6 +27,7 @@ class WorkerOrder:
     `held_aside_rows` of its rows are kept from training, to measure the loss on. `correction` is
     how much larger peaks were on this device than predicted, as a ratio from 1. `read_bytes_s` is the speed of the
     store's medium, None where that is not known, and `cache_bytes` what the page cache may hold. `provider` executes.
+    With `feedback` the delta makes up for what earlier ones left out; without, its codec rounds by chance.
     """
 
     device: str
@@ -34,6 +43,7 @@ class WorkerOrder:
     read_bytes_s: float | None = None
     cache_bytes: int = 0
     provider: Provider = Provider.CPU
+    feedback: Feedback | None = None
 
     def __post_init__(self) -> None:
         """Raises ValueError."""

@@ -6,7 +6,9 @@ Rules:
 - every offer gets an answer, and an offer repeated gets the same answer again: declines and failures are remembered
   for a while, results until their receipt;
 - a result is offered on every connection, to every new coordinator, and every `RESEND_S`, until the receipt comes;
-- a task whose deadline has passed is given up: the coordinator has closed it.
+- a task whose deadline has passed is given up: the coordinator has closed it;
+- a delta's residual counts from its receipt on. So a task that begins while a result waits for its receipt uses none
+  and leaves none: its delta is rounded by chance.
 """
 
 from __future__ import annotations
@@ -149,7 +151,7 @@ class Session:
 
     def _on_cancel(self, event: TaskCancel, _now_s: float) -> Iterator[Instruction]:
         if offer := self._results.pop(event.task_id, None):
-            yield ForgetResult(offer)
+            yield ForgetResult(offer, accepted=False)
         yield from self._stop(event.task_id, f"cancelled: {event.reason}")
 
     def _on_receipt(self, event: Receipt, _now_s: float) -> Iterator[Instruction]:
@@ -158,7 +160,7 @@ class Session:
                 "accepted" if event.accepted else f"refused, {event.reason and event.reason.value}: {event.detail}"
             )
             yield Say(f"the delta of {event.task_id} was {outcome}")
-            yield ForgetResult(offer)
+            yield ForgetResult(offer, event.accepted)
         yield from self._stop(event.task_id, "the coordinator has a result of it already")
 
     def _stop(self, task_id: str, why: str) -> Iterator[Instruction]:
@@ -199,7 +201,9 @@ class Session:
         self._go(Trigger.COMPLETE)
         self._current = dataclasses.replace(current, down_bytes=event.down_bytes)
         yield Say(f"everything is here, {event.down_bytes / 1e6:.1f} MB came over the wire; training")
-        yield StartWorker(current.task, current.manifest, self._corrections.get(current.task.artifact.sha256, 1.0))
+        correction = self._corrections.get(current.task.artifact.sha256, 1.0)
+        feedback = bool(current.task.residual) and not self._results
+        yield StartWorker(current.task, current.manifest, correction, feedback)
 
     def _on_fetch_failed(self, event: FetchFailed, _now_s: float) -> Iterator[Instruction]:
         current = self._at(event.task_id, Phase.MANIFEST, Phase.FILES)
@@ -238,9 +242,8 @@ class Session:
             yield from self._on_worker_gone()
             return
         self._correct(current, event.report.peak_bytes, event.report.predicted_bytes)
-        yield KeepResult(
-            event.task_id, event.delta_path, dataclasses.replace(event.report, down_bytes=current.down_bytes)
-        )
+        report = dataclasses.replace(event.report, down_bytes=current.down_bytes)
+        yield KeepResult(event.task_id, event.delta_path, report, event.residual_path)
 
     def _on_kept(self, event: ResultKept, _now_s: float) -> Iterator[Instruction]:
         """Also when the task was cancelled in between: the coordinator has the last word on it."""

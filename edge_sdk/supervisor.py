@@ -47,11 +47,12 @@ class WorkerProgress:
 
 @dataclass(frozen=True, slots=True)
 class WorkerFinished:
-    """There is a delta at `delta_path`."""
+    """There is a delta at `delta_path`, and its residual at `residual_path` where one is kept."""
 
     task_id: str
     report: Report
     delta_path: pathlib.Path
+    residual_path: pathlib.Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +112,8 @@ class Supervisor:
             outcome = WorkerFailed(task_id, FailureReason.WORKER_DIED, 0, detail)
         if isinstance(outcome, WorkerFailed):
             pathlib.Path(order.delta).unlink(missing_ok=True)
+            if order.feedback is not None:
+                pathlib.Path(order.feedback.after).unlink(missing_ok=True)
         self._running = False
         self._post(outcome)
 
@@ -131,7 +134,9 @@ class Supervisor:
         except DecodeError as error:
             return WorkerFailed(order.task.task_id, FailureReason.WORKER_DIED, worker.peak_bytes, str(error))
         peak_bytes = max(report.peak_bytes, prepared_bytes, worker.peak_bytes)
-        return WorkerFinished(order.task.task_id, replace(report, peak_bytes=peak_bytes), pathlib.Path(order.delta))
+        residual_path = None if order.feedback is None else pathlib.Path(order.feedback.after)
+        report = replace(report, peak_bytes=peak_bytes)
+        return WorkerFinished(order.task.task_id, report, pathlib.Path(order.delta), residual_path)
 
     def _progress(self, order: WorkerOrder) -> Callable[[dict[str, Any]], None]:
         def post(said: dict[str, Any]) -> None:

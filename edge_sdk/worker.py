@@ -33,6 +33,7 @@ from edge_sdk.engine.runtime import VERSION, use
 from edge_sdk.engine.settle import settle
 from edge_sdk.engine.train import Recipe, evaluate, train_steps, trained_names
 from edge_sdk.errors import ArtifactError, ConfigError, DataError, NonFinite, OverBudget
+from edge_sdk.feedback import compress, owner, read_residual, write_residual
 from edge_sdk.memory import bound_allocations, check_budget, read_memory
 from edge_sdk.order import MAX_ORDER_BYTES, WorkerOrder
 from edge_sdk.wire import codec
@@ -40,9 +41,10 @@ from edge_sdk.wire.blobs import BlobStore, written_atomically
 from edge_sdk.wire.delta import encode_delta, pack_array
 from edge_sdk.wire.errors import WireError
 from edge_sdk.wire.lifeline import end_with_parent
-from edge_sdk.wire.messages import DeltaFile, FailureReason, Report
+from edge_sdk.wire.messages import DeltaFile, FailureReason, Report, Tensor
 from edge_sdk.wire.tensors import Array, TensorFile
 
+ROUNDING = 1  # beside the task's seed, so that codecs draw other numbers than the order of the rows
 REASONS: dict[type[Exception], FailureReason] = {
     OverBudget: FailureReason.OVER_BUDGET,
     NonFinite: FailureReason.NON_FINITE,
@@ -125,7 +127,7 @@ def _train(order: WorkerOrder) -> Report:
     del walk  # what it held serves the delta
     with TensorFile(store.path(task.adapter.sha256)) as before:  # a copy would have cost memory all along
         delta = {name: np.subtract(adapter[name], before[name], out=adapter[name]) for name in names}
-    _write_delta(order, delta, examples)
+    _write_delta(order, _encoded(order, artifact, delta), examples)
     check_budget(order.budget_bytes)
     return Report(
         steps=task.steps,
@@ -171,7 +173,23 @@ def _rows(order: WorkerOrder, artifact: Artifact) -> tuple[Iterator[Batch], list
     return batches(folder, rows, task.batch, task.tokens, task.seed), held
 
 
-def _write_delta(order: WorkerOrder, delta: dict[str, Array], examples: int) -> None:
+def _encoded(order: WorkerOrder, artifact: Artifact, delta: dict[str, Array]) -> dict[str, Tensor]:
+    """The delta as the task wants it; what it leaves out is written down, where that is kept. Raises NonFinite."""
+    task, feedback = order.task, order.feedback
+    if not all(np.isfinite(array).all() for array in delta.values()):
+        msg = "the delta is not finite; a smaller learning rate may help"
+        raise NonFinite(msg)
+    if feedback is None:
+        generator = np.random.default_rng((task.seed, ROUNDING))
+        return {name: pack_array(array, task.delta_codec, generator) for name, array in delta.items()}
+    belongs_to = owner(task, artifact.manifest)
+    residual = read_residual(pathlib.Path(feedback.before), belongs_to)
+    tensors, residual = compress(delta, residual, task.delta_codec)
+    write_residual(pathlib.Path(feedback.after), belongs_to, residual)
+    return tensors
+
+
+def _write_delta(order: WorkerOrder, tensors: dict[str, Tensor], examples: int) -> None:
     task = order.task
     file = DeltaFile(
         task_id=task.task_id,
@@ -179,7 +197,7 @@ def _write_delta(order: WorkerOrder, delta: dict[str, Array], examples: int) -> 
         device=order.device,
         adapter=task.adapter.sha256,
         examples=examples,
-        tensors={name: pack_array(array) for name, array in delta.items()},
+        tensors=tensors,
     )
     with written_atomically(pathlib.Path(order.delta)) as out:
         out.write(encode_delta(file))

@@ -5,7 +5,7 @@ of which the fleet trains the most layers on average, a device that fits none of
 device gets the level of that model with the most trained layers within its limits:
 
 - memory: the level fits the device's budget, see `fitting`: what was measured, where the paper adds up tensors;
-- upload: the delta of the level, uncompressed, has at most `max_upload_bytes`;
+- upload: the delta of the level, in the codec of the tasks, has at most `max_upload_bytes`;
 - time: the device never took longer than `max_task_s` for a task of so many layers of that model, or fewer.
 
 Where two models tie, the one configured first is taken. https://arxiv.org/abs/2411.07826, there with analytic costs.

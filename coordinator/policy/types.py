@@ -26,8 +26,8 @@ class Outcome(enum.Enum):
 class Level:
     """An emulator level: `needs_bytes` is the least peak that the exporter predicts, `size_bytes` its files' size.
 
-    Levels that differ only in their number of `trained_layers` have the same `model`. Of a level's delta as float32
-    there are `upload_bytes`.
+    Levels that differ only in their number of `trained_layers` have the same `model`. Its delta has about
+    `upload_bytes`.
     """
 
     name: str

@@ -8,6 +8,7 @@ The only part of `edge_sdk` that `export` and `coordinator` may import. Nothing 
 - `manifest`   what an artifact is made of
 - `tensors`    tensor files: the safetensors format, memory-mapped and checked
 - `delta`      an adapter's change, with its algebra
+- `codecs`     what a delta's numbers become on the wire
 - `blobs`      content-addressed storage, the same on both sides
 - `chunks`     pulling a blob in pieces: resume, corruption, windows
 - `partial`    a blob on its way in, on the disk

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from edge_sdk.wire import codec
+from edge_sdk.wire.codecs import CODECS, F32, Generator
 from edge_sdk.wire.errors import DecodeError
-from edge_sdk.wire.messages import DeltaFile, Tensor
-from edge_sdk.wire.tensors import DTYPES, MAX_DIMENSIONS, Array, dtype_name
+from edge_sdk.wire.messages import DeltaCodec, DeltaFile, Tensor
+from edge_sdk.wire.tensors import MAX_DIMENSIONS, Array
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,23 +48,28 @@ def _sum(a: Array | None, b: Array | None) -> Array:
     return np.asarray(a + b)
 
 
-def pack_array(array: Array) -> Tensor:
-    """An array for the wire. Raises ValueError for an element type that the wire lacks."""
-    name = dtype_name(array.dtype)
-    return Tensor(name, array.shape, np.ascontiguousarray(array, dtype=DTYPES[name]).tobytes())
+def pack_array(array: Array, how: DeltaCodec = DeltaCodec.FP32, generator: Generator | None = None) -> Tensor:
+    """A float32 array for the wire, rounded by chance given a `generator`. Raises ValueError for another type."""
+    if array.dtype != F32:
+        msg = f"element type {array.dtype} cannot be sent, only float32"
+        raise ValueError(msg)
+    return Tensor(how, array.shape, CODECS[how].encode(np.ascontiguousarray(array, F32).ravel(), generator))
 
 
 def unpack_array(tensor: Tensor) -> Array:
-    """The array, read-only, over the tensor's bytes. Raises DecodeError when type, shape and bytes disagree."""
-    dtype = DTYPES.get(tensor.dtype)
-    if dtype is None or len(tensor.shape) > MAX_DIMENSIONS or any(n < 0 for n in tensor.shape):
-        msg = f"a tensor of type {tensor.dtype[:20]!r} and shape {tensor.shape[:8]}"
+    """The array, float32; as `fp32` read-only, over the tensor's bytes.
+
+    Raises DecodeError for bytes that its codec does not write, before it allocates more than 32 times their length.
+    """
+    if len(tensor.shape) > MAX_DIMENSIONS or any(n < 0 for n in tensor.shape):
+        msg = f"a tensor of shape {tensor.shape[:8]}"
         raise DecodeError(msg)
-    if math.prod(tensor.shape) * dtype.itemsize != len(tensor.data):
-        msg = f"{len(tensor.data)} bytes cannot be {tensor.dtype} of shape {tensor.shape[:8]}"
+    how, count = CODECS[tensor.codec], math.prod(tensor.shape)
+    if how.size_bytes(count) != len(tensor.data):
+        msg = f"{len(tensor.data)} bytes cannot be {tensor.codec.value} of shape {tensor.shape[:8]}"
         raise DecodeError(msg)
     try:
-        return np.frombuffer(tensor.data, dtype).reshape(tensor.shape)
+        return how.decode(tensor.data, count).reshape(tensor.shape)
     except ValueError as error:  # a dimension too large for NumPy, beside one of zero
         msg = f"no array has the shape {tensor.shape}"
         raise DecodeError(msg) from error
@@ -74,7 +80,17 @@ def encode_delta(file: DeltaFile) -> bytes:
     return codec.encode(file)
 
 
+def read_delta(data: bytes, max_bytes: int) -> DeltaFile:
+    """What a delta blob claims, its numbers not yet decoded. Raises TooLargeError, DecodeError."""
+    return codec.decode(DeltaFile, data, max_bytes)
+
+
+def unpack_delta(file: DeltaFile) -> Delta:
+    """The numbers. Raises DecodeError."""
+    return Delta({name: unpack_array(tensor) for name, tensor in file.tensors.items()})
+
+
 def decode_delta(data: bytes, max_bytes: int) -> tuple[DeltaFile, Delta]:
-    """Read a delta blob. Raises TooLargeError, DecodeError. What it claims is checked against a task elsewhere."""
-    file = codec.decode(DeltaFile, data, max_bytes)
-    return file, Delta({name: unpack_array(tensor) for name, tensor in file.tensors.items()})
+    """Both, where the claims are known already. Raises TooLargeError, DecodeError."""
+    file = read_delta(data, max_bytes)
+    return file, unpack_delta(file)

@@ -56,6 +56,18 @@ class OptimizerKind(enum.Enum):
     SGD = "sgd"
 
 
+class DeltaCodec(enum.Enum):
+    """What a delta's numbers become on the wire; see `edge_sdk.wire.codecs`."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    INT8 = "int8"
+    INT4 = "int4"
+    INT2 = "int2"
+    SIGN = "sign"
+    TOP_K = "top-k"
+
+
 class DeclineReason(enum.Enum):
     """Why a device will not do a task: an answer, not an error."""
 
@@ -101,6 +113,8 @@ class Task:
     `freeze` are held fixed. `batch` rows of `tokens` tokens make one optimizer step; the device's plan splits them
     into micro-batches. `deadline_s` is the time left when the offer was sent, so no clocks need agree. With
     `integer_gradients` the device may use what is faster and as far off as the manifest's `integers_error` says.
+    The delta comes in `delta_codec`. What that loses the device keeps under the name `residual`, and adds to its next
+    delta under the same name; where that is empty it keeps nothing, and rounds by chance.
     """
 
     task_id: str
@@ -120,6 +134,8 @@ class Task:
     freeze: tuple[str, ...]
     deadline_s: float
     integer_gradients: bool = False
+    delta_codec: DeltaCodec = DeltaCodec.FP32
+    residual: str = ""
 
     def __post_init__(self) -> None:
         """Refuse numbers that no task can mean."""
@@ -134,6 +150,7 @@ class Task:
         _bounded("round", self.round, 0, 1 << 31)
         _bounded("seed", self.seed, 0, (1 << 63) - 1)
         _short("task_id", self.task_id)
+        _short("residual", self.residual)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,9 +185,9 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """An array as it crosses the wire: `dtype` as in tensor files, `data` row-major little-endian."""
+    """A float32 array as it crosses the wire: `data` is what `codec` makes of its numbers in row-major order."""
 
-    dtype: str
+    codec: DeltaCodec
     shape: tuple[int, ...]
     data: bytes
 

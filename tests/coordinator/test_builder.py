@@ -24,6 +24,7 @@ from coordinator.jobs import Jobs
 from coordinator.places import artifact_folder
 from edge_sdk.wire.blobs import BlobStore
 from edge_sdk.wire.manifest import LevelSpec, Manifest, encode_manifest
+from edge_sdk.wire.messages import DeltaCodec
 from edge_sdk.wire.tensors import write_tensors
 from tests.coordinator.samples import WIDTH, make_adapter, make_config, make_manifest
 
@@ -56,10 +57,11 @@ def test_what_is_built_is_not_built_again(tmp_path: pathlib.Path, jobs: Jobs) ->
 
 def test_levels_of_one_model_are_told_by_what_trains(tmp_path: pathlib.Path) -> None:
     """A policy sees which levels differ in nothing but their trained layers, and how large their deltas are."""
-    large, small = (level.level() for level in load_artifact(built(tmp_path)).levels.values())
+    levels = load_artifact(built(tmp_path)).levels.values()
+    large, small = (level.level(DeltaCodec.FP32) for level in levels)
     assert large.model == small.model
     assert (large.trained_layers, small.trained_layers) == (2, 1)
-    assert large.upload_bytes == 2 * small.upload_bytes > 0
+    assert large.upload_bytes == 2 * small.upload_bytes > 4 * [*levels][1].level(DeltaCodec.INT4).upload_bytes > 0
 
 
 def test_another_request_is_built_anew(tmp_path: pathlib.Path) -> None:

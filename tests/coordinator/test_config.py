@@ -14,6 +14,8 @@ from coordinator.policy.largest_that_fits import LargestThatFits
 from coordinator.policy.registry import policy_of
 from coordinator.task_book import TaskMaker
 from edge_sdk.wire.blobs import blob_of
+from edge_sdk.wire.codecs import NEEDS_RESIDUAL
+from edge_sdk.wire.messages import DeltaCodec
 from tests.coordinator.samples import CONFIG
 
 
@@ -73,6 +75,30 @@ def test_a_servers_optimizer_is_read(tmp_path: pathlib.Path) -> None:
     assert (read.rate, read.beta1, read.beta2, read.tau) == (0.01, 0.9, 0.99, 1e-3)
 
 
+@pytest.mark.parametrize("rule", Rule)
+@pytest.mark.parametrize("how", DeltaCodec)
+def test_the_codec_is_the_tasks_and_residuals_where_they_mean_something(
+    tmp_path: pathlib.Path, how: DeltaCodec, rule: Rule
+) -> None:
+    """A lossy codec has residuals, named after the run, under a rule that keeps coordinates, and is refused without
+    them where it needs them.
+    """
+    path = tmp_path / "coordinator.toml"
+    path.write_text(
+        CONFIG.replace("[training]", f"[aggregation]\nrule = '{rule.value}'\n[training]\ndelta_codec = '{how.value}'")
+    )
+    if how in NEEDS_RESIDUAL and rule is Rule.LORA_SVD:
+        with pytest.raises(ConfigError, match=r"keeps no residuals; allowed: fp32, fp16, int8, int4, int2$"):
+            load_config(path)
+        return
+    config, blob = load_config(path), blob_of(b"a file")
+    task = TaskMaker("the run", config.training, config.aggregation.rule).make(
+        device="pi", round_=1, attempt=0, number=0, artifact=blob, adapter=blob, left_s=1.0
+    )
+    assert task.delta_codec is how
+    assert task.residual == ("the run" if rule is Rule.FREEZE_A and how is not DeltaCodec.FP32 else "")
+
+
 @pytest.mark.parametrize(
     ("old", "new", "complaint"),
     [
@@ -82,6 +108,11 @@ def test_a_servers_optimizer_is_read(tmp_path: pathlib.Path) -> None:
         ("count = 3", "count = true", "rounds.count is True; it must be a whole number"),
         ("count = 3\n", "", "rounds.count is missing"),
         ("learning_rate = 1", "learning_rate = nan", "training.learning_rate is nan; it must be from 0 to 100"),
+        (
+            "learning_rate = 1",
+            'delta_codec = "int3"',
+            "training.delta_codec is 'int3'; allowed: fp32, fp16, int8, int4",
+        ),
         ("learning_rate = 1", 'optimizer = "adam"', "training.optimizer is 'adam'; allowed: adamw, sgd"),
         ('"causal-lm"', '"chat"', "model.task is 'chat'; allowed: causal-lm, sequence-classification"),
         ('"causal-lm"', '"sequence-classification"', "model.labels are needed"),

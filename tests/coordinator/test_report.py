@@ -53,6 +53,8 @@ def test_the_report_has_every_task(tmp_path: pathlib.Path) -> None:
     report = json.loads(json.dumps(make_report(history, config, "done", checks(history, config, []))))
     (one,) = report["rounds"]
     assert one["truncation"] == 0.25
+    assert one["up_bytes"] == len(b"delta")
+    assert one["tasks"][0]["delta_codec"] == "fp32"
     assert [(t["device"], t["outcome"]) for t in one["tasks"]] == [("a", "done"), ("b", "declined")]
     assert one["tasks"][0]["peak_bytes"] == 90 * MB
     assert one["tasks"][1]["needed_bytes"] == 300 * MB

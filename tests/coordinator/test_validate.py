@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from coordinator.validate import Accepted, Expected, Refused, check_delta, expected
 from edge_sdk.wire import codec
 from edge_sdk.wire.blobs import blob_of
-from edge_sdk.wire.delta import Delta, pack_array
-from edge_sdk.wire.messages import DeltaFile, RefusalReason, Tensor
+from edge_sdk.wire.delta import Delta, pack_array, unpack_array
+from edge_sdk.wire.messages import DeltaCodec, DeltaFile, RefusalReason, Tensor
 from tests.coordinator.samples import delta_bytes, make_delta, make_manifest, make_task
 
 TASK = make_task()
@@ -62,13 +62,13 @@ def test_an_honest_delta_passes() -> None:
         (file(tensors={}), RefusalReason.WRONG_NAMES),
         (file(tensors=tensors(extra=pack_array(np.zeros(1, np.float32)))), RefusalReason.WRONG_NAMES),
         (file(tensors=tensors(A=pack_array(np.zeros((6, 2), np.float32)))), RefusalReason.WRONG_SHAPE),
-        (file(tensors=tensors(A=pack_array(np.zeros((2, 6), np.float16)))), RefusalReason.MALFORMED),
-        (file(tensors=tensors(A=Tensor("F32", (2, 6), b"short"))), RefusalReason.MALFORMED),
-        (file(tensors=tensors(A=Tensor("O", (2, 6), b""))), RefusalReason.MALFORMED),
+        (file(tensors=tensors(A=pack_array(DELTA.tensors[A], DeltaCodec.FP16))), RefusalReason.MALFORMED),
+        (file(tensors=tensors(A=Tensor(DeltaCodec.FP32, (2, 6), b"short"))), RefusalReason.MALFORMED),
+        (file(tensors=tensors(A=Tensor(DeltaCodec.FP32, (1 << 40,), b""))), RefusalReason.WRONG_SHAPE),
         (file(tensors=tensors(A=poisoned(float("nan")))), RefusalReason.NOT_FINITE),
         (file(tensors=tensors(A=poisoned(float("-inf")))), RefusalReason.NOT_FINITE),
         (file(tensors=tensors(A=poisoned(-3e38))), RefusalReason.NOT_FINITE),  # its sum with another's is infinite
-        (file(tensors=tensors(junk=Tensor("U8", (99_999,), bytes(99_999)))), RefusalReason.TOO_LARGE),
+        (file(tensors=tensors(junk=Tensor(DeltaCodec.INT8, (99_999,), bytes(99_999)))), RefusalReason.TOO_LARGE),
         (b"", RefusalReason.MALFORMED),
         (b"\xc1not msgpack", RefusalReason.MALFORMED),
     ],
@@ -93,26 +93,45 @@ def test_frozen_factors_are_not_expected() -> None:
     assert isinstance(check_delta(delta_bytes(TASK, "d", only_b), WANTED), Refused)
 
 
+@pytest.mark.parametrize("asked", DeltaCodec)
+@pytest.mark.parametrize("sent", DeltaCodec)
+def test_the_codec_is_the_one_that_was_asked_for(asked: DeltaCodec, sent: DeltaCodec) -> None:
+    """What comes in another codec than the task's is refused, also where it would be as long and more exact."""
+    task = dataclasses.replace(TASK, delta_codec=asked)
+    wanted = expected(task, "d", make_manifest("small", (1,), 100))
+    packed = {name: pack_array(array, sent) for name, array in DELTA.tensors.items()}
+    verdict = check_delta(file(tensors=packed), wanted)
+    assert isinstance(verdict, Accepted if asked is sent else Refused)
+    if isinstance(verdict, Accepted):
+        for name, tensor in packed.items():
+            assert np.array_equal(verdict.delta.tensors[name], unpack_array(tensor))
+
+
 @given(st.binary(max_size=400))
 def test_no_bytes_break_it(data: bytes) -> None:
     """Arbitrary bytes are refused, never raised about."""
     assert isinstance(check_delta(data, WANTED), Refused)
 
 
-@given(st.data())
-def test_no_damage_breaks_it(data: st.DataObject) -> None:
+@given(st.data(), st.sampled_from(DeltaCodec))
+def test_no_damage_breaks_it(data: st.DataObject, how: DeltaCodec) -> None:
     """An honest delta with damaged bytes is refused, or still has exactly the form that was asked for."""
-    damaged = bytearray(delta_bytes(TASK, "d", DELTA))
+    packed = {name: pack_array(array, how) for name, array in DELTA.tensors.items()}
+    damaged = bytearray(file(tensors=packed))
     for _ in range(data.draw(st.integers(1, 4))):
         damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
-    verdict = check_delta(bytes(damaged), WANTED)
+    wanted = dataclasses.replace(WANTED, task=dataclasses.replace(TASK, delta_codec=how))
+    verdict = check_delta(bytes(damaged), wanted)
     if isinstance(verdict, Accepted):
         assert {n: a.shape for n, a in verdict.delta.tensors.items()} == dict(WANTED.shapes)
         assert all(np.isfinite(a).all() for a in verdict.delta.tensors.values())
 
 
-def test_the_bound_admits_every_honest_delta() -> None:
-    """The size bound has room for the largest honest delta, and for little more."""
-    wanted = Expected(TASK, "d", {f"block.{k}/{'n' * 100}": (8, 576) for k in range(60)})
-    honest = delta_bytes(TASK, "d", make_delta(dict(wanted.shapes)))
-    assert len(honest) <= wanted.max_bytes <= len(honest) * 1.05
+@pytest.mark.parametrize("how", DeltaCodec)
+def test_the_bound_admits_every_honest_delta(how: DeltaCodec) -> None:
+    """The size bound has room for the largest honest delta, and for little more around each tensor."""
+    names = [f"block.{k}/{'n' * 100}" for k in range(60)]
+    wanted = Expected(dataclasses.replace(TASK, delta_codec=how), "d", dict.fromkeys(names, (8, 576)))
+    delta = make_delta(dict(wanted.shapes))
+    honest = file(tensors={name: pack_array(array, how) for name, array in delta.tensors.items()})
+    assert len(honest) <= wanted.max_bytes <= len(honest) + 256 * len(names) + 4096

@@ -14,9 +14,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from edge_sdk.outbox import DAMAGED, SUFFIX, Outbox
+from edge_sdk.outbox import DAMAGED, RESIDUAL, SUFFIX, Outbox
 from edge_sdk.wire.blobs import BlobStore, blob_of
 from edge_sdk.wire.messages import ResultOffer
+from edge_sdk.wire.records import write_record
 from tests.edge_sdk.samples import make_report
 from tests.edge_sdk.wire.lines import below
 
@@ -34,7 +35,7 @@ for k in range(100_000):
     print("kept", k, flush=True)
     if k % 2:
         print("forgetting", k, flush=True)
-        outbox.forget(result.task_id, result.delta)
+        outbox.forget(result.task_id, result.delta, accepted=True)
 """
 
 
@@ -43,6 +44,18 @@ def made(folder: pathlib.Path, data: bytes) -> pathlib.Path:
     path = folder / "worker.delta"
     path.write_bytes(data)
     return path
+
+
+def left_out(folder: pathlib.Path, what: str) -> pathlib.Path:
+    """A residual as the worker leaves it."""
+    path = folder / "worker.residual"
+    write_record(path, what)
+    return path
+
+
+def residual(outbox: Outbox) -> bytes | None:
+    """The residual from now on, without its checksum."""
+    return outbox.residual.read_bytes()[33:] if outbox.residual.exists() else None
 
 
 def record(outbox: Outbox) -> pathlib.Path:
@@ -102,7 +115,7 @@ def test_forgetting_leaves_nothing(tmp_path: pathlib.Path, outbox: Outbox) -> No
     """After the receipt neither record nor delta remains, and a second receipt changes nothing."""
     result = outbox.keep("a task", made(tmp_path, b"delta"), REPORT)
     for _ in range(2):
-        outbox.forget(result.task_id, result.delta)
+        outbox.forget(result.task_id, result.delta, accepted=True)
     assert below(outbox.folder) == []
 
 
@@ -166,3 +179,74 @@ def test_kill_9_loses_no_result(tmp_path: pathlib.Path) -> None:
         assert contents.complaints == ()
         assert kept - begun <= found
         assert len(found - (kept - begun)) <= 1  # at most the one whose keeping or forgetting was cut short
+
+
+def test_a_residual_counts_from_its_receipt_on(tmp_path: pathlib.Path, outbox: Outbox) -> None:
+    """Not when it is made, not when it is kept: when its result is accepted, and then in the former one's place."""
+    for what in ("first", "second"):
+        before = residual(outbox)
+        result = outbox.keep(what, made(tmp_path, b"delta"), REPORT, left_out(tmp_path, what))
+        assert residual(outbox) == before
+        assert Outbox(outbox.folder).load().results == (result,)
+        for _ in range(2):
+            outbox.forget(what, result.delta, accepted=True)
+            assert residual(outbox) == what.encode()
+    assert below(outbox.folder) == [outbox.residual]
+
+
+def test_what_is_refused_leaves_the_residual_as_it_was(tmp_path: pathlib.Path, outbox: Outbox) -> None:
+    """A delta that does not count has left nothing out; what earlier ones left out is still owed."""
+    for what, accepted in (("kept", True), ("refused", False)):
+        result = outbox.keep(what, made(tmp_path, b"delta"), REPORT, left_out(tmp_path, what))
+        outbox.forget(what, result.delta, accepted=accepted)
+    assert residual(outbox) == b"kept"
+    assert below(outbox.folder) == [outbox.residual]
+
+
+def test_a_result_without_a_residual_leaves_it_alone(tmp_path: pathlib.Path, outbox: Outbox) -> None:
+    """A delta that was rounded by chance neither uses nor replaces what was left out before."""
+    for what, path in (("with", left_out(tmp_path, "with")), ("without", None)):
+        result = outbox.keep(what, made(tmp_path, b"delta"), REPORT, path)
+        outbox.forget(what, result.delta, accepted=True)
+    assert residual(outbox) == b"with"
+
+
+def test_a_power_cut_within_a_receipt_applies_it_once(tmp_path: pathlib.Path, outbox: Outbox) -> None:
+    """Cut after the rename and before the record goes, the result is offered again, and its receipt changes nothing."""
+    result = outbox.keep("a task", made(tmp_path, b"delta"), REPORT, left_out(tmp_path, "first"))
+    (pending,) = outbox.folder.glob(f"*{RESIDUAL}")
+    pending.replace(outbox.residual)  # and no further
+    assert Outbox(outbox.folder).load().results == (result,)
+    outbox.forget("a task", result.delta, accepted=True)
+    assert residual(outbox) == b"first"
+    assert below(outbox.folder) == [outbox.residual]
+
+
+def test_a_residual_of_no_result_is_swept_up(tmp_path: pathlib.Path, outbox: Outbox) -> None:
+    """Cut before the record was written, or after it went, what was left out never was."""
+    outbox.keep("a task", made(tmp_path, b"delta"), REPORT, left_out(tmp_path, "first"))
+    record(outbox).unlink()
+    assert outbox.load().results == ()
+    assert below(outbox.folder) == []
+
+
+def test_a_damaged_residual_is_set_aside(tmp_path: pathlib.Path, outbox: Outbox) -> None:
+    """It is said, kept for a person to look at, and used no more; a sound one is left alone, and none is no error."""
+    assert outbox.check_residual() is None
+    result = outbox.keep("a task", made(tmp_path, b"delta"), REPORT, left_out(tmp_path, "first"))
+    outbox.forget("a task", result.delta, accepted=True)
+    assert outbox.check_residual() is None
+    data = bytearray(outbox.residual.read_bytes())
+    data[-1] ^= 1
+    outbox.residual.write_bytes(data)
+    assert "damaged" in (outbox.check_residual() or "")
+    assert residual(outbox) is None
+    assert outbox.check_residual() is None
+
+
+def test_a_residual_that_cannot_be_kept_takes_no_room(tmp_path: pathlib.Path, outbox: Outbox) -> None:
+    """Where there is no room for the record, residual and delta go, too."""
+    delta, path = made(tmp_path, b"delta"), left_out(tmp_path, "first")
+    with no_room(), pytest.raises(OSError, match="too large"):
+        outbox.keep("a task", delta, REPORT, path)
+    assert below(outbox.folder) == []

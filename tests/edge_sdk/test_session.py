@@ -108,6 +108,35 @@ def test_a_task_goes_all_the_way() -> None:
     assert scene.session.offered(FILE.sha256) is None
 
 
+@pytest.mark.parametrize("accepted", [True, False])
+def test_a_residual_is_used_by_one_result_at_a_time(*, accepted: bool) -> None:
+    """A task with feedback begins with none while another result waits, and with it again after the last word."""
+    scene, task = Scene(make_offer("earlier")), make_task("now", residual="run")
+    scene.train(task)
+    assert not scene.wanted(StartWorker).feedback
+    scene.tell(WorkerFailed("now", FailureReason.NON_FINITE, 5, "NaN"))
+    scene.tell(Receipt("earlier", accepted=accepted, reason=None, detail=""))
+    assert scene.wanted(ForgetResult).accepted == accepted
+    scene.train(make_task("then", residual="run"))
+    assert scene.wanted(StartWorker).feedback
+    scene.tell(WorkerFinished("then", make_report(), DELTA, pathlib.Path("residual")))
+    assert scene.wanted(KeepResult).residual_path == pathlib.Path("residual")
+
+
+def test_a_cancelled_result_has_left_nothing_out() -> None:
+    """The coordinator did not count it."""
+    scene = Scene(make_offer("t"))
+    scene.tell(TaskCancel("t", "why not"))
+    assert not scene.wanted(ForgetResult).accepted
+
+
+def test_without_a_name_nothing_is_kept() -> None:
+    """A task that names no residual gets no feedback."""
+    scene = Scene()
+    scene.train(make_task())
+    assert not scene.wanted(StartWorker).feedback
+
+
 def test_what_does_not_fit_is_declined_with_its_need() -> None:
     """A level over the budget is declined before a byte of it is fetched, saying what the leanest plan needs."""
     scene, task = Scene(), make_task()

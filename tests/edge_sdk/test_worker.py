@@ -22,11 +22,12 @@ from edge_sdk.engine.plan import Declined, Plan, choose_plan
 from edge_sdk.engine.train import Recipe, evaluate, train_steps
 from edge_sdk.engine.walk import Walk
 from edge_sdk.environment import training_environment
-from edge_sdk.order import WorkerOrder
+from edge_sdk.feedback import owner, read_residual
+from edge_sdk.order import Feedback, WorkerOrder
 from edge_sdk.wire import codec
 from edge_sdk.wire.blobs import BlobStore, blob_of
 from edge_sdk.wire.delta import Delta, decode_delta
-from edge_sdk.wire.messages import Report
+from edge_sdk.wire.messages import DeltaCodec, Report
 from edge_sdk.wire.tensors import Array, TensorFile
 from edge_sdk.worker import _rows
 from tests.edge_sdk.orders import PLENTY_BYTES, make_order, put_adapter
@@ -124,6 +125,44 @@ def test_a_task_is_repeatable(tiny_artifact: pathlib.Path, tmp_path: pathlib.Pat
     for seed in (0, 0, 1):
         again = dataclasses.replace(order, task=dataclasses.replace(order.task, seed=seed))
         report_of(work(again, tmp_path))
+        deltas.append(pathlib.Path(order.delta).read_bytes())
+    assert deltas[0] == deltas[1] != deltas[2]
+
+
+@pytest.mark.parametrize("how", [DeltaCodec.FP32, DeltaCodec.INT8, DeltaCodec.TOP_K])
+def test_what_two_tasks_learned_comes_through_or_is_left(
+    tiny_artifact: pathlib.Path, tmp_path: pathlib.Path, how: DeltaCodec
+) -> None:
+    """The deltas of two tasks, however coarse, and the second's residual add up to what the tasks learned."""
+    before, after = tmp_path / "before", tmp_path / "after"
+    true, came = Delta({}), Delta({})
+    order = make_order(tmp_path, tiny_artifact, freeze=("lora_A",), residual="run")
+    for seed in (1, 2):
+        exact = dataclasses.replace(order, task=dataclasses.replace(order.task, seed=seed))
+        report_of(work(exact, tmp_path))
+        true += delta_of(exact)
+        coarse = dataclasses.replace(
+            exact,
+            task=dataclasses.replace(exact.task, delta_codec=how),
+            feedback=Feedback(str(before), str(after)),
+        )
+        report_of(work(coarse, tmp_path))
+        came += delta_of(coarse)
+        after.replace(before)
+    artifact, _ = start_of(order)
+    owed = Delta(read_residual(before, owner(order.task, artifact.manifest)))
+    assert owed.tensors.keys() == true.tensors.keys()
+    missing = true + -1 * (came + owed)
+    assert missing.norm() <= 1e-5 * true.norm()
+    assert (owed.norm() == 0) == (how is DeltaCodec.FP32)
+
+
+def test_without_feedback_a_codec_rounds_by_chance(tiny_artifact: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """The task's seed draws: the same task gives the same bytes, and they are not those of rounding to nearest."""
+    order = make_order(tmp_path, tiny_artifact, delta_codec=DeltaCodec.INT4)
+    deltas = []
+    for feedback in (None, None, Feedback(str(tmp_path / "before"), str(tmp_path / "after"))):
+        report_of(work(dataclasses.replace(order, feedback=feedback), tmp_path))
         deltas.append(pathlib.Path(order.delta).read_bytes())
     assert deltas[0] == deltas[1] != deltas[2]
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import pathlib
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -25,19 +28,33 @@ from coordinator.round_states import State
 from coordinator.screen import Screen
 from edge_sdk.agent import Agent
 from edge_sdk.config import load_config as load_device
+from edge_sdk.engine.artifact import artifact_in
+from edge_sdk.environment import training_environment
+from edge_sdk.events import StartWorker
+from edge_sdk.feedback import owner, read_residual
+from edge_sdk.order import WorkerOrder
+from edge_sdk.outbox import RESIDUAL, SUFFIX, Outbox
+from edge_sdk.wire import codec
 from edge_sdk.wire.blobs import Blob, BlobStore
-from edge_sdk.wire.delta import decode_delta
+from edge_sdk.wire.delta import Delta, decode_delta
+from edge_sdk.wire.messages import DeltaCodec, Message, Receipt, decode_message
 from edge_sdk.wire.tensors import read_tensors
-from edge_sdk.wire.transport import MemoryBroker
+from edge_sdk.wire.transport import Event, MemoryBroker, Received, Transport
 from tests.integration.conftest import (
     PATIENCE_S,
     ROUNDS,
+    TOKENS,
     Tiny,
     assert_counted_once,
     coordinator_table,
     device_table,
     wait_until,
 )
+
+COARSE: dict[str, Any] = {
+    "aggregation": {"rule": "freeze-a"},
+    "training": {"steps": 3, "batch": 2, "tokens": TOKENS, "learning_rate": 1e-2, "delta_codec": "int8"},
+}
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -77,7 +94,7 @@ class Fleet:
             thread.join()
 
     def serve(self, **changes: Any) -> State:
-        """The coordinator, to its end, with these tables of its configuration changed."""
+        """The coordinator, to its end; `changes` go to its configuration."""
         out = self.folder / "out"
         if not out.exists():
             shutil.copytree(self.tiny.artifact, out / "artifact")
@@ -97,6 +114,54 @@ class Fleet:
     def history(self) -> History:
         """The ledger, read."""
         return read_history(self.folder / "out" / "ledger.sqlite")
+
+
+class Killed(Exception):  # noqa: N818 - no error: somebody pulled the plug
+    """The device is no more."""
+
+
+class EndsAtReceipt:
+    """A transport whose device is killed when its first receipt arrives."""
+
+    def __init__(self, inner: Transport) -> None:
+        """Everything else goes to `inner`."""
+        self._inner = inner
+        self.publish, self.subscribe, self.wake, self.close = inner.publish, inner.subscribe, inner.wake, inner.close
+
+    def receive(self, timeout_s: float) -> Event | None:
+        """See Transport. Raises Killed."""
+        event = self._inner.receive(timeout_s)
+        if isinstance(event, Received) and "/down/" in event.topic:
+            self._heard(decode_message(event.payload))
+        return event
+
+    def _heard(self, message: Message) -> None:
+        if isinstance(message, Receipt):
+            raise Killed
+
+
+class Recorded(Agent):
+    """An agent whose orders can be read."""
+
+    orders: ClassVar[list[WorkerOrder]] = []
+
+    def _order(self, start: StartWorker) -> WorkerOrder:
+        self.orders.append(super()._order(start))
+        return self.orders[-1]
+
+
+def learned(order: WorkerOrder, path: pathlib.Path) -> Delta:
+    """What the order's task learns, exactly: the same task again, in fp32."""
+    task = dataclasses.replace(order.task, delta_codec=DeltaCodec.FP32)
+    written = path.with_suffix(".order")
+    written.write_bytes(codec.encode(dataclasses.replace(order, task=task, feedback=None, delta=str(path))))
+    subprocess.run(
+        [sys.executable, "-m", "edge_sdk.worker", written],
+        env=training_environment(order.threads),
+        stdout=subprocess.DEVNULL,
+        check=True,
+    )
+    return decode_delta(path.read_bytes(), path.stat().st_size)[1]
 
 
 def test_a_run_over_a_perfect_network(tmp_path: pathlib.Path, tiny: Tiny) -> None:
@@ -158,3 +223,65 @@ def test_a_run_in_which_everybody_loses_the_broker(tmp_path: pathlib.Path, tiny:
         assert fleet.serve() is State.DONE
         saboteur.join()
     assert_counted_once(fleet.history())
+
+
+def test_a_run_with_coarse_deltas(tmp_path: pathlib.Path, tiny: Tiny) -> None:
+    """With int8 deltas, residuals and receipts that come twice all rounds complete, nothing counts twice, and what was
+    left out is on the devices' disks.
+    """
+    fleet = Fleet(tmp_path, tiny, MemoryBroker(seed=2, duplicate=0.1))
+    with fleet.device("a"), fleet.device("b"):
+        assert fleet.serve(**COARSE) is State.DONE
+    history = fleet.history()
+    assert_counted_once(history)
+    assert {row.codec for row in history.results} == {DeltaCodec.INT8}
+    for name in {row.device for row in history.results}:
+        assert Outbox(fleet.folder / f"{name}-store" / "outbox").residual.exists()
+
+
+def test_a_device_is_killed_between_result_and_receipt(tmp_path: pathlib.Path, tiny: Tiny) -> None:
+    """Its residual is applied once: what came of round 2 and what is left then is what round 2 learned and what was
+    left before.
+    """
+    fleet = Fleet(tmp_path, tiny, MemoryBroker())
+    path = tmp_path / "device.toml"
+    write_toml(path, device_table("a", tmp_path, "mqtt://127.0.0.1"))
+    config, over, left = load_device(path), threading.Event(), tmp_path / "left"
+    outbox = Outbox(config.store / "outbox")
+
+    def lives() -> None:
+        first = Recorded(config, EndsAtReceipt(fleet.broker.connect("a", Agent.will(config))), lambda _line: None)
+        with contextlib.suppress(Killed):
+            while not over.is_set():
+                first.turn()
+        fleet.broker.drop("a")
+        (pending,) = outbox.folder.glob(f"*{RESIDUAL}")
+        shutil.copy(pending, left)
+        assert not outbox.residual.exists()
+        second = Recorded(config, fleet.broker.connect("a", Agent.will(config)), lambda _line: None)
+        while not over.is_set():
+            second.turn()
+        second.close()
+
+    device = threading.Thread(target=lives)
+    device.start()
+    try:
+        rounds = {"count": 2, "devices": 1, "deadline_s": 60.0, "wait_s": 30.0}
+        assert fleet.serve(**COARSE, rounds=rounds) is State.DONE
+        wait_until(lambda: not list(outbox.folder.glob(f"*{SUFFIX}")), "the last receipt came")
+    finally:
+        over.set()
+        device.join()
+    history = fleet.history()
+    assert_counted_once(history, rounds=2)
+    order = Recorded.orders[-1]
+    assert order.feedback is not None
+    received = BlobStore(received_folder(load_config(tmp_path / "coordinator.toml")))
+    last = history.results[-1]
+    came = decode_delta(received.read(Blob(last.sha256, last.size_bytes)), last.size_bytes)[1]
+    manifest = artifact_in(BlobStore(config.store), order.task.artifact).manifest
+    before, after = (Delta(read_residual(path, owner(order.task, manifest))) for path in (left, outbox.residual))
+    true = learned(order, tmp_path / "true")
+    assert 0 < before.norm() < 0.1 * true.norm()
+    missing = true + before + -1 * (came + after)
+    assert missing.norm() <= 0.05 * before.norm()
