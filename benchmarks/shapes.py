@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks import studies
-from benchmarks.fetch import cache_folder, cached, say
+from benchmarks.fetch import say
+from export.cache import cache_folder, cached
 
 RECIPE = 1  # goes up when the same shape gets other files
 SPREAD = 0.02  # standard deviation of a weight, as both families' own initialisation has it

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks import assets
-from benchmarks.fetch import STANDARD_ERROR, cache_folder, say
+from benchmarks.fetch import STANDARD_ERROR, say
 from edge_sdk.wire.errors import last_line
+from export.cache import cache_folder
 
 TOKENS = 128
 PRESIDENTS = ("ulysses_s_grant", "grover_cleveland", "andrew_jackson", "james_buchanan", "zachary_taylor")

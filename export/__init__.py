@@ -9,9 +9,11 @@
 - `artifact`    blobs and manifests
 - `build`       all of the above, for several levels at once
 - `parity`      the proof: every gradient against torch's
+- `ort_training/` the same level for onnxruntime-training: whole graph, its four files, their environment
 - `plug_in`     an adapter -> a PEFT checkpoint of the full model
 - `evaluate`    held-out loss of the full model
 - `folder`      an artifact read back; which folders may become one
+- `cache`       what is made once and kept: environments for what cannot be installed beside us
 - `cli`         the commands; `manual` what their --help says, `progress` and `report` what they print
 
 Nothing here is imported with the package: torch takes seconds to load, and a command's --help should not.

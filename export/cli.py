@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from export.progress import Progress
 
 FAILED, WRONG_INPUT, STOPPED = 1, 2, 130
+RUNTIMES = ("onnxruntime", "ort-training")
+TOKENS = 128
 
 
 def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -119,6 +121,7 @@ def _add_export(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     command.add_argument("--task", required=True, choices=[task.value for task in TaskType])
     command.add_argument("--out", required=True, type=pathlib.Path, metavar="DIR", help="new, empty, or has levels")
     command.add_argument("--labels", type=_names, default=(), metavar="A,B,...", help="class names by index")
+    command.add_argument("--runtime", choices=RUNTIMES, default=RUNTIMES[0], help="see below (default: onnxruntime)")
     group = command.add_argument_group("adapter")
     group.add_argument("--adapter", default="lora", metavar="KIND", help="lora (default)")
     group.add_argument("--rank", type=int, default=8, metavar="R", help="rank of its factors (default: 8)")
@@ -131,7 +134,7 @@ def _add_export(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     group.add_argument("--train-last", type=int, default=None, metavar="N", help="layers to train (default: all kept)")
     group.add_argument("--level", default="", metavar="NAME", help="its name (default: as in int8-24layers-last6)")
     group = command.add_argument_group("checks")
-    group.add_argument("--tokens", type=int, default=128, metavar="N", help="row length of the costs (default: 128)")
+    group.add_argument("--tokens", type=int, default=None, metavar="N", help="row length of the costs (default: 128)")
     group.add_argument("--no-parity", action="store_true", help="do not compare the gradients with torch's")
 
 
@@ -139,6 +142,8 @@ def _export(arguments: argparse.Namespace) -> int:
     from export.folder import read_artifact, require_usable
     from export.progress import narrated
 
+    if arguments.runtime == "ort-training":
+        return _export_ort_training(arguments)
     require_usable(arguments.out)
     begin = time.monotonic()
     with narrated() as show:
@@ -149,6 +154,25 @@ def _export(arguments: argparse.Namespace) -> int:
         print(f"largest relative gradient error {built.parity.worst:.1e}")
     print(f"level {built.manifest.level.name} is in {arguments.out} after {time.monotonic() - begin:.0f} s")
     return _show(read_artifact(arguments.out))
+
+
+def _export_ort_training(arguments: argparse.Namespace) -> int:
+    from export.progress import narrated
+
+    if arguments.level or arguments.tokens is not None:
+        msg = "--level and --tokens are for a manifest and its costs, which --runtime ort-training has not"
+        raise ExportError(msg)
+    begin = time.monotonic()
+    with narrated() as show:
+        from export.ort_training.artifacts import write_artifacts
+
+        parity = write_artifacts(request_of(arguments), show)
+    if parity is not None:
+        print(f"largest relative error of loss and gradients {parity.worst:.1e}")
+    files = sorted(arguments.out.iterdir())
+    sizes = ", ".join(f"{path.name} ({path.stat().st_size / 1e6:.1f} MB)" for path in files)
+    print(f"{sizes} are in {arguments.out} after {time.monotonic() - begin:.0f} s")
+    return 0
 
 
 def request_of(arguments: argparse.Namespace) -> BuildRequest:
@@ -165,7 +189,7 @@ def request_of(arguments: argparse.Namespace) -> BuildRequest:
         adapter=AdapterRequest(arguments.adapter, arguments.rank, arguments.alpha, arguments.targets),
         levels=(LevelRequest(arguments.level or default_name(*shape), *shape),),
         labels=arguments.labels,
-        tokens=arguments.tokens,
+        tokens=TOKENS if arguments.tokens is None else arguments.tokens,
         parity=not arguments.no_parity,
         seed=arguments.seed,
     )

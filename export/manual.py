@@ -27,10 +27,17 @@ need token arrays as data.
 
 Every gradient is compared with torch's before anything is written, and what the level costs is measured here.
 
+With --runtime ort-training, DIR gets instead what the on-device training API of onnxruntime-training 1.19.2 takes:
+training_model.onnx, eval_model.onnx, optimizer_model.onnx (AdamW without weight decay, no clipping) and checkpoint, for
+32, 16 or 8 bits. A step's inputs are ids and attention_mask, for a classifier labels too, its output the mean loss;
+`logits` can be had by export_model_for_inferencing. Its tools need an environment of their own, which the first export
+makes with pip in the user's cache folder.
+
 examples:
   fedpeat export SmolLM2-135M --task causal-lm --out artifact
   fedpeat export SmolLM2-135M --task causal-lm --out artifact --bits 8 --layers 24 --train-last 6
   fedpeat export MiniLM --task sequence-classification --labels negative,positive --out reviews
+  fedpeat export SmolLM2-135M --task causal-lm --out four-files --runtime ort-training --bits 8
 
 exit status: 0 exported, 1 the gradients are not torch's, 2 wrong input, 130 stopped; unless 0, nothing is written
 """

@@ -11,22 +11,11 @@ from __future__ import annotations
 import os
 import pathlib
 import sys
-import types
 
 import onnxruntime
 
 from benchmarks.peers.measure import BETAS, DECAY, EPSILON, IGNORED, RATE, random_rows, report, staged_arguments
-
-
-def without_torch() -> None:
-    """Make `onnxruntime.training`'s modules importable where torch is not installed, and cheap where it is.
-
-    The package's own `__init__` imports ORTModule's optimizers, and those torch; the on-device training API needs
-    neither. A module of the same name and folder that runs no `__init__` takes its place.
-    """
-    package = types.ModuleType("onnxruntime.training")
-    package.__path__ = [str(pathlib.Path(onnxruntime.__file__).parent / "training")]
-    sys.modules[package.__name__] = package
+from export.ort_training.stages import without_torch
 
 
 def artifacts(forward: pathlib.Path, folder: pathlib.Path) -> None:

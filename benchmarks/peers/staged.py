@@ -16,9 +16,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from benchmarks import venvs
-from benchmarks.fetch import FetchError, cache_folder, cached, say
+from benchmarks.fetch import FetchError, say
 from edge_sdk.wire.blobs import blob_of_file
 from edge_sdk.wire.errors import last_line
+from export.cache import cache_folder, cached
 
 ROOT = pathlib.Path(__file__).parents[2]
 SHARED = ("staged.py", "whole_rows.py", "torch_peft.py", "measure.py")
@@ -26,7 +27,7 @@ SHARED = ("staged.py", "whole_rows.py", "torch_peft.py", "measure.py")
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """`name` is a key of venvs.REQUIREMENTS; `<module>.py` exports, `<module>_stages.py` runs in that environment.
+    """`name` is a key of venvs.PEERS; `<module>.py` exports, `<module>_stages.py` runs in that environment.
 
     `export(model, targets, batch, tokens, file)` writes what the stage `artifacts` reads; `flags` are further arguments
     of the stage `step`, with what they do.

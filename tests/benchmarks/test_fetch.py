@@ -1,4 +1,4 @@
-"""Archives are checked before they are opened, stay inside their folder, and arrive whole or not at all."""
+"""Archives are checked before they are opened, and stay inside their folder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import zipfile
 
 import pytest
 
-from benchmarks.fetch import FetchError, cache_folder, cached, extract, verify
+from benchmarks.fetch import FetchError, extract, verify
 
 
 def make_archive(path: pathlib.Path, files: dict[str, bytes]) -> pathlib.Path:
@@ -68,48 +68,3 @@ def test_verify_compares_the_hash(tmp_path: pathlib.Path) -> None:
     verify(archive, hashlib.sha256(b"published").hexdigest())
     with pytest.raises(FetchError, match=r"a\.whl has SHA-256"):
         verify(archive, hashlib.sha256(b"publisheD").hexdigest())
-
-
-def test_cached_builds_once(tmp_path: pathlib.Path) -> None:
-    """What is in the cache is not built again."""
-    builds = []
-
-    def build(folder: pathlib.Path) -> None:
-        builds.append(folder)
-        (folder / "file").write_text("whole")
-
-    for _ in range(2):
-        assert (cached(tmp_path / "cache" / "asset", build) / "file").read_text() == "whole"
-    assert len(builds) == 1
-
-
-def test_cached_leaves_nothing_of_a_failed_build(tmp_path: pathlib.Path) -> None:
-    """A build that is interrupted leaves no folder behind, half-made or temporary."""
-
-    def build(folder: pathlib.Path) -> None:
-        (folder / "half").write_text("half")
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        cached(tmp_path / "asset", build)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_cached_gives_way_to_a_faster_process(tmp_path: pathlib.Path) -> None:
-    """Where another process finished the same folder first, its work stands."""
-
-    def build(folder: pathlib.Path) -> None:
-        (folder / "file").write_text("slow")
-        (tmp_path / "asset").mkdir()
-        (tmp_path / "asset" / "file").write_text("fast")
-
-    assert (cached(tmp_path / "asset", build) / "file").read_text() == "fast"
-    assert [path.name for path in tmp_path.iterdir()] == ["asset"]
-
-
-@pytest.mark.parametrize(("base", "expected"), [("/x/cache", "/x/cache/fedpeat"), ("relative", None), ("", None)])
-def test_cache_folder_follows_xdg(monkeypatch: pytest.MonkeyPatch, base: str, expected: str | None) -> None:
-    """An absolute XDG_CACHE_HOME is used; a relative or empty one counts as unset."""
-    monkeypatch.setenv("XDG_CACHE_HOME", base)
-    monkeypatch.setenv("HOME", "/home/somebody")
-    assert cache_folder() == pathlib.Path(expected or "/home/somebody/.cache/fedpeat")

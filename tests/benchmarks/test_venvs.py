@@ -1,39 +1,24 @@
-"""The peers' environments are whole or absent, and made anew for other pins."""
+"""Peers' environments: the command refuses what is none, and says what could not be made."""
 
 from __future__ import annotations
 
 import pathlib
-import subprocess
 
 import pytest
 
 from benchmarks.fetch import FetchError
-from benchmarks.venvs import environment
-
-IMPOSSIBLE = "./no-such-package.whl"  # a file, so that no registry is asked
+from benchmarks.venvs import environment, main
 
 
-def test_an_environment_is_made_once_and_runs_where_it_was_put(tmp_path: pathlib.Path) -> None:
-    """Its Python works after the rename, has its own prefix and none of our packages; a second call makes nothing."""
-    python = environment(tmp_path, "bare", ())
-    program = "import importlib.util, sys; print(sys.prefix, importlib.util.find_spec('numpy'))"
-    said = subprocess.run([python, "-I", "-c", program], check=True, capture_output=True, text=True).stdout
-    assert said.split() == [str(python.parent.parent), "None"]
-    (python.parent.parent / "mark").touch()
-    assert environment(tmp_path, "bare", ()) == python
-    assert (python.parent.parent / "mark").exists()
+def test_an_unknown_peer_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    """The line names those that there are, and nothing is made."""
+    with pytest.raises(SystemExit, match="2"):
+        main(["no-such-peer"])
+    assert "no peer is called no-such-peer; there are ort-training, executorch" in capsys.readouterr().err
 
 
-def test_what_failed_is_not_taken_for_an_environment(tmp_path: pathlib.Path) -> None:
-    """When pip fails nothing is left, and the next call tries again."""
-    for _ in range(2):
-        with pytest.raises(FetchError, match="no environment for broken: pip ended with"):
-            environment(tmp_path, "broken", (IMPOSSIBLE,))
-        assert not list(tmp_path.iterdir())
-
-
-def test_other_pins_make_another_environment(tmp_path: pathlib.Path) -> None:
-    """A whole environment does not serve other requirements: here it would hide that these cannot be met."""
-    environment(tmp_path, "peer", ())
-    with pytest.raises(FetchError):
-        environment(tmp_path, "peer", (IMPOSSIBLE,))
+def test_what_cannot_be_made_is_a_fetch_that_failed(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As benchmarks expect it; that it is being made was said before."""
+    with pytest.raises(FetchError, match="no environment for broken"):
+        environment(tmp_path, "broken", ("./no-such-package.whl",))
+    assert capsys.readouterr().err == "making an environment for broken: ./no-such-package.whl\n"
