@@ -62,7 +62,7 @@ def test_integers_are_the_tasks_choice(tmp_path: pathlib.Path) -> None:
         ("learning_rate = 1", 'optimizer = "adam"', "training.optimizer is 'adam'; allowed: adamw, sgd"),
         ('"causal-lm"', '"chat"', "model.task is 'chat'; allowed: causal-lm, sequence-classification"),
         ('"causal-lm"', '"sequence-classification"', "model.labels are needed"),
-        ('"causal-lm"', '"causal-lm"\nlabels = ["a", "b"]', "model.labels are for sequence-classification"),
+        ('"causal-lm"', '"causal-lm"\nlabels = ["a", "b"]', "model.labels are for a classification"),
         ("devices = 5", "devices = 5\nquorum = 6", "rounds.quorum is 6, more than rounds.devices"),
         ("bits = 8", "bits = 7", "levels.int8.bits is 7; allowed: 32, 16, 8, 4"),
         ("bits = 8", "layers = 4", "levels.int8 trains more layers than it keeps"),
