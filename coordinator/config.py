@@ -60,6 +60,9 @@ class HeldOutKind(enum.Enum):
     TEXT_FOLDER = "text-folder"
     CSV = "csv"
     TOKEN_ARRAYS = "token-arrays"  # noqa: S105 - tokens of a text
+    IMAGE_FILES = "image-files"
+    IMAGE_ARRAYS = "image-arrays"
+    IDX = "idx"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,7 +125,7 @@ class RoundsConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingConfig:
-    """What each device does in a round; fields as in `edge_sdk.wire.messages.Task`."""
+    """What each device does in a round; fields as in `edge_sdk.wire.messages.Task`. `tokens` matter to text alone."""
 
     steps: int = number(1, MAX_STEPS)
     batch: int = number(1, MAX_BATCH, 1)
@@ -238,10 +241,10 @@ def _complaints(config: Config) -> dict[str, bool]:
             bool(names) and all(0 < level.rank < config.adapter.rank for level in config.levels)
         ),
         f"adapter.kind is {config.adapter.kind!r}; allowed: lora": config.adapter.kind != "lora",
-        "model.labels are needed, two or more, for sequence-classification": (
-            task is TaskType.SEQUENCE_CLASSIFICATION and len(config.model.labels) < 2  # noqa: PLR2004 - a choice needs two
+        f"model.labels are needed, two or more, for {task.value}": (
+            task is not TaskType.CAUSAL_LM and len(config.model.labels) < 2  # noqa: PLR2004 - a choice needs two
         ),
-        "model.labels are for sequence-classification": task is TaskType.CAUSAL_LM and bool(config.model.labels),
+        "model.labels are for a classification": task is TaskType.CAUSAL_LM and bool(config.model.labels),
         f"rounds.min_devices is {rounds.min_devices}, more than rounds.devices": rounds.min_devices > rounds.devices,
         f"rounds.quorum is {rounds.quorum}, more than rounds.devices": rounds.quorum > rounds.devices,
         "training.warmup_steps is more than training.steps": config.training.warmup_steps > config.training.steps,

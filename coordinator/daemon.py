@@ -367,10 +367,12 @@ class Daemon:
         return self._artifact.levels[level].manifest
 
     def _plan(self) -> Plan:
-        levels = self._artifact.levels
+        levels, training = self._artifact.levels, self._config.training
+        tokens = self._artifact.full.manifest.model.row_tokens(training.tokens)
+        training = dataclasses.replace(training, tokens=tokens)
         return Plan(
             rounds=self._config.rounds,
-            tasks=TaskMaker(self._ledger.run, self._config.training, self._config.aggregation.rule),
-            levels=tuple(built.level(self._config.training.delta_codec) for built in levels.values()),
+            tasks=TaskMaker(self._ledger.run, training, self._config.aggregation.rule),
+            levels=tuple(built.level(training.delta_codec) for built in levels.values()),
             artifacts={name: built.blob for name, built in levels.items()},
         )

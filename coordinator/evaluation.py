@@ -39,7 +39,7 @@ class Evaluator:
 
     @property
     def tokens(self) -> pathlib.Path:
-        """The held-out data as a token folder."""
+        """The held-out data as a folder of rows."""
         return self._config.out / "held-out"
 
     @property
@@ -81,7 +81,7 @@ class Evaluator:
         self._jobs.start(job, LANE, work)
 
     def _prepare(self, say: Callable[[Line], None]) -> None:
-        """Tokenise the held-out data, once: all versions are measured on the same rows. One lane: nobody else does."""
+        """Prepare the held-out data, once: all versions are measured on the same rows. One lane: nobody else does."""
         if self._prepared:
             return
         if not self._held_out.path.exists():
@@ -93,7 +93,7 @@ class Evaluator:
     def _prepare_command(self) -> list[str]:
         held_out, manifest = self._held_out, self._artifact.full.manifest
         words: list[Any] = ["--kind", held_out.kind.value, "--path", held_out.path, "--out", self.tokens]
-        words += ["--tokens", self._config.training.tokens, "--max-rows", held_out.rows]
+        words += ["--tokens", manifest.model.row_tokens(self._config.training.tokens), "--max-rows", held_out.rows]
         if manifest.tokenizer:
             words += ["--tokenizer", self._artifact.store.path(manifest.files[manifest.tokenizer].sha256)]
         words += [f"--text-column={held_out.text_column}", f"--label-column={held_out.label_column}"]
@@ -101,6 +101,8 @@ class Evaluator:
             labels = io.StringIO()
             csv.writer(labels, lineterminator="").writerow(manifest.model.labels)
             words.append(f"--labels={labels.getvalue()}")
+        if manifest.model.image is not None:
+            words.append(f"--image={manifest.model.image}")
         return [sys.executable, "-m", "edge_sdk.prepare", *map(str, words)]
 
     def _command(self, kind: str, adapter: Blob) -> list[str]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from edge_sdk.wire.manifest import BITS
+from edge_sdk.wire.manifest import BITS, MAX_CHANNELS, MAX_IMAGE_BYTES, MAX_SIDE
 from edge_sdk.wire.messages import (
     MAX_BATCH,
     MAX_BITMAP_BYTES,
@@ -68,7 +68,7 @@ FIELDS: Final = {
     "Task.adapter": "the adapter to start from: a tensor file, by global name",
     "Task.steps": f"optimizer steps, 1 to {MAX_STEPS:,}",
     "Task.batch": f"rows of one optimizer step, 1 to {MAX_BATCH:,}",
-    "Task.tokens": f"tokens of the longest row, 1 to {MAX_TOKENS:,}",
+    "Task.tokens": f"tokens of the longest row, 1 to {MAX_TOKENS:,}; of images, the model's `max_tokens`",
     "Task.optimizer": "which optimizer",
     "Task.learning_rate": "the highest learning rate, 0 to 100",
     "Task.weight_decay": "decoupled weight decay, 0 to 1",
@@ -124,9 +124,13 @@ FIELDS: Final = {
     "ModelSpec.task": "what the model is tuned for",
     "ModelSpec.layers": "blocks of the full model",
     "ModelSpec.width": "size of the hidden state",
-    "ModelSpec.vocabulary": "number of token ids",
+    "ModelSpec.vocabulary": "number of token ids; 0 for a model of images",
     "ModelSpec.labels": "the classes by index; empty for a language model",
-    "ModelSpec.max_tokens": "the longest row that the model takes",
+    "ModelSpec.max_tokens": "the longest row that the model takes; of images, how long each is",
+    "ModelSpec.image": "what images it takes, or nil",
+    "ImageSpec.channels": f"1 for grey, 3 for red, green and blue; at most {MAX_CHANNELS}",
+    "ImageSpec.height": f"pixels down, at most {MAX_SIDE:,}",
+    "ImageSpec.width": f"pixels across, at most {MAX_SIDE:,}; an image has at most {MAX_IMAGE_BYTES:,} bytes",
     "LevelSpec.name": "the level's name",
     "LevelSpec.layers": "layers of the full model that are kept",
     "LevelSpec.trained_layers": "those of them that train",
@@ -209,4 +213,5 @@ VALUES: Final = {
     "RefusalReason.not-finite": "a tensor has an infinity, a NaN, or a number beyond `MAX_CHANGE`",
     "TaskType.causal-lm": "language model",
     "TaskType.sequence-classification": "classifier of rows",
+    "TaskType.image-classification": "classifier of images",
 }

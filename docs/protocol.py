@@ -52,6 +52,7 @@ INSIDE: Final = (messages.Task, messages.Report, Blob)
 MANIFEST: Final = (
     manifest.Manifest,
     manifest.ModelSpec,
+    manifest.ImageSpec,
     manifest.LevelSpec,
     manifest.AdapterSpec,
     manifest.Structure,

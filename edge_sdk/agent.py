@@ -265,7 +265,11 @@ class Agent:
             store=str(config.store),
             data=str(tokens),
             delta=str(self._work / "delta"),
-            prepare=tuple(prepare.command(config.data, tokenizer, task.tokens, manifest.model.labels, tokens)),
+            prepare=tuple(
+                prepare.command(
+                    config.data, tokenizer, task.tokens, manifest.model.labels, tokens, image=manifest.model.image
+                )
+            ),
             budget_bytes=config.budget_bytes,
             correction=start.correction,
             threads=config.threads,
@@ -301,9 +305,10 @@ class Agent:
 
 
 def _tokens_name(manifest: Manifest, tokens: int) -> str:
-    """The folder for the private data as tokens of this model: levels of one model share it."""
+    """The folder for the private data as this model takes it: levels of one model share it."""
     tokenizer = manifest.files[manifest.tokenizer].sha256 if manifest.tokenizer else ""
-    return hashlib.sha256(repr((tokenizer, tokens, manifest.model.labels)).encode()).hexdigest()[:16]
+    model = manifest.model
+    return hashlib.sha256(repr((tokenizer, tokens, model.labels, model.image)).encode()).hexdigest()[:16]
 
 
 def _hello(config: DeviceConfig, session: str) -> Hello:

@@ -86,27 +86,28 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("evaluate", help="loss of an adapter on this artifact's emulator, as JSON")
     _add_artifact(command)
     command.add_argument("--adapter", type=pathlib.Path, help="tensor file; default: the artifact's initial adapter")
-    command.add_argument("--data", type=pathlib.Path, required=True, metavar="TOKEN_FOLDER")
+    command.add_argument("--data", type=pathlib.Path, required=True, metavar="ROWS_FOLDER")
     command.add_argument("--rows", type=_positive, default=1_000_000, help="at most so many rows")
     command.add_argument("--threads", type=_positive, default=None)
     _add_provider(command)
     command.set_defaults(run=_evaluate)
 
-    command = commands.add_parser("prepare", help="make a token folder from text, CSV or token arrays")
+    command = commands.add_parser("prepare", help="make a token or image folder from private data")
     _add_artifact(command)
-    command.add_argument("--kind", choices=("text-folder", "csv", "token-arrays"), required=True)
-    command.add_argument("--path", type=pathlib.Path, required=True, help="folder of .txt files, CSV, or token folder")
+    kinds = ("text-folder", "csv", "token-arrays", "image-files", "image-arrays", "idx")
+    command.add_argument("--kind", choices=kinds, required=True)
+    command.add_argument("--path", type=pathlib.Path, required=True, help="of the folder or file")
     command.add_argument("--text-column", default="text", help="of the CSV")
     command.add_argument("--label-column", default="label", help="of the CSV; read for a classifier")
-    command.add_argument("--tokens", type=_positive, default=128, help="the longest row")
+    command.add_argument("--tokens", type=_positive, default=128, help="the longest row, of text")
     command.add_argument("--rows", type=_positive, help="at most so many rows")
-    command.add_argument("--out", type=pathlib.Path, required=True, metavar="TOKEN_FOLDER")
+    command.add_argument("--out", type=pathlib.Path, required=True, metavar="ROWS_FOLDER")
     command.set_defaults(run=_prepare)
 
     command = commands.add_parser("train", help="train on this device's own data, without a coordinator")
     _add_artifact(command)
     _add_shape(command)
-    command.add_argument("--data", type=pathlib.Path, required=True, help="folder of text, CSV table, or token folder")
+    command.add_argument("--data", type=pathlib.Path, required=True, help="text, CSV, images, or a prepared folder")
     command.add_argument("--budget", required=True, metavar="SIZE")
     command.add_argument("--steps", type=_positive, required=True)
     command.add_argument("--learning-rate", type=float, default=1e-3)
@@ -123,7 +124,7 @@ def _add_artifact(command: argparse.ArgumentParser) -> None:
 
 
 def _add_shape(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--tokens", type=_positive, default=128, help="tokens a row")
+    command.add_argument("--tokens", type=_positive, default=128, help="tokens a row, of text")
     command.add_argument("--batch", type=_positive, default=1, help="rows a step")
     command.add_argument("--threads", type=_positive, default=None, help="default: all cores")
 
@@ -174,16 +175,16 @@ def _probe(arguments: argparse.Namespace) -> int:
     provider = Provider(arguments.provider)
     require(provider)
     artifact = open_artifact(manifest_path)
-    artifact.require_tokens(arguments.tokens)
+    tokens = artifact.row_tokens(arguments.tokens)
     if arguments.costs_only:
-        print(json.dumps(probe_costs(manifest_path, arguments.tokens, threads, provider)))
+        print(json.dumps(probe_costs(manifest_path, tokens, threads, provider)))
         return 0
     budget_bytes = parse_size(arguments.budget) if arguments.budget else None
     storage, line = _storage(artifact, budget_bytes or artifact.manifest.needs_bytes, in_memory=arguments.in_memory)
     print(line, file=sys.stderr)
     found = probe(
         manifest_path,
-        (arguments.batch, arguments.tokens),
+        (arguments.batch, tokens),
         arguments.steps,
         threads,
         budget_bytes,
@@ -201,9 +202,8 @@ def _plan(arguments: argparse.Namespace) -> int:
     from edge_sdk.memory import parse_size
 
     artifact = open_artifact(arguments.artifact, arguments.level)
-    artifact.require_tokens(arguments.tokens)
     manifest, budget_bytes = artifact.manifest, parse_size(arguments.budget)
-    shape, integers = (arguments.batch, arguments.tokens), arguments.integers
+    shape, integers = (arguments.batch, artifact.row_tokens(arguments.tokens)), arguments.integers
     storage, line = _storage(artifact, budget_bytes, in_memory=arguments.in_memory)
     print(line)
     chosen = choose_plan(manifest, *shape, budget_bytes, storage=storage, integers=integers)
@@ -262,7 +262,6 @@ def _prepare(arguments: argparse.Namespace) -> int:
     from edge_sdk.sources import open_source
 
     artifact = open_artifact(arguments.artifact, arguments.level)
-    artifact.require_tokens(arguments.tokens)
     model, tokenizer = artifact.manifest.model, artifact.manifest.tokenizer
     config = DataConfig(
         kind=DataKind(arguments.kind),
@@ -271,12 +270,13 @@ def _prepare(arguments: argparse.Namespace) -> int:
         label_column=arguments.label_column,
     )
     found = prepare(
-        open_source(config, model.labels),
+        open_source(config, model.labels, model.image),
         artifact.path(tokenizer) if tokenizer else None,
-        tokens=arguments.tokens,
+        tokens=artifact.row_tokens(arguments.tokens),
         out=arguments.out.absolute(),
         labels=model.labels,
         max_rows=arguments.rows,
+        image=model.image,
     )
     print(json.dumps(dataclasses.asdict(found)))
     return 0

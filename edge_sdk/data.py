@@ -1,12 +1,17 @@
-"""The token folder: a device's private data as training reads it, and the batches from it.
+"""Token and image folders: a device's private data as training reads it, and the batches from it.
 
-    source  --edge_sdk.prepare, a process of its own-->  token folder  --memory-mapped-->  batches
+    source  --edge_sdk.prepare, a process of its own-->  folder of rows  --memory-mapped-->  batches
 
 A **token folder** is what any tool can write with `numpy.save`:
 
     ids.npy       (rows, tokens) int32    padded on the right
     lengths.npy   (rows,) int32           tokens of each row that count, from 0 to `tokens`
     labels.npy    (rows,) int64           the class of each row; only for a classifier
+
+and so is an **image folder**:
+
+    images.npy    (rows, channels, height, width) uint8    of any size: batches have the model's
+    labels.npy    (rows,) int64                            the class of each
 
 Nothing here loads a tokenizer or a runtime: the agent imports it.
 """
@@ -23,13 +28,17 @@ from typing import Any
 
 import numpy as np
 
-from edge_sdk.engine.batch import Batch
+from edge_sdk.engine.batch import Batch, image_batch
 from edge_sdk.errors import ConfigError, DataError
+from edge_sdk.images import check_images, fitted
 from edge_sdk.wire.blobs import sync_file, sync_folder
+from edge_sdk.wire.manifest import ImageSpec, ModelSpec
 from edge_sdk.wire.tensors import Array
 
 NOTE = "prepared.json"  # what `edge_sdk.prepare` remembers about the folder
-FILES = {"ids.npy", "lengths.npy", "labels.npy", NOTE}
+FILES = {"ids.npy", "lengths.npy", "images.npy", "labels.npy", NOTE}
+TOKEN_FOLDER = "a token folder has ids.npy and lengths.npy"  # noqa: S105 - tokens of a text
+IMAGE_FOLDER = "an image folder has images.npy and labels.npy"
 CHECK_BYTES = 1 << 20  # of the ids at a time
 HELD_ASIDE_SHARE = 0.1
 MAX_HELD_ASIDE = 64  # rows: evaluating twice a task must stay cheap beside training
@@ -51,6 +60,12 @@ class TokenFolder:
         """How many rows."""
         return len(self.ids)
 
+    @property
+    def tokens(self) -> int:
+        """Of the longest row that there could be."""
+        found: int = self.ids.shape[1]
+        return found
+
     def usable(self) -> Array:
         """Indices of the rows that can be learned from: a language model predicts from the second token on."""
         return np.flatnonzero(self.lengths >= (1 if len(self.labels) else 2))
@@ -65,9 +80,88 @@ class TokenFolder:
 
     def evict(self) -> None:
         """Give the pages of the mapping back: a pass over a large folder must not count against the budget."""
-        mapping: Any = self.ids.base  # NumPy's types do not know that it is the mapping
-        if isinstance(mapping, mmap.mmap):
-            mapping.madvise(mmap.MADV_DONTNEED)
+        evict_pages(self.ids)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFolder:
+    """An image folder, memory-mapped, for a model that makes `tokens` tokens of each image of `spec`.
+
+    `images` (rows, channels, height, width) uint8 of any size, `labels` (rows,) int64.
+    """
+
+    path: pathlib.Path
+    images: Array
+    labels: Array
+    spec: ImageSpec
+    tokens: int
+
+    def __len__(self) -> int:
+        """How many rows."""
+        return len(self.images)
+
+    def usable(self) -> Array:
+        """Indices of the rows that can be learned from: all."""
+        return np.arange(len(self))
+
+    def batch(self, rows: Array, tokens: int) -> Batch:
+        """These images, as large as the model's, of `tokens` tokens each. Raises IndexError."""
+        pixels = np.empty((len(rows), *self.spec.shape), np.uint8)
+        for k, row in enumerate(rows):
+            pixels[k] = fitted(self.images[row], self.spec)
+            self.evict()  # a batch of them twice in memory is more than was planned
+        return image_batch(pixels, self.labels[rows], tokens)
+
+    def evict(self) -> None:
+        """As of a token folder."""
+        evict_pages(self.images)
+
+
+Rows = TokenFolder | ImageFolder
+
+
+def evict_pages(array: Array) -> None:
+    """Give the pages of a mapped array back."""
+    mapping: Any = array.base  # NumPy's types do not know that it is the mapping
+    if isinstance(mapping, mmap.mmap):
+        mapping.madvise(mmap.MADV_DONTNEED)
+
+
+def open_rows(path: pathlib.Path, model: ModelSpec) -> Rows:
+    """Open and check the folder of a model's rows, of the kind that it takes. Raises DataError."""
+    if model.image is not None:
+        return open_image_folder(path, len(model.labels), model.image, model.max_tokens)
+    return open_token_folder(path, len(model.labels), model.vocabulary)
+
+
+def open_image_folder(path: pathlib.Path, classes: int, spec: ImageSpec, tokens: int) -> ImageFolder:
+    """Open and check an image folder for a model with so many classes, which makes `tokens` tokens of each of `spec`.
+
+    Raises:
+        DataError: a file is missing or damaged, has another shape or type, or a label is out of bounds.
+    """
+    images, labels = map_image_folder(path)
+    check_images(images.shape[1:], spec, path / "images.npy")
+    _check_bounds(labels, classes - 1, f"{path / 'labels.npy'}: label", f"the model has {classes} classes")
+    return ImageFolder(path, images, labels, spec, tokens)
+
+
+def map_image_folder(path: pathlib.Path) -> tuple[Array, Array]:
+    """Map images and labels, and check all that does not depend on the model."""
+    images = _array(path / "images.npy", np.uint8, 4, IMAGE_FOLDER)
+    labels = _array(path / "labels.npy", np.int64, 1, IMAGE_FOLDER)
+    if not images.size or len(labels) != len(images):
+        msg = f"{path}: images {images.shape} and labels {labels.shape} do not fit together"
+        raise DataError(msg)
+    return images, labels
+
+
+def write_image_folder(path: pathlib.Path, images: Array, labels: Array) -> None:
+    """Write an image folder, whole or not at all. Shapes as in `ImageFolder`. Raises DataError, OSError."""
+    with folder_replaced(path) as making:
+        np.save(making / "images.npy", np.ascontiguousarray(images, np.uint8))
+        np.save(making / "labels.npy", np.ascontiguousarray(labels, np.int64))
+        map_image_folder(making)
 
 
 def open_token_folder(path: pathlib.Path, classes: int, vocabulary: int) -> TokenFolder:
@@ -104,13 +198,13 @@ def write_token_folder(path: pathlib.Path, ids: Array, lengths: Array, labels: A
 
 @contextlib.contextmanager
 def folder_replaced(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """An empty folder that takes the place of the token folder at `path` when the block ends well, and else is removed.
+    """An empty folder that takes the place of the folder of rows at `path` when the block ends well, else is removed.
 
     One process at a time for one `path`: what a killed one has left behind is removed by the next. Raises ConfigError
     for a `path` that holds anything else, which would be lost.
     """
     if path.exists() and (not path.is_dir() or not {entry.name for entry in path.iterdir()} <= FILES):
-        msg = f"{path} exists and is no token folder; choose another name, or remove it"
+        msg = f"{path} exists and is no folder of rows; choose another name, or remove it"
         raise ConfigError(msg)
     making, old = path.with_name(f".{path.name}.making"), path.with_name(f".{path.name}.old")
     for left in (making, old):
@@ -132,9 +226,10 @@ def folder_replaced(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 def map_token_folder(path: pathlib.Path) -> TokenFolder:
     """Map the arrays and check all that does not depend on the model."""
-    ids, lengths = _array(path / "ids.npy", np.int32, 2), _array(path / "lengths.npy", np.int32, 1)
+    ids = _array(path / "ids.npy", np.int32, 2, TOKEN_FOLDER)
+    lengths = _array(path / "lengths.npy", np.int32, 1, TOKEN_FOLDER)
     has_labels = (path / "labels.npy").exists()
-    labels = _array(path / "labels.npy", np.int64, 1) if has_labels else np.zeros(0, np.int64)
+    labels = _array(path / "labels.npy", np.int64, 1, TOKEN_FOLDER) if has_labels else np.zeros(0, np.int64)
     if not ids.size or len(lengths) != len(ids) or (has_labels and len(labels) != len(ids)):
         msg = f"{path}: ids {ids.shape}, lengths {lengths.shape} and labels {labels.shape} do not fit together"
         raise DataError(msg)
@@ -142,11 +237,11 @@ def map_token_folder(path: pathlib.Path) -> TokenFolder:
     return TokenFolder(path, ids, lengths, labels)
 
 
-def _array(path: pathlib.Path, dtype: Any, dimensions: int) -> Array:  # noqa: ANN401 - NumPy's scalar types
+def _array(path: pathlib.Path, dtype: Any, dimensions: int, folder: str) -> Array:  # noqa: ANN401 - NumPy's scalar types
     try:
         array = np.lib.format.open_memmap(path, mode="r")  # np.load would open an archive, too
     except FileNotFoundError as error:
-        msg = f"{path} is missing; a token folder has ids.npy and lengths.npy"
+        msg = f"{path} is missing; {folder}"
         raise DataError(msg) from error
     except (OSError, ValueError) as error:
         msg = f"{path} is no readable .npy array: {str(error).splitlines()[0]}"
@@ -180,7 +275,13 @@ def split(
     return np.sort(shuffled[aside:]), np.sort(shuffled[:aside])
 
 
-def batches(folder: TokenFolder, rows: Array, batch: int, tokens: int, seed: int) -> Iterator[Batch]:
+def in_order(folder: Rows, rows: Array, batch: int, tokens: int) -> Iterator[Batch]:
+    """The rows once, in batches of at most `batch`, cut at `tokens`."""
+    for begin in range(0, len(rows), batch):
+        yield folder.batch(rows[begin : begin + batch], tokens)
+
+
+def batches(folder: Rows, rows: Array, batch: int, tokens: int, seed: int) -> Iterator[Batch]:
     """Endless batches of exactly `batch` rows, cut at `tokens`; each epoch goes through all rows in a new order.
 
     A batch may reach into the next epoch. Rows that are not usable are left out. Raises DataError when none is usable.
@@ -192,7 +293,7 @@ def batches(folder: TokenFolder, rows: Array, batch: int, tokens: int, seed: int
     return _endless(folder, rows, batch, tokens, np.random.default_rng(seed))
 
 
-def _endless(folder: TokenFolder, rows: Array, batch: int, tokens: int, random: np.random.Generator) -> Iterator[Batch]:
+def _endless(folder: Rows, rows: Array, batch: int, tokens: int, random: np.random.Generator) -> Iterator[Batch]:
     waiting = random.permutation(rows)
     while True:
         while len(waiting) < batch:

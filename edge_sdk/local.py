@@ -7,8 +7,10 @@
     training.save_adapter("adapter.safetensors")
 
 `data` is a token folder (see `edge_sdk.data`), a folder with `.txt` files, a `.csv` file with the columns `text` and
-`label`, or a `DataConfig`, which names kind and columns. Text is tokenised by a process of its own into a temporary
-folder that is gone before training begins. For a source of your own, see `edge_sdk.prepare.prepare`.
+`label`, or a `DataConfig`, which names kind and columns; for a model of images an image folder, a folder with a folder
+of pictures for each class, or a file in the format of MNIST. What is neither a token nor an image folder is prepared by
+a process of its own into a temporary folder that is gone before training begins. For a source of your own, see
+`edge_sdk.prepare.prepare`.
 """
 
 from __future__ import annotations
@@ -23,9 +25,8 @@ from collections.abc import Iterator
 from typing import Final, final
 
 from edge_sdk.config import DataConfig, DataKind, all_cores
-from edge_sdk.data import TokenFolder, batches, open_token_folder
+from edge_sdk.data import Rows, TokenFolder, batches, in_order, open_rows
 from edge_sdk.engine.artifact import Artifact, open_artifact, read_adapter
-from edge_sdk.engine.batch import Batch
 from edge_sdk.engine.plan import FAST_STORAGE, HEAD_ROWS, Limits, Plan, Storage, planned
 from edge_sdk.engine.settle import settle
 from edge_sdk.engine.train import Evaluation, Recipe, StepReport, train_steps
@@ -88,7 +89,7 @@ def train(  # noqa: PLR0913 - each has a name where it is called
     seed: int = 0,
     integers: bool = False,
 ) -> Training:
-    """Get ready to train in this process, with AdamW, on all rows of `data`, cut at `tokens`.
+    """Get ready to train in this process, with AdamW, on all rows of `data`, cut at `tokens`; images are never cut.
 
     The budget bounds this process's peak resident memory from now on, with everything else that it holds.
 
@@ -112,7 +113,8 @@ def train(  # noqa: PLR0913 - each has a name where it is called
         DataError: the data is missing, empty, or not what the model can read.
         ArtifactError: the artifact, or the adapter, cannot be used here.
     """
-    _check(artifact, steps=steps, batch=batch, tokens=tokens)
+    tokens = artifact.row_tokens(tokens)
+    _check(steps=steps, batch=batch, tokens=tokens)
     if not 0 <= learning_rate <= MAX_LEARNING_RATE:  # also refuses nan
         msg = f"learning_rate is {learning_rate}; it must be from 0 to {MAX_LEARNING_RATE}"
         raise ConfigError(msg)
@@ -143,38 +145,39 @@ def evaluate(
 ) -> Evaluation:
     """Loss (and accuracy, for a classifier) of an adapter over the first `rows` usable rows of `data`.
 
-    `tokens` matters to text, 128 by default where the model reads so many; a token folder's rows are taken whole.
+    `tokens` matters to text alone, 128 by default where the model reads so many; a token folder's rows are taken whole.
     Raises like `train`, and NonFinite.
     """
     opened = artifact if isinstance(artifact, Artifact) else open_artifact(artifact, level)
-    tokens = min(TOKENS, opened.manifest.model.max_tokens) if tokens is None else tokens
-    _check(opened, tokens=tokens)
+    tokens = opened.row_tokens(min(TOKENS, opened.manifest.model.max_tokens) if tokens is None else tokens)
+    _check(tokens=tokens)
     folder = open_data(opened, data, tokens)
     chosen = folder.usable()[:rows]
     if not len(chosen):
         msg = f"{folder.path} has no usable row"
         raise DataError(msg)
-    if (longest := folder.lengths[chosen].max()) > (limit := opened.manifest.model.max_tokens):
+    limit = opened.manifest.model.max_tokens
+    if isinstance(folder, TokenFolder) and (longest := folder.lengths[chosen].max()) > limit:
         msg = f"{folder.path} has a row of {longest} tokens; this model reads at most {limit}"
         raise DataError(msg)
     walk = Walk(opened, threads or all_cores(), Plan(EVALUATED_ROWS, HEAD_ROWS[0]), lambda: None)
-    return evaluate_batches(walk, _adapter(opened, adapter), _in_order(folder, chosen))
+    return evaluate_batches(walk, _adapter(opened, adapter), in_order(folder, chosen, EVALUATED_ROWS, folder.tokens))
 
 
-def open_data(artifact: Artifact, data: Path | DataConfig, tokens: int) -> TokenFolder:
-    """The rows of `data`, mapped, for this artifact. Text is prepared in a temporary folder first.
+def open_data(artifact: Artifact, data: Path | DataConfig, tokens: int) -> Rows:
+    """The rows of `data`, mapped, for this artifact. Text and pictures are prepared in a temporary folder first.
 
     Raises DataError, ArtifactError, ConfigError.
     """
-    config = data if isinstance(data, DataConfig) else _config(pathlib.Path(data))
     model = artifact.manifest.model
-    if config.kind is DataKind.TOKEN_ARRAYS:
-        return open_token_folder(config.path, len(model.labels), model.vocabulary)
+    config = data if isinstance(data, DataConfig) else _config(pathlib.Path(data), images=model.image is not None)
+    if config.kind in {DataKind.TOKEN_ARRAYS, DataKind.IMAGE_ARRAYS}:
+        return open_rows(config.path, model)
     tokenizer = artifact.path(artifact.manifest.tokenizer) if artifact.manifest.tokenizer else None
     with tempfile.TemporaryDirectory(prefix="fedpeat-") as folder:
-        out = pathlib.Path(folder, "tokens")
-        _run(command(config, tokenizer, tokens, model.labels, out))
-        return open_token_folder(out, len(model.labels), model.vocabulary)  # a mapping outlives its file's name
+        out = pathlib.Path(folder, "rows")
+        _run(command(config, tokenizer, tokens, model.labels, out, image=model.image))
+        return open_rows(out, model)  # a mapping outlives its file's name
 
 
 @dataclasses.dataclass(slots=True)
@@ -187,10 +190,15 @@ class _Watch:
         check_budget(self.budget_bytes)
 
 
-def _config(path: pathlib.Path) -> DataConfig:
+def _config(path: pathlib.Path, *, images: bool) -> DataConfig:
     if path.is_dir():
-        kind = DataKind.TOKEN_ARRAYS if (path / "ids.npy").exists() else DataKind.TEXT_FOLDER
+        if images:
+            kind = DataKind.IMAGE_ARRAYS if (path / "images.npy").exists() else DataKind.IMAGE_FILES
+        else:
+            kind = DataKind.TOKEN_ARRAYS if (path / "ids.npy").exists() else DataKind.TEXT_FOLDER
         return DataConfig(kind=kind, path=path)
+    if "idx3" in path.name and path.is_file():
+        return DataConfig(kind=DataKind.IDX, path=path)
     if path.suffix.lower() == ".csv" and path.is_file():
         return DataConfig(kind=DataKind.CSV, path=path)
     msg = f"{path} is not there" if not path.exists() else f"{path} is neither a folder nor a .csv file"
@@ -218,17 +226,11 @@ def _adapter(artifact: Artifact, path: Path | None) -> dict[str, Array]:
     return read_adapter(pathlib.Path(path), artifact.manifest)
 
 
-def _in_order(folder: TokenFolder, rows: Array) -> Iterator[Batch]:
-    for begin in range(0, len(rows), EVALUATED_ROWS):
-        yield folder.batch(rows[begin : begin + EVALUATED_ROWS], folder.ids.shape[1])
-
-
-def _check(artifact: Artifact, **numbers: int) -> None:
+def _check(**numbers: int) -> None:
     for name, number in numbers.items():
         if number < 1:
             msg = f"{name} is {number}; it must be at least 1"
             raise ConfigError(msg)
-    artifact.require_tokens(numbers["tokens"])
 
 
 def _return_freed_memory() -> None:

@@ -2,10 +2,12 @@
 
     python -m edge_sdk.prepare --kind text-folder --path TEXTS --tokenizer FILE --tokens T --out FOLDER
 
-makes a token folder (see `edge_sdk.data`) of rows of at most T tokens and says so in one JSON line on standard output:
+makes a token folder (see `edge_sdk.data`) of rows of at most T tokens, or with `--image 3x224x224` an image folder for
+a model of such images, of T tokens each, and says so in one JSON line on standard output:
 `{"rows", "tokens", "peak_bytes", "cached"}`. What it cannot do ends with status 2, a JSON line as a worker would say
 it, and one line on standard error. A folder made from the same data in the same way is left as it is: `cached`.
-What the rows are is said in `edge_sdk.rows`. Everything streams: memory does not grow with the data.
+What the rows are is said in `edge_sdk.rows` and `edge_sdk.images`. Everything streams: memory does not grow with the
+data.
 """
 
 from __future__ import annotations
@@ -27,13 +29,15 @@ from typing import Any, BinaryIO, Final, final
 import numpy as np
 
 from edge_sdk.config import DataConfig, DataKind
-from edge_sdk.data import NOTE, folder_replaced, map_token_folder
+from edge_sdk.data import NOTE, folder_replaced, map_image_folder, map_token_folder
 from edge_sdk.errors import ArtifactError, DataError, EdgeError
+from edge_sdk.images import images
 from edge_sdk.memory import read_memory
 from edge_sdk.rows import Tokenizer, rows
-from edge_sdk.sources import DataSource, Row, open_source
+from edge_sdk.sources import DataSource, Image, Row, open_source
 from edge_sdk.wire.blobs import blob_of_file
 from edge_sdk.wire.lifeline import end_with_parent, exit_on_terminate
+from edge_sdk.wire.manifest import ImageSpec
 from edge_sdk.wire.messages import FailureReason
 from edge_sdk.wire.tensors import Array
 
@@ -44,7 +48,7 @@ WRONG_INPUT, INTERRUPTED = 2, 130
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A token folder of `rows` rows with `tokens` tokens in all, made by a process with this peak, or found made."""
+    """A folder of `rows` rows with `tokens` tokens in all, made by a process with this peak, or found made."""
 
     rows: int
     tokens: int
@@ -60,16 +64,18 @@ def prepare(
     out: pathlib.Path,
     labels: Sequence[str] = (),
     max_rows: int | None = None,
+    image: ImageSpec | None = None,
 ) -> Prepared:
-    """Make the token folder `out` from `source`, unless it is there already.
+    """Make the token folder `out`, for a model of images the image folder, from `source`, unless it is there already.
 
     Args:
         source: The data; a class of your own will do, see `edge_sdk.sources.DataSource`.
         tokenizer: The model's `tokenizer.json`; None where it has none, then `source` must yield rows of tokens.
         tokens: The longest row.
-        out: The folder; what a token folder held before is replaced.
+        out: The folder; what a folder of rows held before is replaced.
         labels: The model's classes by index; none for a language model.
         max_rows: Stop after so many rows.
+        image: What images the model takes; None for one of tokens.
 
     Raises:
         DataError: there is nothing to read, it is not what its kind says, or a label or token id is out of bounds.
@@ -78,14 +84,17 @@ def prepare(
         OSError: `out` cannot be written.
     """
     sha256 = blob_of_file(tokenizer).sha256 if tokenizer else ""
-    parts = (FORMAT, source.fingerprint(), sha256, tokens, tuple(labels), max_rows)
+    parts = (FORMAT, source.fingerprint(), sha256, tokens, tuple(labels), max_rows, image)
     fingerprint = hashlib.sha256(repr(parts).encode()).hexdigest()
-    found = _found(out, fingerprint)
+    found = _found(out, fingerprint, image)
     if found is not None:
         return found
-    found_rows = rows(source, Tokenizer(tokenizer), tokens, tuple(labels))
     with folder_replaced(out) as making:
-        prepared = _write(making, itertools.islice(found_rows, max_rows), tokens, has_labels=bool(labels))
+        if image is not None:
+            prepared = _write_images(making, itertools.islice(images(source, image, labels), max_rows), tokens)
+        else:
+            found_rows = rows(source, Tokenizer(tokenizer), tokens, tuple(labels))
+            prepared = _write(making, itertools.islice(found_rows, max_rows), tokens, has_labels=bool(labels))
         note = {"fingerprint": fingerprint, "rows": prepared.rows, "tokens": prepared.tokens}
         (making / NOTE).write_text(json.dumps(note) + "\n", encoding="utf-8")
     return prepared
@@ -98,12 +107,14 @@ def command(
     labels: Sequence[str],
     out: pathlib.Path,
     max_rows: int | None = None,
+    image: ImageSpec | None = None,
 ) -> list[str]:
     """The command that runs `prepare` on what a configuration names, in a process of its own."""
     found = [sys.executable, "-m", "edge_sdk.prepare", "--kind", config.kind.value, f"--path={config.path}"]
     found += ["--tokens", str(tokens), f"--out={out}"]
     found += [f"--tokenizer={tokenizer}"] if tokenizer else []
     found += [f"--labels={_join(labels)}"] if labels else []
+    found += [f"--image={image}"] if image is not None else []
     found += [f"--text-column={config.text_column}", f"--label-column={config.label_column}"]
     return found + (["--max-rows", str(max_rows)] if max_rows is not None else [])
 
@@ -119,12 +130,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     labels = tuple(_split(asked.labels))
     try:
         done = prepare(
-            open_source(config, labels),
+            open_source(config, labels, asked.image),
             asked.tokenizer,
             tokens=asked.tokens,
             out=asked.out.absolute(),
             labels=labels,
             max_rows=asked.max_rows,
+            image=asked.image,
         )
     except (EdgeError, OSError) as error:
         print(json.dumps({"event": "failed", "reason": _reason(error).value, "detail": str(error)[:400]}))
@@ -142,7 +154,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--path", type=pathlib.Path, required=True)
     parser.add_argument("--tokenizer", type=pathlib.Path, help="tokenizer.json; token arrays need none")
     parser.add_argument("--tokens", type=_positive, required=True, help="the longest row")
-    parser.add_argument("--out", type=pathlib.Path, required=True, help="the token folder to make")
+    parser.add_argument("--image", type=_image, metavar="CxHxW", help="of a model of images: their shape")
+    parser.add_argument("--out", type=pathlib.Path, required=True, help="the folder to make")
     parser.add_argument("--labels", default="", help="the model's classes, as a line of CSV")
     parser.add_argument("--text-column", default="text")
     parser.add_argument("--label-column", default="label")
@@ -155,6 +168,11 @@ def _positive(text: str) -> int:
         msg = f"{text} is not at least 1"
         raise argparse.ArgumentTypeError(msg)
     return value
+
+
+def _image(text: str) -> ImageSpec:
+    channels, height, width = map(int, text.split("x"))
+    return ImageSpec(channels, height, width)
 
 
 def _join(labels: Sequence[str]) -> str:
@@ -173,11 +191,12 @@ def _reason(error: EdgeError | OSError) -> FailureReason:
     return FailureReason.BAD_ARTIFACT if isinstance(error, ArtifactError) else FailureReason.BAD_DATA
 
 
-def _found(out: pathlib.Path, fingerprint: str) -> Prepared | None:
+def _found(out: pathlib.Path, fingerprint: str, image: ImageSpec | None) -> Prepared | None:
     """What `out` holds, if it was made in this way; a note or array that cannot be read means that it was not."""
     try:
         note = json.loads((out / NOTE).read_text(encoding="utf-8"))
-        if note["fingerprint"] != fingerprint or len(map_token_folder(out)) != note["rows"]:
+        held = len(map_token_folder(out)) if image is None else len(map_image_folder(out)[0])
+        if note["fingerprint"] != fingerprint or held != note["rows"]:
             return None
         return Prepared(note["rows"], note["tokens"], read_memory().peak_bytes, cached=True)
     except (OSError, ValueError, TypeError, KeyError, DataError):
@@ -202,6 +221,23 @@ def _write(folder: pathlib.Path, rows: Iterator[Row], tokens: int, *, has_labels
         msg = "the data holds no text: nothing to learn from"
         raise DataError(msg)
     return Prepared(count, total, read_memory().peak_bytes, cached=False)
+
+
+def _write_images(folder: pathlib.Path, images: Iterator[Image], tokens: int) -> Prepared:
+    first = next(images, None)
+    if first is None:
+        msg = "the data holds no images: nothing to learn from"
+        raise DataError(msg)
+    count = 0
+    with (
+        _Column(folder / "images.npy", np.uint8, first.pixels.shape) as pixels,
+        _Column(folder / "labels.npy", np.int64, ()) as labels,
+    ):
+        for image in itertools.chain([first], images):
+            pixels.append(image.pixels)
+            labels.append(image.label or 0)
+            count += 1
+    return Prepared(count, count * tokens, read_memory().peak_bytes, cached=False)
 
 
 def _padded(ids: Sequence[int] | Array, tokens: int) -> Array:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from edge_sdk.errors import ArtifactError, ConfigError, DataError
-from edge_sdk.sources import PIECE_CHARACTERS, DataSource, Document, Row
+from edge_sdk.sources import PIECE_CHARACTERS, DataSource, Document, Image, Row
 
 # What families call the token between two documents; tokenizer.json does not say which of its tokens it is.
 END_TOKENS: Final = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>")
@@ -77,9 +77,17 @@ def _load(path: pathlib.Path | None) -> Any:  # noqa: ANN401 - the library may b
     return loaded
 
 
+def _read(source: DataSource) -> Iterator[Document | Row]:
+    for item in source.read():
+        if isinstance(item, Image):
+            msg = "this model reads text, the data is images"
+            raise DataError(msg)
+        yield item
+
+
 def _packed(source: DataSource, tokenizer: Tokenizer, tokens: int) -> Iterator[Row]:
     waiting: list[int] = []
-    for item in source.read():
+    for item in _read(source):
         if isinstance(item, Row):
             yield from (Row(item.ids[k : k + tokens]) for k in range(0, len(item.ids), tokens))
             continue
@@ -93,7 +101,7 @@ def _packed(source: DataSource, tokenizer: Tokenizer, tokens: int) -> Iterator[R
 
 def _classified(source: DataSource, tokenizer: Tokenizer, tokens: int, labels: tuple[str, ...]) -> Iterator[Row]:
     text = ""
-    for k, item in enumerate(source.read()):
+    for k, item in enumerate(_read(source)):
         if item.label is None or not 0 <= item.label < len(labels):
             found = "no label" if item.label is None else f"label {item.label}"
             msg = f"item {k + 1} of the data has {found}, the model has the {len(labels)} labels {', '.join(labels)}"

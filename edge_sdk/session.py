@@ -185,7 +185,7 @@ class Session:
             sizes = (plan.needed_bytes, plan.budget_bytes)
             yield from self._decline(task, DeclineReason.OVER_BUDGET, _over_budget(event, plan), *sizes)
             return
-        if task.tokens > event.manifest.model.max_tokens:
+        if not event.manifest.model.reads(task.tokens):
             detail = f"{task.tokens} tokens a row, the model has positions for {event.manifest.model.max_tokens}"
             yield from self._decline(task, DeclineReason.INCOMPATIBLE, detail)
             return

@@ -1,27 +1,34 @@
-"""Where a device's private data comes from: sources of text or of tokens.
+"""Where a device's private data comes from: sources of text, of tokens, or of images.
 
-`edge_sdk.prepare` makes a token folder (see `edge_sdk.data`) from a source. Sources stream: what they hold at a time
-does not grow with the data.
+`edge_sdk.prepare` makes a token or an image folder (see `edge_sdk.data`) from a source. Sources stream: what they hold
+at a time does not grow with the data.
 """
 
 from __future__ import annotations
 
 import contextlib
 import csv
+import gzip
 import hashlib
+import itertools
 import pathlib
-from collections.abc import Iterator, Sequence
+import struct
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TextIO
+from typing import IO, TYPE_CHECKING, Any, Protocol, TextIO, cast
 
 from edge_sdk.config import DataConfig, DataKind
 from edge_sdk.errors import ConfigError, DataError
+from edge_sdk.wire.manifest import MAX_SIDE, ImageSpec
 
 if TYPE_CHECKING:
     from edge_sdk.wire.tensors import Array
 
 PIECE_CHARACTERS = 1 << 16  # of a text file at a time: a tokenizer holds some hundred bytes for each token
-EVICT_ROWS = 1024
+EVICT_ROWS, EVICT_IMAGES = 1024, 32
+PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".pgm"})
+IDX_IMAGES, IDX_LABELS = 2051, 2049  # how such files begin: bytes, in so many dimensions as the last byte says
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +46,17 @@ class Row:
 
     ids: Sequence[int] | Array
     label: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """Pixels (channels, height, width) uint8, one channel or red, green, blue. `label` is the index of its class."""
+
+    pixels: Array
+    label: int | None = None
+
+
+Item = Document | Row | Image
 
 
 class DataSource(Protocol):
@@ -59,7 +77,7 @@ class DataSource(Protocol):
                 return f"messages {self.database.stat().st_mtime_ns}"
     """
 
-    def read(self) -> Iterator[Document | Row]:
+    def read(self) -> Iterator[Item]:
         """Everything, from the beginning, one after the other. Raises DataError."""
 
     def fingerprint(self) -> str:
@@ -170,11 +188,127 @@ class TokenArrays:
         return _fingerprint(self.path, [path for name in sorted(FILES) if (path := self.path / name).exists()])
 
 
-def open_source(config: DataConfig, labels: tuple[str, ...]) -> DataSource:
-    """The source that a configuration names, for a model with these labels (none: a language model)."""
+@dataclass(frozen=True, slots=True)
+class ImageArrays:
+    """An image folder that somebody else wrote: its images as they are."""
+
+    path: pathlib.Path
+
+    def read(self) -> Iterator[Image]:
+        """The images. Raises DataError."""
+        from edge_sdk.data import evict_pages, map_image_folder
+
+        images, labels = map_image_folder(self.path)
+        for k, label in enumerate(labels):
+            if k % EVICT_IMAGES == 0:
+                evict_pages(images)
+            yield Image(images[k], int(label))
+
+    def fingerprint(self) -> str:
+        """Sizes and times of the arrays. Raises DataError."""
+        return _fingerprint(self.path, [self.path / name for name in ("images.npy", "labels.npy")])
+
+
+@dataclass(frozen=True, slots=True)
+class IdxImages:
+    """Grey images in the format of MNIST: `path` is a file like `train-images-idx3-ubyte.gz`, packed or not.
+
+    The labels lie beside it, in the file that is called `labels-idx1` where this one is called `images-idx3`.
+    """
+
+    path: pathlib.Path
+
+    def read(self) -> Iterator[Image]:
+        """The images. Raises DataError."""
+        import numpy as np
+
+        with _unpacked(self.path) as images, _unpacked(self._labels_path()) as labels:
+            count, height, width = _idx_header(self.path, images, IDX_IMAGES)
+            (labelled,) = _idx_header(self._labels_path(), labels, IDX_LABELS)
+            if labelled != count or not 1 <= min(height, width) <= max(height, width) <= MAX_SIDE:
+                msg = f"{self.path}: {count} images of {height} x {width} with {labelled} labels cannot be"
+                raise DataError(msg)
+            for _ in range(count):
+                pixels = np.frombuffer(_whole(self.path, images, height * width), np.uint8)
+                label = _whole(self._labels_path(), labels, 1)[0]
+                yield Image(pixels.reshape(1, height, width), label)
+
+    def fingerprint(self) -> str:
+        """Sizes and times of both files. Raises DataError."""
+        return _fingerprint(self.path.parent, [self.path, self._labels_path()])
+
+    def _labels_path(self) -> pathlib.Path:
+        if "images-idx3" not in self.path.name:
+            msg = f"{self.path} is not called like train-images-idx3-ubyte.gz: where its labels lie is not known"
+            raise DataError(msg)
+        return self.path.with_name(self.path.name.replace("images-idx3", "labels-idx1"))
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFiles:
+    """Pictures in a folder for each class: `<path>/<label>/*.png`, or another kind of PICTURES, at any size.
+
+    They come in turn, the first of each class, then the second, so that the first few are of all classes. Pillow reads
+    and shrinks them to the model's size: a photograph is never whole in memory where its format allows that.
+    """
+
+    path: pathlib.Path
+    labels: tuple[str, ...]
+    spec: ImageSpec
+
+    def read(self) -> Iterator[Image]:
+        """The images, each of the model's size. Raises DataError, ConfigError without Pillow."""
+        pillow = _pillow()
+        classes = [[(file, k) for file in self._files(label)] for k, label in enumerate(self.labels)]
+        if not any(classes):
+            msg = f"{self.path} has no pictures in folders called {', '.join(self.labels)}"
+            raise DataError(msg)
+        for file, label in filter(None, itertools.chain.from_iterable(itertools.zip_longest(*classes))):
+            yield Image(self._pixels(pillow, file), label)
+
+    def fingerprint(self) -> str:
+        """Names, sizes and times of all files, and what is made of them. Raises DataError."""
+        files = [file for label in self.labels for file in self._files(label)]
+        return _fingerprint(self.path, files, *self.labels, repr(self.spec))
+
+    def _files(self, label: str) -> list[pathlib.Path]:
+        folder = self.path / label
+        if folder.parent != self.path or label in {"", ".", ".."}:
+            msg = f"the label {label!r} cannot be the name of a folder of pictures"
+            raise DataError(msg)
+        return sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURES and path.is_file())
+
+    def _pixels(self, pillow: Any, path: pathlib.Path) -> Array:  # noqa: ANN401 - the library may be absent
+        import numpy as np
+
+        mode, size = "L" if self.spec.channels == 1 else "RGB", (self.spec.width, self.spec.height)
+        try:
+            with pillow.Image.open(path) as picture:
+                picture.draft(mode, size)
+                upright = pillow.ImageOps.exif_transpose(picture)
+                pixels = np.asarray(upright.convert(mode).resize(size, pillow.Image.Resampling.BILINEAR))
+        except (OSError, ValueError, SyntaxError, pillow.Image.DecompressionBombError) as error:
+            msg = f"{path} is no picture that Pillow reads: {error}"
+            raise DataError(msg) from error
+        return pixels[None] if mode == "L" else pixels.transpose(2, 0, 1)
+
+
+def open_source(config: DataConfig, labels: tuple[str, ...], image: ImageSpec | None = None) -> DataSource:
+    """The source that a configuration names, for a model with these labels (none: a language model) and images."""
+    if config.kind is DataKind.IMAGE_FILES:
+        if image is None:
+            msg = "this model takes no images: data.kind must be text-folder, csv or token-arrays"
+            raise DataError(msg)
+        return ImageFiles(config.path, labels, image)
     if config.kind is DataKind.CSV:
         return CsvTable(config.path, config.text_column, config.label_column, labels)
-    return TextFolder(config.path) if config.kind is DataKind.TEXT_FOLDER else TokenArrays(config.path)
+    by_path: dict[DataKind, Callable[[pathlib.Path], DataSource]] = {
+        DataKind.TEXT_FOLDER: TextFolder,
+        DataKind.TOKEN_ARRAYS: TokenArrays,
+        DataKind.IMAGE_ARRAYS: ImageArrays,
+        DataKind.IDX: IdxImages,
+    }
+    return by_path[config.kind](config.path)
 
 
 @contextlib.contextmanager
@@ -189,6 +323,48 @@ def _opened(path: pathlib.Path, newline: str | None = None) -> Iterator[TextIO]:
     except OSError as error:
         msg = f"cannot read {path}: {error.strerror}"
         raise DataError(msg) from error
+
+
+def _unpacked(path: pathlib.Path) -> IO[bytes]:
+    """A file of bytes, unpacked where its name ends in .gz."""
+    try:
+        return cast("IO[bytes]", gzip.open(path)) if path.suffix == ".gz" else path.open("rb")
+    except OSError as error:
+        msg = f"cannot read {path}: {error.strerror}"
+        raise DataError(msg) from error
+
+
+def _whole(path: pathlib.Path, file: IO[bytes], size: int) -> bytes:
+    try:
+        data = file.read(size)
+    except (OSError, EOFError, zlib.error) as error:
+        msg = f"cannot read {path}: {error}"
+        raise DataError(msg) from error
+    if len(data) < size:
+        msg = f"{path} ends too early"
+        raise DataError(msg)
+    return data
+
+
+def _idx_header(path: pathlib.Path, file: IO[bytes], magic: int) -> tuple[int, ...]:
+    """The lengths of its dimensions."""
+    dimensions = magic & 0xFF
+    found, *lengths = struct.unpack(f">{1 + dimensions}I", _whole(path, file, 4 + 4 * dimensions))
+    if found != magic:
+        msg = f"{path} begins with {found}, not with {magic}: it is no idx file of such bytes"
+        raise DataError(msg)
+    return tuple(lengths)
+
+
+def _pillow() -> Any:  # noqa: ANN401 - the library may be absent
+    try:
+        import PIL
+        import PIL.Image
+        import PIL.ImageOps
+    except ModuleNotFoundError as error:
+        msg = "pictures need the Pillow library: pip install 'fedpeat[vision]'"
+        raise ConfigError(msg) from error
+    return PIL
 
 
 def _piece(file: TextIO) -> str:

@@ -19,13 +19,13 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from edge_sdk.cgroup import in_task_group
-from edge_sdk.data import batches, open_token_folder, split
+from edge_sdk.data import batches, in_order, open_rows, split
 from edge_sdk.engine.artifact import Artifact, adapter_in, artifact_in
 from edge_sdk.engine.batch import Batch
 from edge_sdk.engine.plan import Limits, gradient_error
@@ -116,13 +116,13 @@ def _train(order: WorkerOrder) -> Report:
     walk = settle(artifact, limits, watch.check)
     adapter = adapter_in(store, task.adapter, artifact.manifest)  # not before: a plan counts it beside what is at rest
     training, aside = _rows(order, artifact)
-    loss_before = evaluate(walk, adapter, aside).loss
+    loss_before = evaluate(walk, adapter, aside()).loss
     times_ms, examples = [], 0
     for report in train_steps(walk, adapter, training, Recipe.of(task)):
         times_ms.append(report.time_ms)
         examples += task.batch
         say("progress", step=report.step, steps=report.steps, loss=report.loss)
-    loss_after = evaluate(walk, adapter, aside).loss
+    loss_after = evaluate(walk, adapter, aside()).loss
     plan, names = walk.plan, trained_names(walk, task.freeze)
     del walk  # what it held serves the delta
     with TensorFile(store.path(task.adapter.sha256)) as before:  # a copy would have cost memory all along
@@ -164,13 +164,12 @@ class _Watch:
             bound_allocations(self.budget_bytes)
 
 
-def _rows(order: WorkerOrder, artifact: Artifact) -> tuple[Iterator[Batch], list[Batch]]:
-    """Batches to train on, and the rows held aside, always the same ones. Raises DataError."""
-    task, model = order.task, artifact.manifest.model
-    folder = open_token_folder(pathlib.Path(order.data), len(model.labels), model.vocabulary)
+def _rows(order: WorkerOrder, artifact: Artifact) -> tuple[Iterator[Batch], Callable[[], Iterator[Batch]]]:
+    """Batches to train on, and the rows held aside, always the same ones, each time anew. Raises DataError."""
+    task, folder = order.task, open_rows(pathlib.Path(order.data), artifact.manifest.model)
     rows, aside = split(folder.usable(), max_rows=order.held_aside_rows)
-    held = [folder.batch(aside[k : k + task.batch], task.tokens) for k in range(0, len(aside), task.batch)]
-    return batches(folder, rows, task.batch, task.tokens, task.seed), held
+    training = batches(folder, rows, task.batch, task.tokens, task.seed)
+    return training, lambda: in_order(folder, aside, task.batch, task.tokens)
 
 
 def _encoded(order: WorkerOrder, artifact: Artifact, delta: dict[str, Array]) -> dict[str, Tensor]:

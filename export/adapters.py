@@ -25,8 +25,8 @@ from export.foundation import NEW_WITH_THE_TASK, Foundation, first_line, quiet, 
 from export.parts import Part, backbone_of, blocks_of
 
 KINDS = ("lora",)
-PEFT_TASKS = {TaskType.CAUSAL_LM: "CAUSAL_LM", TaskType.SEQUENCE_CLASSIFICATION: "SEQ_CLS"}
-SAVED_BY_PEFT = ("classifier", "score")  # for a classifier's task, without being told
+PEFT_TASKS = {TaskType.CAUSAL_LM: "CAUSAL_LM", TaskType.SEQUENCE_CLASSIFICATION: "SEQ_CLS"}  # it has none for images
+SAVED_BY_PEFT = {TaskType.SEQUENCE_CLASSIFICATION: ("classifier", "score")}  # without being told
 _TRAINED = re.compile(r"\.(lora_[AB])\.default\.weight$|\.modules_to_save\.default(?=\.)")
 
 
@@ -72,14 +72,15 @@ def attach(model: nn.Module, task: TaskType, request: AdapterRequest, seed: int)
 
     What a checkpoint may lack trains along and is saved with the adapter.
     """
-    new = [name for name, _ in model.named_children() if name in NEW_WITH_THE_TASK and name not in SAVED_BY_PEFT]
+    told = set(NEW_WITH_THE_TASK) - set(SAVED_BY_PEFT.get(task, ()))
+    new = [name for name, _ in model.named_children() if name in told]
     config = LoraConfig(
         r=request.rank,
         lora_alpha=request.alpha,  # type: ignore[arg-type]  # peft says int, and divides
         target_modules=list(request.targets),
         lora_dropout=0.0,
         modules_to_save=new or None,
-        task_type=PEFT_TASKS[task],
+        task_type=PEFT_TASKS.get(task),
     )
     with seeded(seed), quiet():
         try:

@@ -58,7 +58,7 @@ class ArtifactWriter:
             model=self.program.adapted.foundation.spec,
             level=level,
             adapter=self._adapter(files),
-            context=self._graph("context.onnx", self.program.context, (), FULL_BITS, files),
+            context=self._context(files),
             structures=structures,
             walk=walk,
             vocabulary_loss=self._vocabulary_loss(level.bits, files) if uses_vocabulary(self.program) else None,
@@ -129,6 +129,10 @@ class ArtifactWriter:
             frozen=_frozen_names(step, bits),
             trained=step.trained,
         )
+
+    def _context(self, files: dict[str, Blob]) -> str:
+        graph = self.program.context
+        return "" if graph is None else self._graph("context.onnx", graph, (), FULL_BITS, files)
 
     def _optimizers(self, files: dict[str, Blob]) -> OptimizerGraphs:
         names = {}

@@ -27,7 +27,9 @@ from export.progress import Progress, Report
 
 @dataclass(frozen=True, slots=True)
 class BuildRequest:
-    """What to build. `targets` of the adapter may be empty: the family's own. `tokens` is where costs are measured."""
+    """What to build. `targets` of the adapter may be empty: the family's own. `tokens` is where costs are measured, of
+    text; images are of one length.
+    """
 
     model: pathlib.Path
     task: TaskType
@@ -112,7 +114,8 @@ def _build_level(
     writer: ArtifactWriter, oracle: Oracle, level: LevelSpec, request: BuildRequest, begin: Callable[[str], None]
 ) -> Built:
     begin("tensors")
-    manifest = writer.write(level, request.tokens)
+    spec = writer.program.adapted.foundation.spec
+    manifest = writer.write(level, spec.row_tokens(request.tokens))
     parity = None
     if request.parity:
         begin("parity")
@@ -132,7 +135,7 @@ def _resolve(request: BuildRequest, foundation: Foundation) -> tuple[LevelSpec, 
     if not names or len(set(names)) != len(names):
         msg = "give one or more levels, each with a name of its own"
         raise ExportError(msg)
-    if not 2 <= request.tokens <= foundation.spec.max_tokens:  # noqa: PLR2004 - one token predicts nothing
+    if not 2 <= foundation.spec.row_tokens(request.tokens) <= foundation.spec.max_tokens:  # noqa: PLR2004 - one token predicts nothing
         msg = f"cannot measure at {request.tokens} tokens: the model takes 2 to {foundation.spec.max_tokens}"
         raise ExportError(msg)
     return tuple(resolve_level(level, foundation.spec.layers) for level in request.levels)

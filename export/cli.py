@@ -134,7 +134,7 @@ def _add_export(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     group.add_argument("--train-last", type=int, default=None, metavar="N", help="layers to train (default: all kept)")
     group.add_argument("--level", default="", metavar="NAME", help="its name (default: as in int8-24layers-last6)")
     group = command.add_argument_group("checks")
-    group.add_argument("--tokens", type=int, default=None, metavar="N", help="row length of the costs (default: 128)")
+    group.add_argument("--tokens", type=int, default=None, metavar="N", help="a text's length for costs (default: 128)")
     group.add_argument("--no-parity", action="store_true", help="do not compare the gradients with torch's")
 
 
@@ -269,7 +269,7 @@ def _plug_in(arguments: argparse.Namespace) -> int:
 def _add_evaluate(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     command = _add(subparsers, "evaluate", _evaluate, manual.EVALUATE)
     command.add_argument("model", type=pathlib.Path, metavar="MODEL_DIR")
-    command.add_argument("tokens", type=pathlib.Path, metavar="TOKEN_DIR", help="ids.npy, lengths.npy [, labels.npy]")
+    command.add_argument("rows", type=pathlib.Path, metavar="ROWS_DIR", help="a token folder, or an image folder")
     command.add_argument("--manifest", required=True, type=pathlib.Path, help="of any level of the model")
     which = command.add_mutually_exclusive_group()
     which.add_argument("--adapter", type=pathlib.Path, help="a tensor file (default: the starting values)")
@@ -280,14 +280,14 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from export.progress import narrated
 
     with narrated() as show:
-        from export.evaluate import evaluate, read_tokens
+        from export.evaluate import evaluate, read_rows
         from export.folder import read_manifest
         from export.plug_in import load_plugged
 
         spec = read_manifest(arguments.manifest).model
-        tokens = read_tokens(arguments.tokens, spec)
+        rows = read_rows(arguments.rows, spec)
         model = load_plugged(arguments.model, arguments.manifest, arguments.adapter, arguments.peft)
-        score = evaluate(model, spec.task, tokens, show)
+        score = evaluate(model, spec.task, rows, show)
     print(json.dumps(dataclasses.asdict(score)))
     return 0
 

@@ -1,6 +1,7 @@
 """Held-out loss of the full model, with an adapter plugged in or without.
 
 Token folder: `ids.npy` (rows, tokens) int32, `lengths.npy` (rows,) int32, for a classifier `labels.npy` (rows,) int64.
+Image folder: `images.npy` (rows, channels, height, width) uint8, at most as large as the model's, `labels.npy`.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, interpolate
 
-from edge_sdk.wire.manifest import ModelSpec, TaskType
+from edge_sdk.wire.manifest import ImageSpec, ModelSpec, TaskType
 from edge_sdk.wire.tensors import Array
 from export.errors import ExportError
 from export.foundation import first_line
+from export.patches import scaled
 from export.progress import Progress, Report, silent
 
 ROWS = 8  # at once
@@ -32,6 +34,37 @@ class Tokens:
     lengths: Array
     labels: Array
 
+    def __len__(self) -> int:
+        """How many rows."""
+        return len(self.ids)
+
+    def __getitem__(self, rows: slice) -> Tokens:
+        """Some of them."""
+        return Tokens(self.ids[rows], self.lengths[rows], self.labels[rows])
+
+
+@dataclass(frozen=True, slots=True)
+class Images:
+    """Images (rows, channels, height, width) uint8 with their labels; the model's are of `spec`."""
+
+    pixels: Array
+    labels: Array
+    spec: ImageSpec
+
+    def __len__(self) -> int:
+        """How many."""
+        return len(self.pixels)
+
+    def __getitem__(self, rows: slice) -> Images:
+        """Some of them."""
+        return Images(self.pixels[rows], self.labels[rows], self.spec)
+
+    def stretched(self) -> torch.Tensor:
+        """The images in the model's size and colours, bilinearly, as devices make their batches."""
+        size = (self.spec.height, self.spec.width)
+        large = interpolate(torch.from_numpy(self.pixels.astype(np.float32)), size, mode="bilinear")
+        return large.round().to(torch.uint8).expand(-1, self.spec.channels, -1, -1)
+
 
 @dataclass(frozen=True, slots=True)
 class Score:
@@ -44,6 +77,30 @@ class Score:
     accuracy: float | None
     rows: int
     predicted: int
+
+
+def read_rows(folder: pathlib.Path, model: ModelSpec) -> Tokens | Images:
+    """Read a folder of rows of the kind that `model` takes. Raises ExportError as the two below."""
+    return read_tokens(folder, model) if model.image is None else read_images(folder, model, model.image)
+
+
+def read_images(folder: pathlib.Path, model: ModelSpec, spec: ImageSpec) -> Images:
+    """Read an image folder for `model`, whose images are of `spec`.
+
+    Raises ExportError when an array is missing, or not of images and labels that the model knows.
+    """
+    try:
+        pixels, labels = np.load(folder / "images.npy", mmap_mode="r"), np.load(folder / "labels.npy")
+    except (OSError, ValueError) as error:
+        msg = f"cannot read the image folder {folder}: {first_line(error)}"
+        raise ExportError(msg) from error
+    fits = pixels.ndim == 4 and pixels.dtype == np.uint8 and pixels.shape[1] in {1, spec.channels}  # noqa: PLR2004
+    if not fits or pixels.shape[2] > spec.height or pixels.shape[3] > spec.width or labels.shape != pixels.shape[:1]:
+        found = f"{pixels.dtype} {pixels.shape} with labels {labels.shape}"
+        msg = f"image folder {folder}: {found}; the model takes (rows, {', '.join(map(str, spec.shape))}) uint8 at most"
+        raise ExportError(msg)
+    _check_numbers(folder, "labels", labels, len(model.labels))
+    return Images(pixels, labels, spec)
 
 
 def read_tokens(folder: pathlib.Path, model: ModelSpec) -> Tokens:
@@ -63,9 +120,7 @@ def read_tokens(folder: pathlib.Path, model: ModelSpec) -> Tokens:
         msg = f"token folder {folder}: the shapes do not agree: {shapes}"
         raise ExportError(msg)
     for name, array, bound in (("ids", ids, model.vocabulary), ("labels", labels, len(model.labels))):
-        if array.dtype.kind not in "iu" or (array.size and not 0 <= array.min() <= array.max() < bound):
-            msg = f"token folder {folder}: {name} must be whole numbers from 0 to {bound - 1}"
-            raise ExportError(msg)
+        _check_numbers(folder, name, array, bound)
     if lengths.size and not 0 <= lengths.min() <= lengths.max() <= min(ids.shape[1], model.max_tokens):
         limit = min(ids.shape[1], model.max_tokens)
         msg = f"token folder {folder}: lengths from {lengths.min()} to {lengths.max()}; at most {limit} can be read"
@@ -73,24 +128,34 @@ def read_tokens(folder: pathlib.Path, model: ModelSpec) -> Tokens:
     return Tokens(ids, lengths, labels)
 
 
-def evaluate(model: nn.Module, task: TaskType, tokens: Tokens, report: Report = silent) -> Score:
+def _check_numbers(folder: pathlib.Path, name: str, array: Array, bound: int) -> None:
+    if array.dtype.kind not in "iu" or (array.size and not 0 <= array.min() <= array.max() < bound):
+        msg = f"folder {folder}: {name} must be whole numbers from 0 to {bound - 1}"
+        raise ExportError(msg)
+
+
+def evaluate(model: nn.Module, task: TaskType, rows: Tokens | Images, report: Report = silent) -> Score:
     """Score `model`, a model of `task` in evaluation mode. Raises ExportError when nothing is predicted."""
     losses, hits, predicted = 0.0, 0, 0
-    score = _score_text if task is TaskType.CAUSAL_LM else _score_classes
-    begins = range(0, len(tokens.ids), ROWS)
+    begins = range(0, len(rows), ROWS)
     for k, begin in enumerate(begins):
         report(Progress("score rows", "", k, len(begins)))
-        rows = slice(begin, begin + ROWS)
-        loss, right, count = score(model, Tokens(tokens.ids[rows], tokens.lengths[rows], tokens.labels[rows]))
+        loss, right, count = _score(model, task, rows[begin : begin + ROWS])
         losses, hits, predicted = losses + loss, hits + right, predicted + count
     if predicted == 0:
-        msg = "the token folder has nothing to predict: its rows are shorter than two tokens, or there are none"
+        msg = "the folder has nothing to predict: its rows are shorter than two tokens, or there are none"
         raise ExportError(msg)
     if not math.isfinite(losses):
-        msg = f"the loss over {len(tokens.ids)} rows is {losses}"
+        msg = f"the loss over {len(rows)} rows is {losses}"
         raise ExportError(msg)
     accuracy = None if task is TaskType.CAUSAL_LM else hits / predicted
-    return Score(losses / predicted, accuracy, len(tokens.ids), predicted)
+    return Score(losses / predicted, accuracy, len(rows), predicted)
+
+
+def _score(model: nn.Module, task: TaskType, rows: Tokens | Images) -> tuple[float, int, int]:
+    if isinstance(rows, Images):
+        return _score_images(model, rows)
+    return _score_text(model, rows) if task is TaskType.CAUSAL_LM else _score_classes(model, rows)
 
 
 def _inputs(tokens: Tokens) -> tuple[torch.Tensor, torch.Tensor]:
@@ -118,6 +183,15 @@ def _score_classes(model: nn.Module, tokens: Tokens) -> tuple[float, int, int]:
     config: Any = model.config
     if config.pad_token_id is not None:  # by which a decoder's classifier finds a row's last token
         ids = ids.masked_fill(~mask, config.pad_token_id)
-    logits, labels = _logits(model, ids, mask), torch.from_numpy(tokens.labels.astype(np.int64))
+    return _against(_logits(model, ids, mask), tokens.labels)
+
+
+def _score_images(model: nn.Module, images: Images) -> tuple[float, int, int]:
+    with torch.no_grad():
+        return _against(model(pixel_values=scaled(model, images.stretched())).logits, images.labels)
+
+
+def _against(logits: torch.Tensor, wanted: Array) -> tuple[float, int, int]:
+    labels = torch.from_numpy(wanted.astype(np.int64))
     loss = cross_entropy(logits, labels, reduction="sum")
     return loss.item(), int((logits.argmax(dim=1) == labels).sum()), len(labels)

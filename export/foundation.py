@@ -5,6 +5,7 @@ Class and sizes are resolved by optimum (`TasksManager`, `NormalizedConfigManage
 
 from __future__ import annotations
 
+import copy
 import pathlib
 import warnings
 from collections.abc import Iterator
@@ -21,18 +22,23 @@ from torch import nn
 from edge_sdk.wire.manifest import Manifest, ModelSpec, TaskType
 from export.errors import ExportError, UnsupportedError
 from export.families import Family, family_of
-from export.parts import classify_last_token, sizes_of
+from export.parts import backbone_of, classify_last_token, sizes_of
+from export.patches import see_images, stretch_positions
 
 OPTIMUM_TASKS = {
     TaskType.CAUSAL_LM: "text-generation",
     TaskType.SEQUENCE_CLASSIFICATION: "text-classification",
+    TaskType.IMAGE_CLASSIFICATION: "image-classification",
 }
 NEW_WITH_THE_TASK = ("pre_classifier", "classifier", "score")  # what a checkpoint may lack: the adapter brings it
 
 
 @dataclass(frozen=True, slots=True)
 class Foundation:
-    """A model folder that was looked at and not yet loaded. `config` is transformers' configuration with our labels."""
+    """A model folder that was looked at and not yet loaded.
+
+    `config` is transformers' configuration with our labels, of a vision model also with what `see_images` adds.
+    """
 
     folder: pathlib.Path
     family: Family
@@ -57,12 +63,17 @@ class Foundation:
         Raises ExportError when there are no weights, or weights of another model.
         """
         self.config.use_cache = False  # nothing here generates, and a cache counts layers: an emulator has fewer
+        self.config.architectures = []  # of several heads that a type may have, transformers then takes the first
+        config, size = self.config, getattr(self.config, "trained_size", None)
+        if size is not None:  # the weights are of that size
+            config = copy.deepcopy(config)
+            config.image_size = list(size)
         model_class = TasksManager.get_model_class_for_task(OPTIMUM_TASKS[self.spec.task], framework="pt")
         with seeded(seed), quiet():
             try:
                 model, report = model_class.from_pretrained(
                     self.folder,
-                    config=self.config,
+                    config=config,
                     dtype=torch.float32,
                     attn_implementation="eager",
                     local_files_only=True,
@@ -74,6 +85,9 @@ class Foundation:
         if missing := sorted(k for k in report["missing_keys"] if k.partition(".")[0] not in NEW_WITH_THE_TASK):
             msg = f"the weights in {self.folder} lack {len(missing)} tensors of the model, the first is {missing[0]}"
             raise ExportError(msg)
+        if size is not None and list(size) != self.config.image_size:
+            model.config.image_size = self.config.image_size
+            stretch_positions(backbone_of(model))
         loaded: nn.Module = model.eval()
         return loaded
 
@@ -92,6 +106,7 @@ def open_foundation(folder: pathlib.Path, task: TaskType, labels: tuple[str, ...
     if task not in family.tasks:
         msg = f"{family.name} is supported for {', '.join(t.value for t in family.tasks)}, not for {task.value}"
         raise UnsupportedError(msg)
+    image = see_images(config, folder) if task is TaskType.IMAGE_CLASSIFICATION else None
     if why := family.check(config):
         raise UnsupportedError(why)
     labels = _apply_labels(config, task, labels)
@@ -104,9 +119,10 @@ def open_foundation(folder: pathlib.Path, task: TaskType, labels: tuple[str, ...
         task=task,
         layers=sizes.num_layers,
         width=sizes.hidden_size,
-        vocabulary=sizes.vocab_size,
+        vocabulary=0 if image is not None else sizes.vocab_size,
         labels=labels,
         max_tokens=family.max_tokens(config),
+        image=image,
     )
     return Foundation(folder, family, spec, config)
 
@@ -144,7 +160,7 @@ def _is_token(token: int | None, vocabulary: int) -> bool:
 def _apply_labels(config: Any, task: TaskType, labels: tuple[str, ...]) -> tuple[str, ...]:  # noqa: ANN401
     if task is TaskType.CAUSAL_LM:
         if labels:
-            msg = "labels are for sequence-classification, a causal-lm has none"
+            msg = "labels are for a classification, a causal-lm has none"
             raise ExportError(msg)
         return ()
     labels = labels or tuple(config.id2label[k] for k in sorted(config.id2label))

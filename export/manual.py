@@ -21,9 +21,10 @@ An artifact is everything a device needs to train without torch: forward and bac
 tokenizer, and a manifest per level. Levels of one folder share the adapter and all files of equal content; export
 again into the same folder, with other --bits, --layers or --train-last, to add one.
 
-Supported models: Llama, Mistral, Qwen2, Qwen3, GPT-2, OPT, GPT-NeoX for both tasks, BERT, RoBERTa and DistilBERT for
-sequence-classification; `fedpeat families` has the list. A folder without tokenizer.json exports too; devices then
-need token arrays as data.
+Supported models: Llama, Mistral, Qwen2, Qwen3, GPT-2, OPT, GPT-NeoX for both tasks of text, BERT, RoBERTa and
+DistilBERT for sequence-classification, ViT, DeiT and DINOv2 for image-classification; `fedpeat families` has the list.
+A folder without tokenizer.json exports too; devices then need token arrays as data. How pixels are scaled is read from
+preprocessor_config.json.
 
 Every gradient is compared with torch's before anything is written, and what the level costs is measured here.
 
@@ -38,6 +39,7 @@ examples:
   fedpeat export SmolLM2-135M --task causal-lm --out artifact --bits 8 --layers 24 --train-last 6
   fedpeat export MiniLM --task sequence-classification --labels negative,positive --out reviews
   fedpeat export SmolLM2-135M --task causal-lm --out four-files --runtime ort-training --bits 8
+  fedpeat export ViT --task image-classification --labels whole,torn --out textile
 
 exit status: 0 exported, 1 the gradients are not torch's, 2 wrong input, 130 stopped; unless 0, nothing is written
 """
@@ -90,5 +92,5 @@ exit status: 0 written, 1 the checkpoint, loaded again, is another model, 2 wron
 EVALUATE = """\
 Held-out loss of the full model, as JSON.
 
-Without --adapter and --peft, of the model as training starts. A token folder is what fedpeat-edge prepare makes.
+Without --adapter and --peft, of the model as training starts. ROWS_DIR is what fedpeat-edge prepare makes.
 """

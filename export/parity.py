@@ -28,6 +28,7 @@ from export.errors import ParityError
 from export.folder import read_artifact, verify_files
 from export.foundation import Foundation, open_same_foundation
 from export.parts import backbone_of, blocks_of
+from export.patches import scaled
 from export.program import Adapted, adapt
 from export.progress import Progress, Report, silent
 from export.reference import Batch, Outcome, ReferenceWalk
@@ -218,6 +219,10 @@ def _torch_outcome(adapted: Adapted, level: LevelSpec, adapter: Mapping[str, Arr
 
 def torch_loss(model: nn.Module, task: TaskType, batch: Batch) -> torch.Tensor:
     """The loss as transformers computes it: mean over predicted tokens, or over rows."""
+    if batch.pixels is not None:
+        pixels = scaled(model, torch.from_numpy(batch.pixels))
+        found: torch.Tensor = model(pixel_values=pixels, labels=torch.from_numpy(batch.labels)).loss
+        return found
     ids, mask = torch.from_numpy(batch.ids), torch.from_numpy(batch.attention_mask)
     labels = torch.from_numpy(batch.labels)
     if task is TaskType.CAUSAL_LM:
@@ -227,11 +232,16 @@ def torch_loss(model: nn.Module, task: TaskType, batch: Batch) -> torch.Tensor:
 
 
 def draw_batch(foundation: Foundation, seed: int) -> Batch:
-    """A batch that the model can take: random tokens and labels, the first row full and the others padded.
+    """A batch that the model can take: random tokens and labels, the first row full and the others padded; or images.
 
     The padding's id is none of the tokens': transformers may take it for padding wherever it stands.
     """
-    generator, model, padding = np.random.default_rng(seed), foundation.spec, foundation.padding
+    generator, model = np.random.default_rng(seed), foundation.spec
+    if model.image is not None:
+        pixels = generator.integers(0, 256, (ROWS, *model.image.shape), np.uint8)
+        mask = np.ones((ROWS, model.max_tokens), np.int64)
+        return Batch(mask[:, :0], mask, generator.integers(0, len(model.labels), ROWS), pixels)
+    padding = foundation.padding
     tokens = min(TOKENS, model.max_tokens)
     lengths = np.array([tokens, *generator.integers(2, tokens, ROWS - 1)])
     mask = (np.arange(tokens) < lengths[:, None]).astype(np.int64)

@@ -41,12 +41,14 @@ class Part:
 def sizes_of(config: Any) -> Any:  # noqa: ANN401 - transformers' configurations are typed by attribute
     """`num_layers`, `hidden_size` and `vocab_size`, whatever a configuration calls them.
 
-    A type that optimum does not list is taken to call them as most do; AttributeError where it does not.
+    A type that optimum does not list, or that it lists without layers (vision), is taken to call them as most do;
+    AttributeError where it does not.
     """
     try:
-        return NormalizedConfigManager.get_normalized_config_class(config.model_type)(config)
+        found = NormalizedConfigManager.get_normalized_config_class(config.model_type)(config)
     except KeyError:
         return NormalizedTextConfig(config)
+    return found if found.has_attribute("num_layers") else NormalizedTextConfig(config)
 
 
 def backbone_of(model: Any) -> Any:  # noqa: ANN401

@@ -23,6 +23,7 @@ from export.structures import (
     capture_block,
     capture_context,
     capture_embed,
+    capture_patches,
     capture_step,
     signature,
     sizes_for,
@@ -68,10 +69,10 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """Everything that was captured of one model: shared by all levels."""
+    """Everything that was captured of one model: shared by all levels. `context` is None where blocks need none."""
 
     adapted: Adapted
-    context: ir.Model
+    context: ir.Model | None
     structures: Mapping[str, Captured]
     walk: tuple[Place, ...]
     vocabulary: Mapping[str, ir.Model]
@@ -89,18 +90,20 @@ def capture_program(adapted: Adapted, report: Report) -> Program:
     """Capture every structure once. `report` is told the name of each before it is captured. Raises ExportError."""
     family, backbone, width = adapted.foundation.family, adapted.backbone, adapted.foundation.spec.width
     walk = places(adapted)
-    sizes = sizes_for(adapted.base)
+    image = adapted.foundation.spec.image
+    sizes = sizes_for(adapted.base, image)
     attention_mask = torch.ones(sizes.batch, sizes.tokens, dtype=torch.int64)
     context = family.context(backbone, attention_mask)
     report("context")
-    context_graph = capture_context(family, backbone, sizes)
+    context_graph = capture_context(family, backbone, sizes) if context else None
     structures: dict[str, Captured] = {}
     for place in walk:
         if place.structure in structures:
             continue
         report(place.structure)
         if place.structure == "embed":
-            structures["embed"] = capture_embed(place.part, sizes)
+            captured = capture_embed(place.part, sizes) if image is None else capture_patches(place.part, image, sizes)
+            structures["embed"] = captured
         else:
             structures[place.structure] = capture_block(place.part, context, width, sizes)
     report("loss")

@@ -25,11 +25,20 @@ Arrays = dict[str, Array]
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Token ids (batch, tokens) int64, attention_mask alike, 1 where a token is; labels (batch,) int64 for classes."""
+    """Token ids (batch, tokens) int64, attention_mask alike, 1 where a token is; labels (batch,) int64 for classes.
+
+    Images have `pixels` (batch, channels, height, width) uint8 in the place of ids.
+    """
 
     ids: Array
     attention_mask: Array
     labels: Array
+    pixels: Array | None = None
+
+    @property
+    def flowing(self) -> Arrays:
+        """What flows into the embedding."""
+        return {"ids": self.ids} if self.pixels is None else {"pixels": self.pixels}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +64,9 @@ class ReferenceWalk:
         those that multiply so on the way back.
         """
         walk = self.manifest.walk
-        context = self._graph(self.manifest.context, {"attention_mask": batch.attention_mask})
+        context = self._context(batch)
         inputs: list[Arrays] = []
-        flowing = {"ids": batch.ids}
+        flowing = batch.flowing
         for segment in walk:
             given = {**flowing, **self._tensors(segment, context, adapter)}
             found = self._graph(self._pair(segment, kept_bits).forward, given)
@@ -72,6 +81,10 @@ class ReferenceWalk:
             if segment.trains:
                 gradients |= {f"{segment.name}/{name.removeprefix('d.')}": value for name, value in found.items()}
         return Outcome(loss, gradients)
+
+    def _context(self, batch: Batch) -> Arrays:
+        name = self.manifest.context
+        return self._graph(name, {"attention_mask": batch.attention_mask}) if name else {}
 
     def _pair(self, segment: Segment, kept_bits: int) -> Structure | Keeping:
         """The graphs of a segment, there and back."""

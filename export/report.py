@@ -23,10 +23,12 @@ def summary(manifest: Manifest) -> str:
     model, adapter = manifest.model, manifest.adapter
     labels = f", labels {', '.join(model.labels)}" if model.labels else ""
     text = "with its tokenizer" if manifest.tokenizer else "no tokenizer: devices need token arrays as data"
+    vocabulary, rows = f", vocabulary {model.vocabulary}", f"at most {model.max_tokens} tokens{labels}, {text}"
+    if model.image is not None:
+        vocabulary, rows = "", f"images of {model.image} bytes, {model.max_tokens} tokens each{labels}"
     return (
-        f"{model.family}, {model.task.value}: {model.layers} layers of width {model.width}, vocabulary "
-        f"{model.vocabulary}\n"
-        f"at most {model.max_tokens} tokens{labels}, {text}\n"
+        f"{model.family}, {model.task.value}: {model.layers} layers of width {model.width}{vocabulary}\n"
+        f"{rows}\n"
         f"{adapter.kind} of rank {adapter.rank}, alpha {adapter.alpha:g}, on {', '.join(adapter.targets)}"
     )
 

@@ -1,7 +1,7 @@
 """Parts of a model -> the graphs of an artifact, captured once and shared by all levels of 32 bits.
 
-Graph inputs, in order: what flows in (`ids`, `x`, `dy`), what was kept, context, frozen tensors, trained tensors.
-Outputs: `y` forward, and what is kept; `dx` and `d.<trained>` backward.
+Graph inputs, in order: what flows in (`ids`, `pixels`, `x`, `dy`), what was kept, context, frozen tensors, trained
+tensors. Outputs: `y` forward, and what is kept; `dx` and `d.<trained>` backward.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from edge_sdk.wire.manifest import ImageSpec
 from export.adapters import Named, named
 from export.capture import IR_VERSION, OPSET, Function, Sizes, Tensors, capture
 from export.families import Family
@@ -45,9 +46,9 @@ def signature(part: Part) -> tuple[Any, ...]:
     return type(part.module), part.context, tuple(tensors)
 
 
-def sizes_for(model: nn.Module) -> Sizes:
-    """A batch and a number of tokens that no dimension of `model` can be taken for."""
-    return Sizes.unlike({n for p in model.parameters() for n in p.shape})
+def sizes_for(model: nn.Module, image: ImageSpec | None = None) -> Sizes:
+    """A batch and a number of tokens that no dimension of `model`, or of its images, can be taken for."""
+    return Sizes.unlike({n for p in model.parameters() for n in p.shape} | set(image.shape if image else ()))
 
 
 def capture_context(family: Family, backbone: Any, sizes: Sizes) -> ir.Model:  # noqa: ANN401
@@ -67,9 +68,14 @@ def capture_embed(part: Part, sizes: Sizes) -> Captured:
     The embedding `matrix` may have any number of rows: a device gives only those that a batch uses, and counts ids
     within them.
     """
-    examples = {"ids": torch.zeros(sizes.batch, sizes.tokens, dtype=torch.int64), **_examples(part)}
-    graph = lower(capture(lambda t: {"y": _call(part, t["ids"], t)}, examples, sizes))
+    graph = _embed(part, "ids", torch.zeros(sizes.batch, sizes.tokens, dtype=torch.int64), sizes)
     FreeRows()(graph)
+    return _captured(part, graph, None, {})
+
+
+def capture_patches(part: Part, image: ImageSpec, sizes: Sizes) -> Captured:
+    """`pixels` (batch, channels, height, width) uint8 -> `y`, of as many tokens as the model makes of an image."""
+    graph = _embed(part, "pixels", torch.zeros(sizes.batch, *image.shape, dtype=torch.uint8), sizes)
     return _captured(part, graph, None, {})
 
 
@@ -81,13 +87,26 @@ def capture_block(part: Part, context: Tensors, width: int, sizes: Sizes) -> Cap
     """
     x = torch.zeros(sizes.batch, sizes.tokens, width)
     tensors = {**{name: context[name] for name in part.context}, **_examples(part)}
-    joint = lean(simplify(capture(_both_ways(part), {"x": x, "dy": torch.zeros_like(x), **tensors}, sizes)))
+    joint = capture(_both_ways(part), {"x": x, "dy": torch.zeros_like(x), **tensors}, sizes)
+    _measure_x(joint)
+    joint = lean(simplify(joint))
     forward = restrict(joint, lambda name: name != "dy", lambda name: name == "y")
     backward = restrict(joint, lambda _: True, lambda name: name != "y")
     kept = {bits: pair for bits in PRECISIONS if (pair := keep_products(joint, _examples(part), bits)).names}
     for graph in (forward, backward, *(g for pair in kept.values() for g in (pair.forward, pair.backward))):
         Canonicalize()(graph)
     return _captured(part, forward, backward, kept)
+
+
+def _measure_x(joint: ir.Model) -> None:
+    """Where the exporter has taken a length from `dy`, which is of the shape of `x`, take it from `x`, in place.
+
+    The way there has no `dy`. Where there is a mask, lengths come from that.
+    """
+    inputs = {value.name: value for value in joint.graph.inputs}
+    for node in [use.node for use in inputs["dy"].uses()]:
+        if node.op_type == "Shape":
+            node.replace_input_with(0, inputs["x"])
 
 
 def capture_step(part: Part, width: int, sizes: Sizes) -> Captured:
@@ -136,6 +155,10 @@ def _lookup(width: int) -> ir.Model:
     ids, matrix = _given("ids", ["rows"], ir.DataType.INT64), _given("matrix", ["chunk", width])
     looked_up = ir.node("Gather", [matrix, ids], {"axis": 0})
     return _model([ids, matrix], [looked_up], {"z": (looked_up, ["rows", width])})
+
+
+def _embed(part: Part, name: str, example: Tensor, sizes: Sizes) -> ir.Model:
+    return lower(capture(lambda t: {"y": _call(part, t[name], t)}, {name: example, **_examples(part)}, sizes))
 
 
 def _examples(part: Part) -> dict[str, Tensor]:

@@ -88,6 +88,18 @@ def tiny_classifier(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return _exported("bert", tmp_path_factory.mktemp("bert"), *task, *level, "--no-parity")
 
 
+@pytest.fixture(scope="session")
+def tiny_vision(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """An artifact folder of a tiny random ViT, all of whose blocks and head train, on images of 3 x 12 x 20 bytes.
+
+    A bare install cannot export: there FEDPEAT_TINY_VISION names a folder that was made before.
+    """
+    if made := os.environ.get("FEDPEAT_TINY_VISION"):
+        return pathlib.Path(made)
+    task = ("--task", "image-classification", "--labels", "bad,so-so,good")
+    return _exported("vit", tmp_path_factory.mktemp("vit"), *task, "--no-parity")
+
+
 def _exported(kind: str, folder: pathlib.Path, *arguments: str) -> pathlib.Path:
     model, artifact = str(folder / "model"), folder / "artifact"
     subprocess.run([sys.executable, "-m", "tests.models", kind, model], check=True, cwd=HERE.parent)

@@ -1,10 +1,11 @@
-"""Tiny random models with a tokenizer trained on the spot: real in every respect but size.
+"""Tiny random models, those of text with a tokenizer trained on the spot: real in every respect but size.
 
 python -m tests.models KIND FOLDER        with a KIND of MODELS below
 """
 
 from __future__ import annotations
 
+import json
 import pathlib
 import sys
 from typing import Any
@@ -37,6 +38,16 @@ DISTILBERT = {**SIZES, "dim": WIDTH, "hidden_dim": FFN, "n_layers": 3, "n_heads"
 SPECIAL = 4  # so many special tokens the tokenizer has, before all others
 UNKNOWN = 3  # the id of one of them, [UNK], which no text has: every text has bytes
 ROBERTA = {**SIZES, "pad_token_id": UNKNOWN, "max_position_embeddings": TOKENS + UNKNOWN + 1, "type_vocab_size": 1}
+
+# Patches attend to all alike where weights are drawn as narrowly as transformers has it; see OPT.
+VISION = {
+    "hidden_size": WIDTH,
+    "intermediate_size": FFN,
+    "num_hidden_layers": 3,
+    "num_attention_heads": HEADS,
+    "initializer_range": 0.2,
+}
+SCALING = {"rescale_factor": 1 / 255, "image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.25, 0.3]}
 
 # By kind: the model type, and its configuration. Odd on purpose: no two numbers that could be mistaken for each other.
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -83,26 +94,37 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "xlm-roberta": ("xlm-roberta", {**ROBERTA, "type_vocab_size": 2}),
     "camembert": ("camembert", ROBERTA),
     "distilbert": ("distilbert", {**DISTILBERT, "sinusoidal_pos_embds": True}),
+    "vit": ("vit", {**VISION, "image_size": [12, 20], "patch_size": 4}),
+    "deit": ("deit", {**VISION, "image_size": 18, "patch_size": [6, 3], "num_channels": 1}),
+    "dinov2": ("dinov2", {**VISION, "mlp_ratio": 2, "image_size": 15, "patch_size": 5, "layerscale_value": 0.5}),
+    "dinov2-gated": ("dinov2", {**VISION, "image_size": 15, "patch_size": 5, "use_swiglu_ffn": True}),
 }
 ENCODERS = {"bert", "roberta", "xlm-roberta", "camembert", "distilbert"}
+OF_IMAGES = {"vit", "deit", "dinov2"}
 
 
 def tiny_model(kind: str, folder: pathlib.Path, seed: int = 0, **options: Any) -> pathlib.Path:
-    """A model of a kind of MODELS, as `save_pretrained` writes it: a decoder with its vocabulary, an encoder without a
-    head. Its vectors, biases and norms, are drawn too. `options` go to its configuration.
+    """A model of a kind of MODELS, as `save_pretrained` writes it: a decoder with its vocabulary, an encoder or one of
+    images without a head. Its vectors, biases and norms, are drawn too. `options` go to its configuration.
     """
     model_type, sizes = MODELS[kind]
-    special = {"bos_token_id": 0, "eos_token_id": 0}
+    of_images = model_type in OF_IMAGES
+    special = {} if of_images else {"bos_token_id": 0, "eos_token_id": 0}
     config = transformers.AutoConfig.for_model(model_type, **{**special, **sizes, **options})
     is_encoder = model_type in ENCODERS
     torch.manual_seed(seed)
-    auto: Any = transformers.AutoModel if is_encoder else transformers.AutoModelForCausalLM
+    auto: Any = transformers.AutoModel if is_encoder or of_images else transformers.AutoModelForCausalLM
     model = auto.from_config(config)
     with torch.no_grad():
         for parameter in model.parameters():
-            if parameter.ndim == 1:  # transformers starts them at 0 and 1, where an exchange of two goes unseen
+            if parameter.ndim in {1, 3}:  # transformers starts them at 0 and 1, where an exchange of two goes unseen
                 parameter.add_(0.1 * torch.randn_like(parameter))
     model.save_pretrained(folder)
+    if of_images:
+        channels = config.num_channels
+        scaling = {name: value[:channels] if isinstance(value, list) else value for name, value in SCALING.items()}
+        (folder / "preprocessor_config.json").write_text(json.dumps(scaling))
+        return folder
     _tokenizer(frame=is_encoder).save(str(folder / "tokenizer.json"))
     return folder
 

@@ -32,11 +32,13 @@ class Artifact:
         """Where its largest file lies: what a medium's speed is measured on."""
         return self.store.path(self.manifest.largest_blob().sha256)
 
-    def require_tokens(self, tokens: int) -> None:
-        """Raise ConfigError for longer rows than the model reads."""
-        if tokens > self.manifest.model.max_tokens:
-            msg = f"tokens is {tokens}; this model reads at most {self.manifest.model.max_tokens}"
+    def row_tokens(self, asked: int) -> int:
+        """Tokens of the longest row, see ModelSpec. Raises ConfigError for longer rows than the model reads."""
+        model = self.manifest.model
+        if not model.reads(tokens := model.row_tokens(asked)):
+            msg = f"tokens is {tokens}; this model reads at most {model.max_tokens}"
             raise ConfigError(msg)
+        return tokens
 
     def tensors(self, name: str) -> TensorFile:
         """A tensor file, mapped. Raises DecodeError."""

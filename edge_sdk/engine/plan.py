@@ -16,6 +16,7 @@ and the predicted peak of a step of b rows of S tokens is
     process          the worker with everything loaded, and what a step takes beyond its parts (both measured)
   + adapter state    every value, and the optimizer's moments of what trains
   + mapped           the weights of what is resident, and of the largest segment that is not
+  + images           a batch of them, and the next one, whose last is being stretched
   + shelf            inputs of what is walked back, activations kept, masks, gradients
   + turn             hidden states where the loss over a vocabulary turns round
   + arena            the graph that needs most while it runs (measured), for the loss over a vocabulary with the
@@ -52,6 +53,8 @@ UPDATE_MS = {32: 2.7e-6, 8: 8.6e-6}  # AdamW's time a number (one million, measu
 MARGIN, REHEARSED = 1.08, 1.02  # what allocators add, and what is not as expected before a rehearsal
 VARIES_BYTES = 2_500_000  # two equal processes differ so much
 REGION = 2  # times what the arena is expected to take
+IMAGES = 2  # batches of images at a time: while the loss is measured, the next is made before the last is dropped
+STRETCHED = 8  # bytes a byte of the image that is being stretched, in float32 before it and after it
 ARENA_NOTES = 1 / 32  # onnxruntime's arena writes down 8 bytes for each 256 of a region, touched or not
 
 
@@ -296,9 +299,12 @@ class Step:
         self._costs = Costs(manifest.costs)
         self._walked_back = manifest.walked_back()
         self._keepable = [s for s in self._walked_back if manifest.structures[s.structure].keepings]
-        # The embedding is not mapped: the rows that occur are read.
+        # An embedding of tokens is not mapped: the rows that occur are read.
         self._weights = [manifest.files[segment.tensors].size_bytes for segment in manifest.walk[1:]]
         self._slice_bytes = _slice_bytes(manifest)
+        image = manifest.model.image
+        self._images_bytes = 0 if image is None else (IMAGES * batch + STRETCHED) * image.size_bytes
+        self._patches_bytes = 0 if image is None else manifest.files[manifest.walk[0].tensors].size_bytes
         trained = [math.prod(shape) for shape in manifest.trained_shapes().values()]
         self._trained = sum(trained)
         self._adapter = sum(math.prod(shape) for shape in manifest.adapter_shapes().values())
@@ -332,7 +338,7 @@ class Step:
 
     def predicted(self, plan: Plan) -> Plan:
         """`plan` with its predictions."""
-        fixed = self._costs.process_bytes + self._state_bytes(plan) + self._mapped_bytes(plan)
+        fixed = self._costs.process_bytes + self._state_bytes(plan) + self._mapped_bytes(plan) + self._images_bytes
         arena = self._arena_bytes(plan)
         region_bytes = with_margin(REGION * arena)
         rehearsed = bool(self._arenas) and way_of(self._manifest, plan) in self._arenas
@@ -356,7 +362,8 @@ class Step:
 
     def _mapped_bytes(self, plan: Plan) -> int:
         streamed = len(self._weights) - plan.resident
-        return sum(self._weights[streamed:]) + max([self._slice_bytes, *self._weights[:streamed]])
+        visited = max([self._slice_bytes, self._patches_bytes, *self._weights[:streamed]])
+        return sum(self._weights[streamed:]) + visited
 
     def _shelf_bytes(self, plan: Plan) -> float:
         """What outlives a run: inputs, activations, what passes by, and gradients, of former walks as well."""

@@ -1,10 +1,11 @@
 """What each graph costs, measured: what manifests carry and plans are made from.
 
 Every graph runs over three shapes of random numbers: one row of T tokens, eight rows, and one row of 4T. They lie wide
-apart, for what is between them is interpolated, and what is beyond is off by more the closer they are. Each runs in a
-fork of this process, whose arena begins empty: memory is the growth of anonymous memory in the first run, time the
-median of further ones, with the weights in memory. `process` is the memory at rest with everything loaded, the arena
-still empty. `pages` is what it costs to map weights and to give them back.
+apart, for what is between them is interpolated, and what is beyond is off by more the closer they are. Images are all
+of one length: of them there are the first two. Each runs in a fork of this process, whose arena begins empty: memory is
+the growth of anonymous memory in the first run, time the median of further ones, with the weights in memory. `process`
+is the memory at rest with everything loaded, the arena still empty. `pages` is what it costs to map weights and to give
+them back.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from edge_sdk.engine.runtime import Graph, reserve_arena
 from edge_sdk.engine.walk import Arrays, Walk
 from edge_sdk.errors import ArtifactError
 from edge_sdk.memory import read_memory
-from edge_sdk.wire.manifest import Cost, Keeping, Manifest, Segment, Structure
+from edge_sdk.wire.manifest import Cost, Keeping, Manifest, ModelSpec, Segment, Structure
 from edge_sdk.wire.tensors import Array
 
 REPETITIONS = 5
@@ -81,12 +82,11 @@ def fullest(manifest: Manifest) -> Plan:
 
 
 class _Probe:
-    """The graphs of one artifact at three shapes."""
+    """The graphs of one artifact at each of the shapes."""
 
     def __init__(self, artifact: Artifact, tokens: int, threads: int) -> None:
         self._artifact, self._manifest, self._threads = artifact, artifact.manifest, threads
-        tokens = max(min(tokens, self._manifest.model.max_tokens // 4), 2)
-        self._shapes = ((1, tokens), (8, tokens), (1, 4 * tokens))
+        self._shapes = _shapes(self._manifest.model, tokens)
         self._adapter = artifact.initial_adapter()
         self._generator = np.random.default_rng(0)
 
@@ -126,7 +126,7 @@ class _Probe:
             given |= {name: found[name] for name in structure.context}
         if segment is not self._manifest.walk[0]:
             return given | {"x": self._hidden(rows, tokens)}
-        return given | occurring_rows(file, batch.ids)
+        return given | (occurring_rows(file, batch.ids) if batch.pixels is None else batch.flowing)
 
     def _context(self, rows: int, tokens: int) -> tuple[Cost, Arrays]:
         mask = random_batch(self._manifest, rows, tokens).attention_mask
@@ -211,6 +211,14 @@ def in_fork(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         raise ArtifactError(msg)
     found: dict[str, Any] = json.loads(answer)
     return found
+
+
+def _shapes(model: ModelSpec, tokens: int) -> tuple[tuple[int, int], ...]:
+    """Rows and tokens of what is measured; images are all of one length, and no plan asks for another."""
+    if model.image is not None:
+        return (1, model.max_tokens), (8, model.max_tokens)
+    tokens = max(min(tokens, model.max_tokens // 4), 2)
+    return (1, tokens), (8, tokens), (1, 4 * tokens)
 
 
 def _is_embedding(segment: Segment, name: str) -> bool:

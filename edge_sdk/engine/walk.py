@@ -94,15 +94,15 @@ class Walk:
 
     def _run_each_graph(self, batch: Batch, adapter: Mapping[str, Array]) -> None:
         manifest, context = self.artifact.manifest, self.context(batch)
-        hidden = np.ones((*batch.ids.shape, manifest.model.width), np.float32)
+        hidden = np.ones((*batch.attention_mask.shape, manifest.model.width), np.float32)
         alike = {(s.structure, s.name in self._kept, self.walks_back(s)): s for s in self._segments}
         for segment in alike.values():
-            flowing = {"ids": batch.ids} if segment is self._segments[0] else {"x": hidden}
+            flowing = batch.flowing if segment is self._segments[0] else {"x": hidden}
             self.forward(segment, flowing, context, adapter)  # as where nothing is walked back
             kept = {**flowing, **self.there(segment, flowing, context, adapter)}
             if self.walks_back(segment):
                 self.back(segment, kept, hidden, context, adapter)
-        chunk = -(-self.plan.head_rows // batch.ids.shape[1]) + 1  # rows enough for one chunk of the vocabulary's loss
+        chunk = -(-self.plan.head_rows // hidden.shape[1]) + 1  # rows enough for one chunk of the vocabulary's loss
         if self._vocabulary is not None and len(batch) > chunk:
             batch, hidden = batch.rows(0, chunk), hidden[:chunk]
         self.turn(hidden, batch, adapter, 1.0)
@@ -116,7 +116,7 @@ class Walk:
     def loss(self, batch: Batch, adapter: Mapping[str, Array], weight: float) -> Outcome:
         """The weighted loss, without a way back: nothing is kept."""
         context = self.context(batch)
-        flowing = {"ids": batch.ids}
+        flowing = batch.flowing
         for segment in self._segments:
             flowing = {"x": self.forward(segment, flowing, context, adapter)}
         if self._vocabulary is not None:
@@ -129,7 +129,7 @@ class Walk:
         """The weighted loss and its gradient by every adapter tensor that trains at this level."""
         context = self.context(batch)
         kept: list[Arrays] = []
-        flowing = {"ids": batch.ids}
+        flowing = batch.flowing
         for segment in self._segments:
             found = self.there(segment, flowing, context, adapter)
             y = found.pop("y")

@@ -10,7 +10,8 @@ A model is a walk:  embed -> block.a -> block.b -> ... -> norm -> loss,  and bac
 - A **segment** is one place in the walk: a structure and a tensor file. `block.7` is layer 7 *of the full model*,
   whichever layers the emulator kept: the adapter goes back into the full model by that name.
 - Graph inputs: `x` (batch, tokens, width), `dy` like `y`, then context, frozen and trained tensors by name. Outputs:
-  `y` forward; `dx` and `d.<trained>` backward. Batch and tokens are dynamic.
+  `y` forward; `dx` and `d.<trained>` backward. Batch and tokens are dynamic. The walk begins with `ids` (batch, tokens)
+  int64, or with `pixels` (batch, channels, height, width) uint8, which the embedding scales and cuts into patches.
 - An adapter tensor's name is `<segment>/<trained input>`; all are float32.
 - A matrix `w` (out, in) held in fewer than 32 bits is one or two inputs, each with `out` rows: at 16 bits `w` float16;
   at 8 `w` int8 and `w.scale` float32 (out,); at 4, with n = in rounded up to a multiple of 32, `w` uint8 (out, n / 2)
@@ -31,6 +32,8 @@ from edge_sdk.wire.errors import DecodeError
 
 MAX_MANIFEST_BYTES = 65_536
 FORMAT = 1
+MAX_CHANNELS, MAX_SIDE = 16, 4096  # of an image: colours, and pixels each way
+MAX_IMAGE_BYTES = 1 << 24  # a number in a manifest must not fill a device's memory
 BITS = (32, 16, 8, 4)  # in which a frozen matrix can be held
 KEPT_BITS = (32, 16)  # in which an activation can be kept
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -42,11 +45,46 @@ class TaskType(enum.Enum):
 
     CAUSAL_LM = "causal-lm"
     SEQUENCE_CLASSIFICATION = "sequence-classification"
+    IMAGE_CLASSIFICATION = "image-classification"
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSpec:
+    """The images that a model takes: a byte for each pixel and channel, of which grey has one and colour three."""
+
+    channels: int
+    height: int
+    width: int
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that no image has, and more bytes than a device should have to hold."""
+        sides = (self.height, self.width)
+        possible = 1 <= self.channels <= MAX_CHANNELS and min(sides) >= 1 and max(sides) <= MAX_SIDE
+        if not possible or self.size_bytes > MAX_IMAGE_BYTES:
+            msg = f"images of {self} bytes are not supported"
+            raise ValueError(msg)
+
+    def __str__(self) -> str:
+        return "x".join(map(str, self.shape))
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height, width."""
+        return self.channels, self.height, self.width
+
+    @property
+    def size_bytes(self) -> int:
+        """Of one image."""
+        return self.channels * self.height * self.width
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """The foundation model: `layers` and `width` of the full model, `labels` by index (empty for a language model)."""
+    """The foundation model: `layers` and `width` of the full model, `labels` by index (empty for a language model).
+
+    A model of images has no vocabulary, and makes `max_tokens` tokens of every image: its patches, and what stands
+    before them.
+    """
 
     family: str
     task: TaskType
@@ -55,6 +93,21 @@ class ModelSpec:
     vocabulary: int
     labels: tuple[str, ...]
     max_tokens: int
+    image: ImageSpec | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a task without what it is about."""
+        if (self.task is TaskType.IMAGE_CLASSIFICATION) != (self.image is not None):
+            msg = f"a model for {self.task.value} {'without' if self.image is None else 'with'} images"
+            raise ValueError(msg)
+
+    def row_tokens(self, asked: int) -> int:
+        """Tokens of the longest row where `asked` are asked for. That is for text to say: images are of one length."""
+        return asked if self.image is None else self.max_tokens
+
+    def reads(self, tokens: int) -> bool:
+        """Whether its longest row can be of so many tokens."""
+        return tokens <= self.max_tokens if self.image is None else tokens == self.max_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,6 +299,9 @@ class Manifest:
             raise ValueError(msg)
         if (self.vocabulary_loss is None) == (self.classes_loss is None):
             msg = "exactly one loss is needed"
+            raise ValueError(msg)
+        if self.model.image is not None and self.classes_loss is None:
+            msg = "images have no vocabulary to be a loss over"
             raise ValueError(msg)
         for name in self.files:
             if not FILE_NAME.fullmatch(name):

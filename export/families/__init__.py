@@ -36,7 +36,7 @@ class Family:
     - `heads`: by task, the classifier as a part, called with (hidden state, attention_mask) -> logits; None where the
       loss is over the vocabulary
     - `check(config)`: None, or why a model with this configuration is not supported
-    - `max_tokens(config)`: how long a row can be
+    - `max_tokens(config)`: how long a row can be; of a vision model, how long every row is
     """
 
     name: str

@@ -28,7 +28,7 @@ from export.levels import resolve_level
 from export.lowering import serialize
 from export.optimizers import BETA1, BETA2, EPSILON
 from export.ort_training.environment import VERSION, python_of
-from export.ort_training.whole import Whole, require_bits, whole_graph
+from export.ort_training.whole import Whole, require_bits, require_text, whole_graph
 from export.parity import Oracle, Parity, badness, relative_error, require_parity
 from export.program import adapt
 from export.progress import Progress, Report, silent
@@ -48,6 +48,7 @@ def write_artifacts(request: BuildRequest, report: Report = silent) -> Parity | 
         msg = f"{request.out} exists: give a folder that does not"
         raise ExportError(msg)
     require_bits(asked.bits)
+    require_text(request.task)
     foundation = open_foundation(request.model, request.task, request.labels)
     level = resolve_level(asked, foundation.spec.layers)
     adapter = replace(request.adapter, targets=request.adapter.targets or foundation.family.targets)

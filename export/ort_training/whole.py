@@ -22,7 +22,7 @@ from onnx_ir.passes import common
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
 
-from edge_sdk.wire.manifest import LevelSpec
+from edge_sdk.wire.manifest import LevelSpec, TaskType
 from edge_sdk.wire.tensors import Array
 from export.adapters import Named, named
 from export.capture import Sizes, Tensors
@@ -66,6 +66,13 @@ def require_bits(bits: int) -> None:
     """Raise ExportError for a level whose matrices operators of opset 15 cannot read."""
     if bits not in BITS:
         msg = f"{bits} bits are not supported for ort-training; supported are {', '.join(map(str, BITS))}"
+        raise ExportError(msg)
+
+
+def require_text(task: TaskType) -> None:
+    """Raise ExportError for images: this graph begins at token ids."""
+    if task is TaskType.IMAGE_CLASSIFICATION:
+        msg = f"{task.value} is not supported for ort-training, only what reads text"
         raise ExportError(msg)
 
 

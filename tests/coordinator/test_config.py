@@ -116,7 +116,7 @@ def test_the_codec_is_the_tasks_and_residuals_where_they_mean_something(
         ("learning_rate = 1", 'optimizer = "adam"', "training.optimizer is 'adam'; allowed: adamw, sgd"),
         ('"causal-lm"', '"chat"', "model.task is 'chat'; allowed: causal-lm, sequence-classification"),
         ('"causal-lm"', '"sequence-classification"', "model.labels are needed"),
-        ('"causal-lm"', '"causal-lm"\nlabels = ["a", "b"]', "model.labels are for sequence-classification"),
+        ('"causal-lm"', '"causal-lm"\nlabels = ["a", "b"]', "model.labels are for a classification"),
         ("devices = 5", "devices = 5\nquorum = 6", "rounds.quorum is 6, more than rounds.devices"),
         ("bits = 8", "bits = 7", "levels.int8.bits is 7; allowed: 32, 16, 8, 4"),
         ("bits = 8", "layers = 4", "levels.int8 trains more layers than it keeps"),

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from edge_sdk.data import write_token_folder
+from edge_sdk.data import write_image_folder, write_token_folder
 from edge_sdk.engine.artifact import Artifact, artifact_in, choose_manifest
 from edge_sdk.order import WorkerOrder
 from edge_sdk.wire.blobs import Blob, BlobStore
@@ -35,8 +35,13 @@ def put_adapter(artifact: Artifact, changes: Mapping[str, Array]) -> Blob:
 
 
 def make_rows(folder: pathlib.Path, artifact: Artifact, tokens: int) -> pathlib.Path:
-    """Private rows: few different tokens, so that there is something to learn."""
-    random, path = np.random.default_rng(0), folder / "tokens"
+    """Private rows: few different tokens, so that there is something to learn; images as bright as their label says."""
+    random, path, model = np.random.default_rng(0), folder / "tokens", artifact.manifest.model
+    if model.image is not None:
+        classes, levels = np.arange(ROWS) % len(model.labels), 255 // len(model.labels)
+        noise = random.integers(0, levels, (ROWS, *model.image.shape))
+        write_image_folder(path, classes[:, None, None, None] * levels + noise, classes)
+        return path
     ids = random.integers(4, 12, (ROWS, tokens))
     labels = random.integers(0, len(artifact.manifest.model.labels), ROWS) if artifact.manifest.model.labels else None
     write_token_folder(path, ids, random.integers(tokens // 2, tokens + 1, ROWS), labels)
@@ -50,7 +55,8 @@ def make_order(
     store, manifest = make_store(folder, artifact)
     stored = artifact_in(store, manifest)
     given = {"artifact": manifest, "adapter": stored.manifest.files[stored.manifest.adapter.initial]}
-    task = make_task(**{**given, "steps": 4, "batch": 4, "tokens": TOKENS, "learning_rate": 1e-2, **changes})
+    tokens = stored.manifest.model.row_tokens(TOKENS)
+    task = make_task(**{**given, "steps": 4, "batch": 4, "tokens": tokens, "learning_rate": 1e-2, **changes})
     return WorkerOrder(
         device="pi",
         task=task,

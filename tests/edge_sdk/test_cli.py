@@ -138,7 +138,7 @@ def test_a_budget_that_nothing_fits_is_a_failure(
         (("doctor", "--config", "absent.toml"), "absent.toml: cannot be read"),
         (("run", "--config", "absent.toml"), "absent.toml: cannot be read"),
         (("prepare", "ARTIFACT", "--kind", "csv", "--path", "absent.csv", "--out", "out"), "cannot read absent.csv"),
-        (("prepare", "ARTIFACT", "--kind", "csv", "--path", "TOKENS", "--out", ".."), "and is no token folder"),
+        (("prepare", "ARTIFACT", "--kind", "csv", "--path", "TOKENS", "--out", ".."), "and is no folder of rows"),
         (
             ("evaluate", "ARTIFACT", "--data", "TOKENS", "--adapter", "absent.st"),
             "absent.st: No such file or directory",

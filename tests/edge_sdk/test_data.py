@@ -15,11 +15,15 @@ from edge_sdk.data import (
     TokenFolder,
     batches,
     map_token_folder,
+    open_image_folder,
     open_token_folder,
     split,
+    write_image_folder,
     write_token_folder,
 )
 from edge_sdk.errors import ConfigError, DataError
+from edge_sdk.images import fitted
+from edge_sdk.wire.manifest import ImageSpec
 from edge_sdk.wire.tensors import Array
 
 VOCABULARY = 50
@@ -149,7 +153,7 @@ def test_nothing_else_is_ever_replaced(tmp_path: pathlib.Path) -> None:
     precious.parent.mkdir()
     precious.write_text("years of work")
     for path in (precious.parent, precious):
-        with pytest.raises(ConfigError, match="is no token folder; choose another name"):
+        with pytest.raises(ConfigError, match="is no folder of rows; choose another name"):
             write_token_folder(path, np.zeros((1, 2)), np.ones(1))
     assert precious.read_text() == "years of work"
 
@@ -196,3 +200,69 @@ def test_batches_of_nothing_are_refused(tmp_path: pathlib.Path) -> None:
     folder = written(tmp_path)
     with pytest.raises(DataError, match="no usable row"):
         batches(folder, np.array([0, 1]), 1, 8, seed=0)
+
+
+SPEC, SEEN = ImageSpec(3, 12, 20), 16
+
+
+def pictured(folder: pathlib.Path, rows: int = 6, side: int = 5) -> pathlib.Path:
+    """An image folder of grey squares of three classes."""
+    images = np.random.default_rng(0).integers(0, 256, (rows, 1, side, side))
+    write_image_folder(folder / "images", images, np.arange(rows) % 3)
+    return folder / "images"
+
+
+@pytest.mark.parametrize("side", [5, 30])
+def test_batches_of_images_are_the_models(tmp_path: pathlib.Path, side: int) -> None:
+    """Whatever their size in the folder, a batch has them as the model takes them, each with its own label."""
+    folder = open_image_folder(pictured(tmp_path, side=side), 3, SPEC, SEEN)
+    batch = folder.batch(np.array([4, 1, 4]), SEEN)
+    assert batch.pixels is not None
+    assert batch.pixels.dtype == np.uint8
+    assert batch.pixels.shape == (3, *SPEC.shape)
+    assert batch.labels.tolist() == [1, 1, 1]
+    assert batch.attention_mask.tolist() == [[1] * SEEN] * 3
+    assert np.array_equal(batch.pixels[0], fitted(folder.images[4], SPEC))
+    part = batch.rows(1, 2)
+    assert part.pixels is not None
+    assert np.array_equal(part.pixels[0], batch.pixels[1])
+    assert folder.usable().tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def test_every_epoch_sees_every_image_once(tmp_path: pathlib.Path) -> None:
+    """As of rows of tokens."""
+    folder = open_image_folder(pictured(tmp_path), 3, SPEC, SEEN)
+    endless = batches(folder, folder.usable(), 3, SEEN, seed=1)
+    labels = [int(label) for _ in range(2) for label in next(endless).labels]
+    assert Counter(labels) == {0: 2, 1: 2, 2: 2}
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "complaint"),
+    [
+        ("images.npy", np.zeros((6, 5, 5), np.uint8), "must hold uint8 with 4 dimension"),
+        ("images.npy", np.zeros((6, 1, 5, 5), np.float32), "must hold uint8 with 4 dimension"),
+        ("images.npy", np.zeros((5, 1, 5, 5), np.uint8), "do not fit together"),
+        ("images.npy", np.zeros((6, 2, 5, 5), np.uint8), "images of 2 channels; this model takes 3"),
+        ("images.npy", np.zeros((6, 1, 1, 5000), np.uint8), "images of 1 x 5000 pixels"),
+        ("labels.npy", np.full(6, 3), "label 3 is out of bounds, the model has 3 classes"),
+        ("labels.npy", np.full(6, -1), "label -1 is out of bounds"),
+    ],
+)
+def test_wrong_image_arrays_are_refused(tmp_path: pathlib.Path, name: str, array: Array, complaint: str) -> None:
+    """An array of another type, shape or range is refused in one line."""
+    path = pictured(tmp_path)
+    np.save(path / name, array)
+    with pytest.raises(DataError, match=complaint) as caught:
+        open_image_folder(path, 3, SPEC, SEEN)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_image_folder_may_take_a_token_folders_place(tmp_path: pathlib.Path) -> None:
+    """And nothing of the old one is left in it."""
+    path = written(tmp_path).path
+    write_image_folder(path, np.zeros((2, 1, 4, 4)), np.arange(2))
+    assert sorted(file.name for file in path.iterdir()) == ["images.npy", "labels.npy"]
+    (path / "labels.npy").unlink()
+    with pytest.raises(DataError, match=r"labels\.npy is missing; an image folder has images\.npy and labels\.npy"):
+        open_image_folder(path, 3, SPEC, SEEN)

@@ -18,11 +18,11 @@ import pytest
 
 import edge_sdk
 from edge_sdk.config import DataConfig, DataKind
-from edge_sdk.data import map_token_folder, write_token_folder
+from edge_sdk.data import map_token_folder, write_image_folder, write_token_folder
 from edge_sdk.errors import ArtifactError, ConfigError, DataError, OverBudget
 from edge_sdk.local import evaluate, open_artifact, open_data, train
 from edge_sdk.prepare import prepare
-from edge_sdk.sources import TextFolder
+from edge_sdk.sources import IdxImages, TextFolder
 from edge_sdk.wire.tensors import read_tensors, write_tensors
 
 GIGABYTE = 10**9
@@ -207,6 +207,31 @@ def test_text_and_its_token_folder_are_the_same_data(tiny_artifact: pathlib.Path
     kinds = (tmp_path / "texts", str(tmp_path / "tokens"), table)
     losses = {evaluate(artifact, data, tokens=16).loss for data in kinds}
     assert len(losses) == 1
+
+
+def test_images_are_data_like_any_other(tiny_vision: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """The same squares as arrays, in MNIST's format and prepared give one loss, at any `tokens`; and training on them
+    lowers it within the budget.
+    """
+    labels = np.arange(12) % 3
+    pixels = np.random.default_rng(0).integers(0, 80, (12, 9, 9)) + 80 * labels[:, None, None]
+    write_image_folder(tmp_path / "arrays", pixels[:, None], labels)
+    for name, array in (("images-idx3", pixels), ("labels-idx1", labels)):
+        header = np.array([0x800 + array.ndim, *array.shape], ">u4").tobytes()
+        (tmp_path / f"t-{name}-ubyte").write_bytes(header + array.astype(np.uint8).tobytes())
+    artifact = open_artifact(tiny_vision)
+    model = artifact.manifest.model
+    idx = tmp_path / "t-images-idx3-ubyte"
+    out, tokens = tmp_path / "prepared", model.max_tokens
+    prepare(IdxImages(idx), None, tokens=tokens, out=out, labels=model.labels, image=model.image)
+    found = [evaluate(artifact, data, tokens=7) for data in (tmp_path / "arrays", idx, out)]
+    assert len({one.loss for one in found}) == 1
+    assert (found[0].rows, found[0].predictions) == (12, 12)
+    assert found[0].accuracy is not None
+    trained = python(TRAIN, tiny_vision, tmp_path / "arrays", 12, 400 * 10**6, cwd=tmp_path)
+    assert trained["peak_bytes"] <= trained["plan"] <= 400 * 10**6
+    after = evaluate(artifact, tmp_path / "arrays", adapter=tmp_path / "adapter.safetensors")
+    assert after.loss < found[0].loss
 
 
 @pytest.mark.parametrize(

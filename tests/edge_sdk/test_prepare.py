@@ -19,12 +19,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_sdk.config import DataConfig, DataKind
-from edge_sdk.data import map_token_folder, write_token_folder
+from edge_sdk.data import map_image_folder, map_token_folder, write_image_folder, write_token_folder
 from edge_sdk.errors import ConfigError, DataError
 from edge_sdk.memory import read_memory, reset_peak
 from edge_sdk.prepare import _join, _split, command, prepare
 from edge_sdk.rows import Tokenizer, rows
-from edge_sdk.sources import Document, Row, TextFolder
+from edge_sdk.sources import Document, Image, Item, Row, TextFolder
+from edge_sdk.wire.manifest import ImageSpec
 
 WORDS = ("to", "be", "or", "not")
 CLS, SEP, END = 1, 2, 3
@@ -34,10 +35,10 @@ CLS, SEP, END = 1, 2, 3
 class Items:
     """A source of a user's own: what it is given."""
 
-    items: Sequence[Document | Row]
+    items: Sequence[Item]
     name: str = "items"
 
-    def read(self) -> Iterator[Document | Row]:
+    def read(self) -> Iterator[Item]:
         """The items."""
         yield from self.items
 
@@ -205,7 +206,7 @@ def test_another_tokenizer_makes_other_rows(tmp_path: pathlib.Path, tokenizer: p
 def test_what_is_already_there_is_never_lost(tmp_path: pathlib.Path) -> None:
     """A folder with anything else in it is refused and untouched."""
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(ConfigError, match="is no token folder"):
+    with pytest.raises(ConfigError, match="is no folder of rows"):
         prepare(Items([Row([1])]), None, tokens=4, out=tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["thesis.txt"]
 
@@ -240,6 +241,74 @@ def test_memory_does_not_grow_with_the_data(tmp_path: pathlib.Path) -> None:
 def test_labels_survive_the_command_line(labels: list[str]) -> None:
     """Labels may hold commas, quotes and line ends."""
     assert _split(_join(labels)) == labels
+
+
+IMAGE = ImageSpec(3, 8, 8)
+
+
+def test_images_are_prepared_once(tmp_path: pathlib.Path) -> None:
+    """They keep their size where it is small, and are made anew for a model of other images."""
+    items = [Image(np.full((1, 4, 4), k, np.uint8), k % 2) for k in range(5)]
+    out, given_ = tmp_path / "out", dict[str, Any](tokens=17, labels=("a", "b"), image=IMAGE)
+    first = prepare(Items(items), None, out=out, **given_)
+    assert (first.rows, first.tokens, first.cached) == (5, 5 * 17, False)
+    images, labels = map_image_folder(out)
+    assert images.shape == (5, 1, 4, 4)
+    assert labels.tolist() == [0, 1, 0, 1, 0]
+    assert prepare(Items(items), None, out=out, **given_).cached
+    assert not prepare(Items(items), None, out=out, **{**given_, "image": ImageSpec(3, 2, 2)}).cached
+    assert map_image_folder(out)[0].shape == (5, 1, 2, 2)
+    assert prepare(Items(items), None, out=out, max_rows=2, **given_).rows == 2
+
+
+def test_images_and_text_are_told_apart(tmp_path: pathlib.Path) -> None:
+    """A model of the one refuses the other, and no data at all, in one line; no folder is left."""
+    image, labels = Image(np.zeros((1, 4, 4), np.uint8), 0), ("a", "b")
+    with pytest.raises(DataError, match="this model reads text, the data is images"):
+        prepare(Items([image]), None, tokens=4, out=tmp_path / "out", labels=labels)
+    wrong: list[tuple[list[Item], str]] = [([Row([1], 0)], "this model takes images"), ([], "holds no images")]
+    for items, complaint in wrong:
+        with pytest.raises(DataError, match=complaint):
+            prepare(Items(items), None, tokens=4, out=tmp_path / "out", labels=labels, image=IMAGE)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_process_prepares_images(tmp_path: pathlib.Path) -> None:
+    """The command has the model's images among its words."""
+    write_image_folder(tmp_path / "in", np.zeros((3, 3, 20, 20)), np.arange(3) % 2)
+    config = DataConfig(kind=DataKind.IMAGE_ARRAYS, path=tmp_path / "in")
+    done = run(command(config, None, 17, ("a", "b"), tmp_path / "out", image=IMAGE))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert map_image_folder(tmp_path / "out")[0].shape == (3, 3, 8, 8)
+
+
+def test_image_arrays_need_no_pillow(tmp_path: pathlib.Path) -> None:
+    """Where the library is absent, pictures say what to install."""
+    absent = "import sys; sys.modules['PIL'] = None; from edge_sdk.prepare import main; sys.exit(main())"
+    write_image_folder(tmp_path / "in", np.zeros((3, 3, 20, 20)), np.arange(3) % 2)
+    for kind, status in ((DataKind.IMAGE_ARRAYS, 0), (DataKind.IMAGE_FILES, 2)):
+        config = DataConfig(kind=kind, path=tmp_path / "in")
+        done = run(
+            [sys.executable, "-c", absent, *command(config, None, 17, ("a", "b"), tmp_path / "out", image=IMAGE)[3:]]
+        )
+        assert done.returncode == status
+    assert done.stderr == "edge_sdk.prepare: pictures need the Pillow library: pip install 'fedpeat[vision]'\n"
+
+
+def test_images_are_prepared_in_little_memory(tmp_path: pathlib.Path) -> None:
+    """38 MB of images are written in less than 12 MB."""
+
+    class Many(Items):
+        def read(self) -> Iterator[Image]:
+            for _ in range(250):
+                yield Image(np.zeros((3, 300, 300), np.uint8), 0)
+
+    reset_peak()
+    before = read_memory().resident_bytes
+    spec = ImageSpec(3, 224, 224)
+    done = prepare(Many([]), None, tokens=257, out=tmp_path / "out", labels=("a", "b"), image=spec)
+    assert done.rows == 250
+    assert done.peak_bytes - before < 12e6
 
 
 def run(words: Sequence[str]) -> subprocess.CompletedProcess[str]:

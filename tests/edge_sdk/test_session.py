@@ -33,6 +33,7 @@ from edge_sdk.events import (
 from edge_sdk.phases import TRANSITIONS, Phase
 from edge_sdk.session import PROGRESS_S, RESEND_S, Session
 from edge_sdk.supervisor import WorkerFailed, WorkerFinished, WorkerProgress
+from edge_sdk.wire.manifest import ClassesLoss, ImageSpec, ModelSpec, TaskType
 from edge_sdk.wire.messages import (
     Announcement,
     DeclineReason,
@@ -50,7 +51,7 @@ from edge_sdk.wire.messages import (
     TaskProgress,
 )
 from edge_sdk.wire.transport import Connected
-from tests.edge_sdk.samples import FILE, MB, make_hello, make_manifest, make_offer, make_report, make_task
+from tests.edge_sdk.samples import FILE, MB, TOKENS, make_hello, make_manifest, make_offer, make_report, make_task
 
 T = TypeVar("T")
 DELTA = pathlib.Path("delta")
@@ -183,6 +184,20 @@ def test_more_tokens_than_positions_is_declined() -> None:
     (answer,) = scene.tell(ManifestHere(task.task_id, make_manifest(process_bytes=MB)))
     assert isinstance(answer, TaskDeclined)
     assert answer.reason is DeclineReason.INCOMPATIBLE
+
+
+def test_images_have_the_tokens_that_they_have() -> None:
+    """A task that says another number of tokens than the model makes of an image is of some other model."""
+    model = ModelSpec("vit", TaskType.IMAGE_CLASSIFICATION, 2, 6, 0, ("a", "b"), TOKENS, ImageSpec(3, 9, 9))
+    manifest, head = make_manifest(process_bytes=MB), ClassesLoss("forward", "tensors", (), {"bias": (2,)})
+    manifest = dataclasses.replace(manifest, model=model, vocabulary_loss=None, classes_loss=head)
+    for tokens in (TOKENS - 1, TOKENS, TOKENS + 1):
+        scene, task = Scene(), make_task(tokens=tokens, batch=1)
+        scene.tell(TaskOffer(task))
+        answers = scene.tell(ManifestHere(task.task_id, manifest))
+        declined = [answer.reason for answer in answers if isinstance(answer, TaskDeclined)]
+        assert declined == ([] if tokens == TOKENS else [DeclineReason.INCOMPATIBLE])
+        assert any(isinstance(one, FetchFiles) for one in scene.asked) == (tokens == TOKENS)
 
 
 def test_an_offer_repeated_gets_the_same_answer() -> None:

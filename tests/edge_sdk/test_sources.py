@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import pathlib
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,11 +13,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_sdk.config import DataConfig, DataKind
-from edge_sdk.data import write_token_folder
+from edge_sdk.data import write_image_folder, write_token_folder
 from edge_sdk.errors import ConfigError, DataError
-from edge_sdk.sources import PIECE_CHARACTERS, CsvTable, Document, TextFolder, TokenArrays, open_source
+from edge_sdk.sources import (
+    PIECE_CHARACTERS,
+    CsvTable,
+    Document,
+    IdxImages,
+    ImageArrays,
+    ImageFiles,
+    TextFolder,
+    TokenArrays,
+    open_source,
+)
+from edge_sdk.wire.manifest import ImageSpec
+from edge_sdk.wire.tensors import Array
 
 LABELS = ("bad", "good")
+SPEC = ImageSpec(3, 6, 8)
 
 
 def table(folder: pathlib.Path, text: str) -> CsvTable:
@@ -118,15 +133,18 @@ def test_token_arrays_give_rows_without_padding(
 
 
 def test_the_configuration_names_the_source(tmp_path: pathlib.Path) -> None:
-    """Each kind opens its source, and labels reach the table alone."""
+    """Each kind opens its source; labels reach the table and pictures, whose size the latter know, too."""
     opened = {
-        kind: open_source(DataConfig(kind=kind, path=tmp_path, text_column="t", label_column="l"), LABELS)
+        kind: open_source(DataConfig(kind=kind, path=tmp_path, text_column="t", label_column="l"), LABELS, SPEC)
         for kind in DataKind
     }
     assert opened == {
         DataKind.TEXT_FOLDER: TextFolder(tmp_path),
         DataKind.CSV: CsvTable(tmp_path, "t", "l", LABELS),
         DataKind.TOKEN_ARRAYS: TokenArrays(tmp_path),
+        DataKind.IMAGE_FILES: ImageFiles(tmp_path, LABELS, SPEC),
+        DataKind.IMAGE_ARRAYS: ImageArrays(tmp_path),
+        DataKind.IDX: IdxImages(tmp_path),
     }
 
 
@@ -158,3 +176,131 @@ def test_fingerprints_follow_what_is_read(tmp_path: pathlib.Path) -> None:
         CsvTable(path, "text"),
     ]
     assert len({source.fingerprint() for source in sources}) == len(sources)
+
+
+def idx(array: Array) -> bytes:
+    """Bytes as the format of MNIST has them."""
+    header = np.array([0x800 + array.ndim, *array.shape], ">u4").tobytes()
+    return header + array.astype(np.uint8).tobytes()
+
+
+def idx_files(folder: pathlib.Path, *, packed: bool = False, rows: int = 3) -> tuple[pathlib.Path, Array, Array]:
+    """Images and labels in two files, and what is in them."""
+    images, labels = np.random.default_rng(0).integers(0, 256, (rows, 4, 5)), np.arange(rows)
+    ending = ".gz" if packed else ""
+    for name, array in (("images-idx3", images), ("labels-idx1", labels)):
+        data = idx(array)
+        (folder / f"train-{name}-ubyte{ending}").write_bytes(gzip.compress(data) if packed else data)
+    return folder / f"train-images-idx3-ubyte{ending}", images, labels
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_idx_files_hold_grey_images(tmp_path: pathlib.Path, *, packed: bool) -> None:
+    """Packed or not, each image comes with its label from the file beside it; another file is other data."""
+    path, images, labels = idx_files(tmp_path, packed=packed)
+    found = list(IdxImages(path).read())
+    assert np.array_equal(np.stack([item.pixels for item in found])[:, 0], images)
+    assert found[0].pixels.dtype == np.uint8
+    assert [item.label for item in found] == labels.tolist()
+    before = IdxImages(path).fingerprint()
+    idx_files(tmp_path, packed=packed, rows=4)
+    assert IdxImages(path).fingerprint() != before
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_damaged_idx_files_are_refused(tmp_path: pathlib.Path, *, packed: bool) -> None:
+    """Cut short, of something else, without labels, or badly named: one line with the file."""
+    path, *_ = idx_files(tmp_path, packed=packed)
+    labels = path.with_name(path.name.replace("images-idx3", "labels-idx1"))
+
+    def complaint() -> str:
+        with pytest.raises(DataError) as caught:
+            list(IdxImages(path).read())
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-12])
+    assert str(path) in complaint()
+    path.write_bytes(whole)
+    labels.write_bytes(whole)
+    assert f"{labels} begins with 2051, not with 2049" in complaint()
+    fewer = idx(np.arange(2))
+    labels.write_bytes(gzip.compress(fewer) if packed else fewer)
+    assert "3 images of 4 x 5 with 2 labels cannot be" in complaint()
+    labels.unlink()
+    assert f"cannot read {labels}" in complaint()
+    with pytest.raises(DataError, match="where its labels lie is not known"):
+        IdxImages(path.with_name("pictures")).fingerprint()
+
+
+def test_no_packed_file_is_said_to_be_one(tmp_path: pathlib.Path) -> None:
+    """A name that ends in .gz promises what the bytes must keep."""
+    path, _, _ = idx_files(tmp_path)
+    packed = path.rename(path.with_name(path.name + ".gz"))
+    (tmp_path / "train-labels-idx1-ubyte").rename(tmp_path / "train-labels-idx1-ubyte.gz")
+    with pytest.raises(DataError, match=r"cannot read .*\.gz: Not a gzipped file"):
+        list(IdxImages(packed).read())
+
+
+def test_image_arrays_give_what_was_written(tmp_path: pathlib.Path) -> None:
+    """More images than are mapped at a time."""
+    images, labels = np.random.default_rng(0).integers(0, 256, (70, 3, 4, 5)), np.arange(70)
+    write_image_folder(tmp_path / "data", images, labels)
+    found = list(ImageArrays(tmp_path / "data").read())
+    assert np.array_equal(np.stack([item.pixels for item in found]), images)
+    assert [item.label for item in found] == labels.tolist()
+
+
+def picture(path: pathlib.Path, pixels: Array, **options: Any) -> None:
+    """A picture in a file of the kind that its name says."""
+    image: Any = pytest.importorskip("PIL.Image")
+    path.parent.mkdir(exist_ok=True)
+    image.fromarray(pixels.astype(np.uint8)).save(path, **options)
+
+
+def test_pictures_lie_in_folders_of_their_class(tmp_path: pathlib.Path) -> None:
+    """They come in turn, one of each class, of the model's size and colours; other files and folders are none."""
+    red = np.zeros((12, 16, 3))
+    red[..., 0] = 200
+    for name, pixels in (("good/1.png", red), ("good/2.PNG", red // 2), ("bad/a.ppm", red), ("other/x.png", red)):
+        picture(tmp_path / name, pixels)
+    picture(tmp_path / "bad" / "b.png", np.full((3, 4), 70))
+    (tmp_path / "bad" / "notes.txt").write_text("no picture")
+    found = list(ImageFiles(tmp_path, LABELS, SPEC).read())
+    assert [item.label for item in found] == [0, 1, 0, 1]
+    assert {item.pixels.shape for item in found} == {SPEC.shape}
+    assert [item.pixels[:, 2, 3].tolist() for item in found] == [[200, 0, 0], [200, 0, 0], [70, 70, 70], [100, 0, 0]]
+    grey = ImageFiles(tmp_path, LABELS, ImageSpec(1, 6, 8))
+    assert {item.pixels.shape for item in grey.read()} == {(1, 6, 8)}
+    assert grey.fingerprint() != ImageFiles(tmp_path, LABELS, SPEC).fingerprint()
+
+
+def test_pictures_are_upright(tmp_path: pathlib.Path) -> None:
+    """A camera that was held sideways says so in the file."""
+    pixels = np.zeros((8, 16), np.uint8)
+    pixels[:, :8] = 255  # bright on the left; turned by 90 degrees to the right, bright above
+    exif: Any = pytest.importorskip("PIL.Image").Exif()
+    exif[0x0112] = 6
+    picture(tmp_path / "good" / "1.png", pixels, exif=exif)
+    (found,) = ImageFiles(tmp_path, LABELS, ImageSpec(1, 16, 8)).read()
+    assert found.pixels[0, :8].min() > found.pixels[0, 8:].max()
+
+
+def test_wrong_pictures_are_refused(tmp_path: pathlib.Path) -> None:
+    """No picture at all, a file that is none, a label that is a path, a model that takes none: one line each."""
+    pytest.importorskip("PIL")
+    with pytest.raises(DataError, match="has no pictures in folders called bad, good"):
+        list(ImageFiles(tmp_path, LABELS, SPEC).read())
+    for name, data in (("1.png", b"no picture"), ("2.png", b"\x89PNG\r\n\x1a\n")):
+        (tmp_path / "bad").mkdir(exist_ok=True)
+        path = tmp_path / "bad" / name
+        path.write_bytes(data)
+        with pytest.raises(DataError, match=f"{name} is no picture that Pillow reads") as caught:
+            list(ImageFiles(tmp_path, LABELS, SPEC).read())
+        assert "\n" not in str(caught.value)
+        path.unlink()
+    with pytest.raises(DataError, match="cannot be the name of a folder"):
+        list(ImageFiles(tmp_path, ("../up", "good"), SPEC).read())
+    with pytest.raises(DataError, match="this model takes no images"):
+        open_source(DataConfig(kind=DataKind.IMAGE_FILES, path=tmp_path), LABELS)

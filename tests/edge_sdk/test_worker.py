@@ -312,3 +312,26 @@ def test_a_classifier_learns_at_its_level(tiny_classifier: pathlib.Path, tmp_pat
     names = delta_of(order).tensors
     assert names.keys() == start_of(order)[0].manifest.trained_shapes().keys()
     assert {name.split("/")[0] for name in names} == {"block.2", "head"}
+
+
+def test_a_model_of_images_learns(tiny_vision: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """Blocks and head learn how bright each class is, within the plan's peak; the delta holds all that trains."""
+    order = make_order(tmp_path, tiny_vision, steps=8)
+    report = report_of(work(order, tmp_path))
+    assert report.loss_after < report.loss_before
+    assert report.peak_bytes <= report.predicted_bytes <= report.budget_bytes
+    names = delta_of(order).tensors
+    assert names.keys() == start_of(order)[0].manifest.trained_shapes().keys()
+    assert {name.split("/")[0] for name in names} == {"block.0", "block.1", "block.2", "head"}
+
+
+def test_images_that_are_none_are_bad_data(tiny_vision: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """Of other colours than the model's, or no images at all: the reason is one line."""
+    order = make_order(tmp_path, tiny_vision)
+    np.save(pathlib.Path(order.data, "images.npy"), np.zeros((40, 2, 12, 20), np.uint8))
+    (said,) = work(order, tmp_path)
+    assert (said["event"], said["reason"]) == ("failed", "bad-data")
+    assert "images of 2 channels; this model takes 3" in said["detail"]
+    without(pathlib.Path(order.data, "images.npy"))
+    (said,) = work(order, tmp_path)
+    assert "images.npy is missing; an image folder has images.npy and labels.npy" in said["detail"]

@@ -24,8 +24,8 @@ LEVELS = (
     LevelRequest("int4", 4, None, None),
     LevelRequest("int8-2layers-last1", 8, 2, 1),
 )
-LM, CLASSES = TaskType.CAUSAL_LM, TaskType.SEQUENCE_CLASSIFICATION
-FAMILIES = {  # one model of each family: of which kind, for which task, with which targets where not the family's own
+LM, CLASSES, IMAGES = TaskType.CAUSAL_LM, TaskType.SEQUENCE_CLASSIFICATION, TaskType.IMAGE_CLASSIFICATION
+OF_TEXT = {  # one model of each family: of which kind, for which task, with which targets where not the family's own
     "llama": ("llama", LM, ("q_proj", "up_proj")),
     "gpt2": ("gpt2", LM, ("c_attn", "c_proj")),
     "opt": ("opt", LM, ()),
@@ -34,6 +34,12 @@ FAMILIES = {  # one model of each family: of which kind, for which task, with wh
     "roberta": ("roberta", CLASSES, ()),
     "distilbert": ("distilbert", CLASSES, ()),
 }
+OF_IMAGES = {
+    "vit": ("vit", IMAGES, ()),
+    "deit": ("deit", IMAGES, ()),
+    "dinov2": ("dinov2", IMAGES, ()),
+}
+FAMILIES = OF_TEXT | OF_IMAGES
 VARIANTS = {  # their kin, and decoders that classify
     "mistral": ("mistral", LM, ()),
     "qwen2": ("qwen2", LM, ()),
@@ -46,6 +52,7 @@ VARIANTS = {  # their kin, and decoders that classify
     "gpt2-classes": ("gpt2", CLASSES, ()),
     "opt-classes": ("opt-plain", CLASSES, ()),
     "gpt_neox-classes": ("gpt_neox", CLASSES, ()),
+    "dinov2-gated": ("dinov2-gated", IMAGES, ("o_proj", "gate_proj")),
 }
 LABELS = ("bad", "so-so", "good")
 
@@ -73,7 +80,7 @@ class Exported:
 def export_tiny(name: str, model: pathlib.Path, folder: pathlib.Path) -> Exported:
     """Export a model folder, of one of the models above, with all levels of these tests, without measuring costs."""
     _, task, targets = (FAMILIES | VARIANTS)[name]
-    foundation = open_foundation(model, task, LABELS if task is CLASSES else ())
+    foundation = open_foundation(model, task, () if task is LM else LABELS)
     adapted = adapt(foundation, AdapterRequest("lora", 2, 4.0, targets or foundation.family.targets), seed=0)
     program = capture_program(adapted, lambda _: None)
     with staged(folder) as store:
@@ -148,6 +155,18 @@ def bert(exports: Exports) -> Exported:
 @pytest.fixture(params=FAMILIES)
 def exported(request: pytest.FixtureRequest, exports: Exports) -> Exported:
     """Each family's artifact in turn."""
+    return exports[request.param]
+
+
+@pytest.fixture(params=OF_TEXT)
+def exported_text(request: pytest.FixtureRequest, exports: Exports) -> Exported:
+    """Each family's artifact in turn, of those that read text."""
+    return exports[request.param]
+
+
+@pytest.fixture(params=[name for name, (_, task, _) in (FAMILIES | VARIANTS).items() if task is not IMAGES])
+def any_exported_text(request: pytest.FixtureRequest, exports: Exports) -> Exported:
+    """The artifact of every model of text in turn."""
     return exports[request.param]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 from typing import Any
 
@@ -17,9 +18,10 @@ from export.families import all_families, family_of
 from export.foundation import open_foundation
 from export.parity import draw_batch, torch_loss
 from export.parts import backbone_of, blocks_of, causal_mask
+from export.patches import PREPROCESSOR, Preprocessor, Scaling, read_preprocessor
 from export.reference import Batch, ReferenceWalk
-from tests.export.conftest import CLASSES, FAMILIES, LABELS, LM, VARIANTS, Exported, Exports
-from tests.models import MODELS, SPECIAL, TOKENS, VOCABULARY, tiny_model
+from tests.export.conftest import CLASSES, FAMILIES, IMAGES, LABELS, LM, VARIANTS, Exported, Exports
+from tests.models import MODELS, SPECIAL, TOKENS, VOCABULARY, WIDTH, tiny_model
 
 
 def test_every_type_is_tested() -> None:
@@ -28,6 +30,9 @@ def test_every_type_is_tested() -> None:
     assert {model_type for family in all_families() for model_type in family.model_types} == exported
     assert {family.name for family in all_families()} == set(FAMILIES)
     assert [family.name for family in all_families()] == sorted(FAMILIES)
+    assert {name for name, (_, task, _) in FAMILIES.items() if task is IMAGES} == {
+        family.name for family in all_families() if family.tasks == (IMAGES,)
+    }
 
 
 @pytest.mark.parametrize(("name", "tokens"), [("mistral", 6), ("mistral", 7), ("qwen2", 5), ("qwen2", 64)])
@@ -103,19 +108,27 @@ ROPE = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4, "partial_rotar
         ),
         ("roberta", {"is_decoder": True}, "'roberta' is not supported as a decoder"),
         ("bert", {"is_decoder": True}, "'bert' is not supported as a decoder"),
+        ("dinov2", {"image_size": [15, 20]}, "DINOv2 with images of 15 x 20 is not supported, only with square ones"),
     ],
 )
 def test_variants_are_refused(kind: str, options: dict[str, Any], message: str, tmp_path: pathlib.Path) -> None:
     """What the graphs do not represent is said in one line, before any weight is read."""
-    folder = tiny_model(kind, tmp_path / "model", **options)
+    folder, task = tiny_model(kind, tmp_path / "model", **options), family_of(MODELS[kind][0]).tasks[0]
     with pytest.raises(UnsupportedError, match=message) as refused:
-        open_foundation(folder, family_of(MODELS[kind][0]).tasks[0], LABELS if "bert" in kind else ())
+        open_foundation(folder, task, () if task is LM else LABELS)
     assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize(
     ("model_type", "nearest"),
-    [("phi3", "llama"), ("xglm", "opt"), ("electra", "bert"), ("gptj", "gpt2"), ("stablelm", "gpt_neox")],
+    [
+        ("phi3", "llama"),
+        ("xglm", "opt"),
+        ("electra", "bert"),
+        ("gptj", "gpt2"),
+        ("stablelm", "gpt_neox"),
+        ("dinov2_with_registers", "dinov2"),
+    ],
 )
 def test_models_of_no_family_are_told_the_nearest(model_type: str, nearest: str) -> None:
     """By what their configuration has in common with those of a family; and which file to add."""
@@ -136,9 +149,9 @@ def test_decoders_need_a_padding_token_to_classify(tmp_path: pathlib.Path) -> No
     assert open_foundation(with_one, CLASSES, LABELS).padding == 7
 
 
-def test_padding_is_no_token_of_a_drawn_row(any_exported: Exported) -> None:
+def test_padding_is_no_token_of_a_drawn_row(any_exported_text: Exported) -> None:
     """What is drawn has the padding's id behind the rows and nowhere else."""
-    foundation = any_exported.program.adapted.foundation
+    foundation = any_exported_text.program.adapted.foundation
     batch = draw_batch(foundation, seed=1)
     np.testing.assert_array_equal(batch.ids == foundation.padding, batch.attention_mask == 0)
     assert 0 <= batch.ids.min() <= batch.ids.max() < foundation.spec.vocabulary
@@ -151,3 +164,99 @@ def test_the_list_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     for family in all_families():
         for word in (family.name, *family.model_types, *family.targets):
             assert word in shown
+
+
+def test_images_are_what_the_folder_says(exports: Exports, tmp_path: pathlib.Path) -> None:
+    """Sizes, tokens and colours are the configuration's, how bytes are scaled is the preprocessor's."""
+    found = {name: exports[name].manifests["fp32"].model for name in ("vit", "deit", "dinov2")}
+    assert {name: (str(model.image), model.max_tokens) for name, model in found.items()} == {
+        "vit": ("3x12x20", 16),
+        "deit": ("1x18x18", 20),
+        "dinov2": ("3x15x15", 10),
+    }
+    scaling = open_foundation(exports.model("vit"), IMAGES, LABELS).config.scaling
+    white = scaling(torch.full((1, 3, 1, 1), 255, dtype=torch.uint8)).flatten()
+    mean, std = torch.tensor([0.4, 0.5, 0.6]), torch.tensor([0.2, 0.25, 0.3])
+    torch.testing.assert_close(white, (1 - mean) / std)
+    (tmp_path / PREPROCESSOR).write_text(json.dumps({"do_normalize": False, "do_rescale": False}))
+    assert read_preprocessor(tmp_path, 1) == Preprocessor(Scaling((1.0,), (0.0,)), None)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "which says how pixels are scaled: No such file"),
+        ("[]", "does not say how pixels are scaled"),
+        ("{", "does not say how pixels are scaled"),
+        ('{"image_mean": [0.5, 0.5, 0.5]}', "KeyError: 'image_std'"),
+        ('{"image_mean": [0.5], "image_std": [0.5]}', "the model has 3 channels"),
+        ('{"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0]}', "the model has 3 channels"),
+    ],
+)
+def test_how_pixels_are_scaled_is_not_guessed(tmp_path: pathlib.Path, text: str | None, message: str) -> None:
+    """A model that was trained on other numbers would see noise: without the folder's word there is no export."""
+    folder = tiny_model("vit", tmp_path / "model")
+    (folder / PREPROCESSOR).unlink()
+    if text is not None:
+        (folder / PREPROCESSOR).write_text(text)
+    with pytest.raises(ExportError, match=message) as refused:
+        open_foundation(folder, IMAGES, LABELS)
+    assert "\n" not in str(refused.value)
+
+
+def test_impossible_images_are_refused(tmp_path: pathlib.Path) -> None:
+    """Larger ones than any device would hold."""
+    folder = tiny_model("vit", tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "image_size": 5000}))
+    with pytest.raises(ExportError, match="images of 3x5000x5000 bytes are not supported"):
+        open_foundation(folder, IMAGES, LABELS)
+
+
+def test_two_heads_make_room_for_one(tmp_path: pathlib.Path) -> None:
+    """A DeiT with a classifier on either token, which transformers cannot train, gets a new one on the first."""
+    config = transformers.AutoConfig.from_pretrained(tiny_model("deit", tmp_path / "model"))
+    transformers.DeiTForImageClassificationWithTeacher(config).save_pretrained(tmp_path / "model")
+    model: Any = open_foundation(tmp_path / "model", IMAGES, LABELS).load()
+    assert type(model) is transformers.DeiTForImageClassification
+    assert model.classifier.weight.shape == (3, WIDTH)
+
+
+SIZES = [
+    ({"size": 30}, (30, 30)),
+    ({"size": {"height": 30, "width": 20}}, (30, 20)),
+    ({"size": {"shortest_edge": 40}, "crop_size": {"height": 30, "width": 30}}, (30, 30)),
+    ({"size": {"height": 40, "width": 40}, "crop_size": 30, "do_center_crop": False}, (40, 40)),
+    ({"size": {"shortest_edge": 40}}, None),
+    ({}, None),
+]
+
+
+@pytest.mark.parametrize(("plain", "size"), SIZES, ids=range(len(SIZES)))
+def test_images_are_as_large_as_the_preprocessor_makes_them(
+    tmp_path: pathlib.Path, plain: dict[str, Any], size: tuple[int, int] | None
+) -> None:
+    """Height and width of what it cuts out, else of what it stretches to; one edge alone leaves it open."""
+    (tmp_path / PREPROCESSOR).write_text(json.dumps({"do_normalize": False, **plain}))
+    assert read_preprocessor(tmp_path, 3).size == size
+
+
+@pytest.mark.parametrize(("kind", "side"), [("dinov2", 10), ("dinov2", 25), ("deit", 12), ("vit", 16)])
+def test_positions_are_stretched_as_transformers_does_it(tmp_path: pathlib.Path, kind: str, side: int) -> None:
+    """Of images of another size than it was trained for, a model makes what it makes without us, in other patches."""
+    square = {"vit": {"image_size": 12}, "deit": {"patch_size": 6}}  # transformers can stretch no others
+    folder = tiny_model(kind, tmp_path / "model", **square.get(kind, {}))
+    said = json.loads((folder / PREPROCESSOR).read_text())
+    (folder / PREPROCESSOR).write_text(json.dumps({**said, "size": side}))
+    foundation = open_foundation(folder, IMAGES, LABELS)
+    assert foundation.spec.image is not None
+    assert foundation.spec.image.shape[1:] == (side, side)
+    model: Any = foundation.load()
+    plain: Any = type(model).from_pretrained(folder, num_labels=len(LABELS), attn_implementation="eager").eval()
+    pixels = torch.randn(2, *foundation.spec.image.shape)
+    told = {} if kind == "dinov2" else {"interpolate_pos_encoding": True}
+    with torch.no_grad():
+        found = backbone_of(model)(pixel_values=pixels).last_hidden_state
+        wanted = backbone_of(plain)(pixel_values=pixels, **told).last_hidden_state
+    assert found.shape[1] == foundation.spec.max_tokens
+    torch.testing.assert_close(found, wanted)

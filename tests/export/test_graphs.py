@@ -61,7 +61,8 @@ def test_inputs_and_outputs_are_the_manifests(exported: Exported) -> None:
         found = graphs(exported, level)
         for name, structure in manifest.structures.items():
             tensors = [*structure.context, *structure.frozen, *structure.trained]
-            forward, first = found[structure.forward].graph, "ids" if name == "embed" else "x"
+            begin = "ids" if manifest.model.image is None else "pixels"
+            forward, first = found[structure.forward].graph, begin if name == "embed" else "x"
             assert [v.name for v in forward.input] == [first, *tensors]
             assert [v.name for v in forward.output] == ["y"]
             if structure.backward:
@@ -105,12 +106,12 @@ def test_a_vocabularys_loss_is_a_softmax_cut_into_slices(llama: Exported) -> Non
 
 
 @pytest.mark.parametrize("level", ["fp32", "fp16", "int8", "int4"])
-def test_embedding_takes_any_rows(exported: Exported, level: str) -> None:
+def test_embedding_takes_any_rows(exported_text: Exported, level: str) -> None:
     """Given only the rows that occur, and ids that count within them, the embedding gives the same bits."""
-    manifest = exported.manifests[level]
-    graph = exported.store.read(manifest.files[manifest.structures["embed"].forward])
+    manifest = exported_text.manifests[level]
+    graph = exported_text.store.read(manifest.files[manifest.structures["embed"].forward])
     session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
-    tensors = read_tensors(exported.store.path(manifest.files["embed.safetensors"].sha256))
+    tensors = read_tensors(exported_text.store.path(manifest.files["embed.safetensors"].sha256))
     ids = np.random.default_rng(0).integers(0, manifest.model.vocabulary, (3, 9))
     rows, within = np.unique(ids, return_inverse=True)
     matrix = {name: array for name, array in tensors.items() if name.startswith("matrix")}

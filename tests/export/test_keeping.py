@@ -28,6 +28,8 @@ FLOATS = {
     "gpt2": 3 * WIDTH + FFN + WIDTH + 3 * RANK,
     "opt": 3 * WIDTH + FFN + WIDTH + 2 * RANK,
     "gpt_neox": 3 * WIDTH + FFN + RANK,  # attention and feed-forward stand side by side: there is no state in between
+    **dict.fromkeys(("vit", "deit"), 3 * WIDTH + FFN + WIDTH + 2 * RANK),
+    "dinov2": 3 * WIDTH + 2 * WIDTH + WIDTH + 2 * RANK,  # its feed-forward is twice as wide as the hidden state
     **dict.fromkeys(("bert", "roberta", "distilbert"), 3 * WIDTH + FFN + 2 * WIDTH + 2 * RANK),
 }
 
@@ -110,11 +112,11 @@ def hidden(random: np.random.Generator, rows: int, tokens: int) -> Array:
 def example(exported: Exported, structure: Structure, level: str, rows: int, tokens: int) -> dict[str, Array]:
     """The block's context and tensors, by input name."""
     manifest = exported.manifests[level]
-    context = onnxruntime.InferenceSession(
-        exported.store.read(manifest.files[manifest.context]), providers=["CPUExecutionProvider"]
-    )
-    wanted = list(structure.context)
-    found = context.run(wanted, {"attention_mask": np.ones((rows, tokens), np.int64)}) if wanted else []
+    wanted, found = list(structure.context), []
+    if wanted:
+        graph = exported.store.read(manifest.files[manifest.context])
+        context = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+        found = context.run(wanted, {"attention_mask": np.ones((rows, tokens), np.int64)})
     segment = next(one for one in manifest.walk if manifest.structures[one.structure] is structure)
     tensors = read_tensors(exported.store.path(manifest.files[segment.tensors].sha256))
     adapter = exported.initial_adapter(level)

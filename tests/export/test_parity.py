@@ -45,9 +45,13 @@ def test_any_batch_and_any_length(any_exported: Exported, rows: int, tokens: int
     """The same graphs serve shapes that they were not captured with, one row and the longest input among them."""
     manifest, adapted = any_exported.manifests["fp32"], any_exported.program.adapted
     generator = np.random.default_rng(tokens)
-    ids = generator.integers(SPECIAL, manifest.model.vocabulary, (rows, tokens))
     labels = generator.integers(0, max(1, len(manifest.model.labels)), rows)
-    batch = Batch(ids, np.ones_like(ids), labels)
+    if (image := manifest.model.image) is not None:  # which are of one length
+        ones = np.ones((rows, manifest.model.max_tokens), np.int64)
+        batch = Batch(ones[:, :0], ones, labels, generator.integers(0, 256, (rows, *image.shape), np.uint8))
+    else:
+        ids = generator.integers(SPECIAL, manifest.model.vocabulary, (rows, tokens))
+        batch = Batch(ids, np.ones_like(ids), labels)
     found = ReferenceWalk(any_exported.store, manifest).run(any_exported.initial_adapter(), batch)
     model, _ = emulator(adapted, manifest.level)
     wanted = torch_loss(model, manifest.model.task, batch).item()
@@ -68,17 +72,17 @@ def test_every_trained_tensor_learns(any_exported: Exported) -> None:
     assert second.loss < first.loss
 
 
-def test_padding_changes_nothing(any_exported: Exported) -> None:
+def test_padding_changes_nothing(any_exported_text: Exported) -> None:
     """A row with padding behind it has the loss and the gradients that it has without."""
-    manifest = any_exported.manifests["fp32"]
-    batch = draw_batch(any_exported.program.adapted.foundation, seed=3)
+    manifest = any_exported_text.manifests["fp32"]
+    batch = draw_batch(any_exported_text.program.adapted.foundation, seed=3)
     row = Batch(batch.ids[:1, :9], np.ones((1, 9), dtype=np.int64), batch.labels[:1])
     padded = Batch(np.pad(row.ids, ((0, 0), (0, 8))), np.pad(row.attention_mask, ((0, 0), (0, 8))), row.labels)
     generator = np.random.default_rng(0)
     adapter = {
         name: generator.normal(0, 0.1, shape).astype(np.float32) for name, shape in manifest.adapter_shapes().items()
     }
-    short, long = (ReferenceWalk(any_exported.store, manifest).run(adapter, b) for b in (row, padded))
+    short, long = (ReferenceWalk(any_exported_text.store, manifest).run(adapter, b) for b in (row, padded))
     assert short.loss == pytest.approx(long.loss, rel=1e-6)
     for name, gradient in short.gradients.items():
         assert relative_error(long.gradients[name], gradient) < 1e-4

@@ -10,16 +10,17 @@ import pytest
 import torch
 from peft import PeftModel
 
-from edge_sdk.wire.manifest import Manifest, TaskType
+from edge_sdk.images import fitted
+from edge_sdk.wire.manifest import ImageSpec, Manifest, TaskType
 from edge_sdk.wire.tensors import Array, write_tensors
 from export.adapters import adapter_parameters
 from export.errors import ExportError
-from export.evaluate import Tokens, evaluate, read_tokens
+from export.evaluate import Tokens, evaluate, read_images, read_rows, read_tokens
 from export.foundation import open_foundation, quiet
 from export.parity import draw_batch, torch_loss
 from export.plug_in import load_plugged, plug_in
 from export.reference import Batch, ReferenceWalk
-from tests.export.conftest import Exported
+from tests.export.conftest import Exported, Exports
 
 
 def manifest_path(exported: Exported, level: str) -> pathlib.Path:
@@ -122,13 +123,13 @@ def tokens_of(manifest: Manifest, rows: int) -> Tokens:
     return Tokens(ids, lengths, generator.integers(0, max(1, len(manifest.model.labels)), rows))
 
 
-def test_scores_are_means_over_all_rows(exported: Exported, tmp_path: pathlib.Path) -> None:
+def test_scores_are_means_over_all_rows(exported_text: Exported, tmp_path: pathlib.Path) -> None:
     """Over 19 rows, in parts: the mean per predicted token, or per row, not the mean of means; with its accuracy."""
-    manifest = exported.manifests["fp32"]
+    manifest = exported_text.manifests["fp32"]
     tokens = tokens_of(manifest, 19)
     for name in ("ids", "lengths", "labels"):
         np.save(tmp_path / f"{name}.npy", getattr(tokens, name))
-    model = load_plugged(exported.model, manifest_path(exported, "fp32"), None, None)
+    model = load_plugged(exported_text.model, manifest_path(exported_text, "fp32"), None, None)
     score = evaluate(model, manifest.model.task, read_tokens(tmp_path, manifest.model))
     mask = (np.arange(20) < tokens.lengths[:, None]).astype(np.int64)
     batch = Batch(tokens.ids.astype(np.int64), mask, tokens.labels)
@@ -162,3 +163,52 @@ def test_token_folders_are_checked(tmp_path: pathlib.Path, llama: Exported, bert
     empty = Tokens(np.zeros((2, 4), np.int32), np.ones(2, np.int32), np.zeros(0, np.int64))
     with pytest.raises(ExportError, match="nothing to predict"):
         evaluate(llama.program.adapted.peft_model, TaskType.CAUSAL_LM, empty)
+
+
+@pytest.mark.parametrize("side", [5, 12])
+def test_images_are_scored_as_devices_see_them(exports: Exports, side: int, tmp_path: pathlib.Path) -> None:
+    """Small and grey or whole, over 19 images in parts: the loss of what a device would make of them, but for one level
+    of 255; and accuracy.
+    """
+    vit = exports["vit"]
+    manifest, generator = vit.manifests["fp32"], np.random.default_rng(0)
+    spec = manifest.model.image
+    assert spec == ImageSpec(3, 12, 20)
+    pixels = generator.integers(0, 256, (19, 1, side, side) if side < 12 else (19, *spec.shape), np.uint8)
+    labels = generator.integers(0, 3, 19)
+    np.save(tmp_path / "images.npy", pixels)
+    np.save(tmp_path / "labels.npy", labels)
+    model = load_plugged(vit.model, manifest_path(vit, "fp32"), None, None)
+    score = evaluate(model, manifest.model.task, read_rows(tmp_path, manifest.model))
+    seen = read_images(tmp_path, manifest.model, spec).stretched().numpy()
+    devices = np.stack([fitted(image, spec) for image in pixels])
+    assert np.abs(seen.astype(int) - devices).max() <= (side < 12)  # halves are rounded either way
+    ones = np.ones((19, manifest.model.max_tokens), np.int64)
+    batch = Batch(ones[:, :0], ones, labels, seen)
+    assert score.loss == pytest.approx(torch_loss(model, manifest.model.task, batch).item(), rel=1e-5)
+    assert (score.rows, score.predicted) == (19, 19)
+    assert score.accuracy is not None
+    assert score.accuracy * 19 == pytest.approx(round(score.accuracy * 19))
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        ((4, 3, 12, 21), np.zeros(4), r"the model takes \(rows, 3, 12, 20\) uint8 at most"),
+        ((4, 2, 12, 20), np.zeros(4), "at most"),
+        ((4, 12, 20), np.zeros(4), "at most"),
+        ((4, 3, 12, 20), np.zeros(3, np.int64), r"with labels \(3,\)"),
+        ((4, 3, 12, 20), np.full(4, 3), "labels must be whole numbers from 0 to 2"),
+    ],
+)
+def test_image_folders_are_checked(
+    exports: Exports, tmp_path: pathlib.Path, images: tuple[int, ...], labels: Array, message: str
+) -> None:
+    """Larger images than the model's, other colours, labels that it does not know: one line each."""
+    spec = exports["vit"].manifests["fp32"].model
+    with pytest.raises(ExportError, match="cannot read the image folder"):
+        read_rows(tmp_path, spec)
+    np.save(tmp_path / "images.npy", np.zeros(images, np.uint8))
+    np.save(tmp_path / "labels.npy", labels)
+    with pytest.raises(ExportError, match=message):
+        read_rows(tmp_path, spec)

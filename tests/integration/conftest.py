@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pytest
 
 from benchmarks.demo import write_toml
@@ -21,6 +22,7 @@ from coordinator.builder import build
 from coordinator.config import load_config
 from coordinator.history import History, read_history
 from coordinator.jobs import Jobs
+from edge_sdk.data import write_image_folder
 from tests.brokers import Mosquitto
 from tests.models import CORPUS, tiny_model
 
@@ -30,28 +32,53 @@ ROUNDS, TOKENS = 3, 16
 
 @dataclass(frozen=True, slots=True)
 class Tiny:
-    """A tiny model and its built artifact, to be copied into runs; `vocabulary` makes the artifact a few megabytes."""
+    """A tiny model and its built artifact, to be copied into runs, and what its configuration has of its own."""
 
     model: pathlib.Path
     artifact: pathlib.Path
+    changes: dict[str, Any] = field(default_factory=dict)
 
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
-    """Built once, by the coordinator's own builder."""
+    """A language model, built once; its vocabulary makes the artifact a few megabytes."""
     folder = tmp_path_factory.mktemp("integration")
-    model = tiny_model("llama", folder / "model", vocab_size=30_000, hidden_size=64)
+    return built(folder, tiny_model("llama", folder / "model", vocab_size=30_000, hidden_size=64))
+
+
+@pytest.fixture(scope="session")
+def tiny_images(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """A model of images, built once, and images to evaluate it on. It makes other than TOKENS tokens of each."""
+    folder = tmp_path_factory.mktemp("images")
+    model = tiny_model("deit", folder / "model")
+    changes = {
+        "model": {"dir": str(model), "task": "image-classification", "labels": ["dark", "grey", "bright"]},
+        "evaluation": {**image_data(folder / "held-out"), "rows": 8},
+    }
+    return built(folder, model, **changes)
+
+
+def built(folder: pathlib.Path, model: pathlib.Path, /, **changes: Any) -> Tiny:
+    """The artifact of a model, by the coordinator's own builder."""
     path = folder / "coordinator.toml"
-    write_toml(path, coordinator_table(model, folder / "out"))
+    write_toml(path, coordinator_table(model, folder / "out", **changes))
     jobs = Jobs()
     try:
         build(load_config(path), jobs, lambda _line: None)
     finally:
         jobs.close()
-    return Tiny(model, folder / "out" / "artifact")
+    return Tiny(model, folder / "out" / "artifact", changes)
 
 
-def coordinator_table(model: pathlib.Path, out: pathlib.Path, **changes: Any) -> dict[str, Any]:
+def image_data(path: pathlib.Path, rows: int = 24) -> dict[str, Any]:
+    """Squares that are as bright as their label says, in a folder that a configuration's table names."""
+    labels = np.arange(rows) % 3
+    pixels = np.random.default_rng(0).integers(0, 80, (rows, 1, 9, 9)) + 80 * labels[:, None, None, None]
+    write_image_folder(path, pixels, labels)
+    return {"kind": "image-arrays", "path": str(path)}
+
+
+def coordinator_table(model: pathlib.Path, out: pathlib.Path, /, **changes: Any) -> dict[str, Any]:
     """`coordinator.toml` for a short run of two levels."""
     table: dict[str, Any] = {
         "name": "tiny",
@@ -66,7 +93,7 @@ def coordinator_table(model: pathlib.Path, out: pathlib.Path, **changes: Any) ->
     return {**table, **changes}
 
 
-def device_table(name: str, folder: pathlib.Path, broker: str, budget: str = "300MB") -> dict[str, Any]:
+def device_table(name: str, folder: pathlib.Path, broker: str, budget: str = "300MB", **changes: Any) -> dict[str, Any]:
     """`device.toml`, with texts of its own."""
     texts = folder / f"{name}-texts"
     texts.mkdir(exist_ok=True)
@@ -82,6 +109,7 @@ def device_table(name: str, folder: pathlib.Path, broker: str, budget: str = "30
         "store": store,
         "threads": 1,
         "data": data,
+        **changes,
     }
 
 

@@ -24,6 +24,7 @@ from coordinator.history import History, read_history
 from coordinator.jobs import Jobs
 from coordinator.ledger import Ledger
 from coordinator.places import received_folder
+from coordinator.report import EMULATOR, FULL
 from coordinator.round_states import State
 from coordinator.screen import Screen
 from edge_sdk.agent import Agent
@@ -48,6 +49,7 @@ from tests.integration.conftest import (
     assert_counted_once,
     coordinator_table,
     device_table,
+    image_data,
     wait_until,
 )
 
@@ -70,10 +72,10 @@ class Fleet:
     _over: threading.Event = field(default_factory=threading.Event)
 
     @contextlib.contextmanager
-    def device(self, name: str, budget: str = "300MB") -> Iterator[None]:
+    def device(self, name: str, budget: str = "300MB", **changes: Any) -> Iterator[None]:
         """A device, while the block lasts."""
         path = self.folder / f"{name}.toml"
-        write_toml(path, device_table(name, self.folder, "mqtt://127.0.0.1", budget))
+        write_toml(path, device_table(name, self.folder, "mqtt://127.0.0.1", budget, **changes))
         config = load_device(path)
         words = self.words[name] = []
         transport = self.broker.connect(f"test-{name}", Agent.will(config))
@@ -99,7 +101,7 @@ class Fleet:
         if not out.exists():
             shutil.copytree(self.tiny.artifact, out / "artifact")
         path = self.folder / "coordinator.toml"
-        write_toml(path, coordinator_table(self.tiny.model, out, **changes))
+        write_toml(path, coordinator_table(self.tiny.model, out, **self.tiny.changes, **changes))
         config = load_config(path)
         transport, jobs = self.broker.connect("test-coordinator"), Jobs()
         deadline_s = time.monotonic() + PATIENCE_S
@@ -197,6 +199,20 @@ def test_a_run_at_a_lower_rank(tmp_path: pathlib.Path, tiny: Tiny) -> None:
     assert all(len(adapter[name]) == 2 for adapter in adapters for name in factors)
     assert history.adapters[1].truncation < 1e-5, "two changes of rank 1 fit"
     assert all(adapters[-1][name.replace("lora_A", "lora_B")].any() for name in factors)
+
+
+def test_a_fleet_learns_from_images(tmp_path: pathlib.Path, tiny_images: Tiny) -> None:
+    """By configuration alone: two devices with images of their own, on which each learns; accuracy is measured."""
+    fleet = Fleet(tmp_path, tiny_images, MemoryBroker())
+    one, other = (image_data(tmp_path / name) for name in "ab")
+    with fleet.device("a", data=one), fleet.device("b", data=other):
+        assert fleet.serve() is State.DONE
+    history = fleet.history()
+    assert_counted_once(history)
+    assert len(history.results) == 2 * ROUNDS
+    assert history.results[-1].report.loss_after < history.results[0].report.loss_before
+    kinds = {kind: history.evaluated(ROUNDS)[kind] for kind in (FULL, EMULATOR)}
+    assert all(row.accuracy is not None and row.rows == 8 for row in kinds.values())
 
 
 def test_a_run_over_a_network_that_loses_repeats_and_swaps(tmp_path: pathlib.Path, tiny: Tiny) -> None:

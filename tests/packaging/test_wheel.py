@@ -68,7 +68,11 @@ def test_bare_install_trains_a_step(bare: Bare, tiny_artifact: pathlib.Path, tmp
 
 
 def test_device_tests_pass_bare(
-    bare: Bare, tiny_artifact: pathlib.Path, tiny_classifier: pathlib.Path, tmp_path: pathlib.Path
+    bare: Bare,
+    tiny_artifact: pathlib.Path,
+    tiny_classifier: pathlib.Path,
+    tiny_vision: pathlib.Path,
+    tmp_path: pathlib.Path,
 ) -> None:
     """The device's own tests pass with the wheel alone: from an artifact made elsewhere to a trained adapter."""
     shutil.copytree(ROOT / "tests", tmp_path / "tests", ignore=shutil.ignore_patterns("__pycache__"))
@@ -79,6 +83,7 @@ def test_device_tests_pass_bare(
         cwd=tmp_path,
         FEDPEAT_TINY_ARTIFACT=str(tiny_artifact),
         FEDPEAT_TINY_CLASSIFIER=str(tiny_classifier),
+        FEDPEAT_TINY_VISION=str(tiny_vision),
     )
     assert run.returncode == 0, run.stdout + run.stderr
     assert " passed" in run.stdout

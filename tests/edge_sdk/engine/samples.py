@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from edge_sdk.engine.artifact import Artifact
-from edge_sdk.engine.batch import Batch
+from edge_sdk.engine.batch import Batch, image_batch
 from edge_sdk.engine.plan import Plan
 from edge_sdk.engine.walk import Walk
 from edge_sdk.wire.manifest import Manifest
@@ -30,8 +30,14 @@ def random_adapter(manifest: Manifest, seed: int = 0) -> dict[str, Array]:
 
 
 def batch_of(manifest: Manifest, lengths: Sequence[int] = LENGTHS, seed: int = 0) -> Batch:
-    """Random rows of these lengths, padded on the right with random tokens, which no one should look at."""
-    random = np.random.default_rng(seed)
+    """Random rows of these lengths, padded on the right with random tokens, which no one should look at; or so many
+    random images.
+    """
+    random, image = np.random.default_rng(seed), manifest.model.image
+    if image is not None:
+        pixels = random.integers(0, 256, (len(lengths), *image.shape), np.uint8)
+        labels = random.integers(0, len(manifest.model.labels), len(lengths))
+        return image_batch(pixels, labels, manifest.model.max_tokens)
     ids = random.integers(0, manifest.model.vocabulary, (len(lengths), max(lengths)))
     mask = (np.arange(max(lengths)) < np.array(lengths)[:, None]).astype(np.int64)
     classes = len(manifest.model.labels)

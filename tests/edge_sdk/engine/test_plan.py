@@ -28,7 +28,7 @@ from edge_sdk.engine.plan import (
     resident_segments,
 )
 from edge_sdk.wire.blobs import Blob
-from edge_sdk.wire.manifest import ClassesLoss, Cost, Keeping, Manifest, Segment
+from edge_sdk.wire.manifest import ClassesLoss, Cost, ImageSpec, Keeping, Manifest, ModelSpec, Segment, TaskType
 from tests.edge_sdk.samples import MB, TOKENS, WIDTH, make_manifest, with_integers
 
 GRAPHS = ("forward", "backward", "keep.forward", "keep.backward", "half.forward", "half.backward")
@@ -274,3 +274,16 @@ def test_a_frontier_has_what_would_be_chosen_for_any_budget(everything: list[Pla
         fitting = [plan for plan in everything if plan.peak_bytes <= budget_bytes]
         chosen = [plan for plan in found if plan.peak_bytes <= budget_bytes][-1]
         assert chosen == min(fitting, key=lambda plan: (plan.step_ms, -plan.kept_bits, plan.peak_bytes))
+
+
+def test_batches_of_images_are_counted() -> None:
+    """A step of images holds their bytes beside all that a step of tokens does: this batch's, and the next one's."""
+    manifest, image = dataclasses.replace(make_manifest(), vocabulary_loss=None, classes_loss=CLASSES), (3, 512, 512)
+    model = ModelSpec("vit", TaskType.IMAGE_CLASSIFICATION, 2, WIDTH, 0, ("a", "b", "c"), TOKENS, ImageSpec(*image))
+    images = dataclasses.replace(manifest, model=model)
+    more = {
+        batch: leanest(plans(images, batch, TOKENS)).peak_bytes - leanest(plans(manifest, batch, TOKENS)).peak_bytes
+        for batch in (1, 11)
+    }
+    assert more[11] - more[1] >= 2 * 10 * math.prod(image)
+    assert more[1] < 20 * math.prod(image)

@@ -57,7 +57,8 @@ def test_a_process_that_holds_less_than_promised_uses_the_room(llama: Artifact) 
 
 def test_a_settled_walk_computes_what_any_walk_does(artifact: Artifact) -> None:
     """Loaded with one plan and walking with another, it gives the gradients of a walk that never changed its plan."""
-    walk = settle(artifact, Limits(BATCH, TOKENS, 2000 * MB, 1), lambda: None)
+    tokens = artifact.manifest.model.row_tokens(TOKENS)
+    walk = settle(artifact, Limits(BATCH, tokens, 2000 * MB, 1), lambda: None)
     batch, adapter = batch_of(artifact.manifest), random_adapter(artifact.manifest)
     names = list(artifact.manifest.trained_shapes())
     loss, found = batch_gradient(walk, adapter, batch, names)

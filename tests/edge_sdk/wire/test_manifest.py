@@ -17,10 +17,12 @@ from edge_sdk.wire.manifest import (
     MAX_MANIFEST_BYTES,
     ClassesLoss,
     Cost,
+    ImageSpec,
     LevelSpec,
     Manifest,
     Segment,
     Structure,
+    TaskType,
     decode_manifest,
     encode_manifest,
 )
@@ -68,6 +70,33 @@ def test_adapter_tensors_are_named_by_segment() -> None:
     assert half.trained_shapes() == {name: shape for name, shape in everything.items() if name.startswith("block.1/")}
     classes = changed(vocabulary_loss=None, classes_loss=CLASSES)
     assert classes.trained_shapes() == {**everything, "head/bias": (3,)}
+
+
+@pytest.mark.parametrize(
+    "shape", [(0, 9, 9), (17, 9, 9), (3, 0, 9), (3, 9, -1), (3, 4097, 1), (3, 1, 4097), (2, 4096, 4096)]
+)
+def test_images_that_no_device_should_hold_are_refused(shape: tuple[int, int, int]) -> None:
+    """A number in a manifest from elsewhere must not fill a device's memory."""
+    with pytest.raises(ValueError, match=r"images of .* bytes are not supported"):
+        ImageSpec(*shape)
+    assert ImageSpec(1, 4096, 4096).size_bytes == 1 << 24
+
+
+def test_images_and_their_task_go_together() -> None:
+    """Images are of one length, which a task must name; of text a task may take less than the model reads."""
+    image = ImageSpec(3, 9, 9)
+    for task, has in ((TaskType.IMAGE_CLASSIFICATION, None), (TaskType.SEQUENCE_CLASSIFICATION, image)):
+        with pytest.raises(ValueError, match=f"a model for {task.value} with"):
+            dataclasses.replace(MANIFEST.model, task=task, image=has)
+    text = MANIFEST.model
+    images = dataclasses.replace(text, task=TaskType.IMAGE_CLASSIFICATION, image=image, labels=("a", "b"))
+    assert (text.row_tokens(7), images.row_tokens(7)) == (7, images.max_tokens)
+    assert [text.reads(n) for n in (1, 64, 65)] == [True, True, False]
+    assert [images.reads(n) for n in (63, 64, 65)] == [False, True, False]
+    with pytest.raises(ValueError, match="images have no vocabulary"):
+        changed(model=images)
+    manifest = changed(model=images, vocabulary_loss=None, classes_loss=CLASSES)
+    assert decode_manifest(encode_manifest(manifest)) == manifest
 
 
 WALK = MANIFEST.walk
