@@ -14,16 +14,22 @@ from edge_sdk.wire.manifest import BITS, NAME, TaskType
 from edge_sdk.wire.messages import MAX_BATCH, MAX_STEPS, MAX_TOKENS, OptimizerKind, Schedule
 from edge_sdk.wire.settings import SettingsError, matching, number, read_settings
 from edge_sdk.wire.topics import FLEET, NAME_RULE
+from export.kinds import FACTORS, why_not
 
 MAX_DEVICES = 10_000
 WEEK_S = 7 * 24 * 3600.0
 
 
 class Rule(enum.Enum):
-    """How deltas become the next adapter; see `coordinator.aggregate`. A and B are never averaged apart."""
+    """How deltas become the next adapter; see `coordinator.aggregate`. A and B are never averaged apart.
 
+    `auto` stands, in a file, for the first rule that fits the adapter.
+    """
+
+    AUTO = "auto"
     LORA_SVD = "lora-svd"
     FREEZE_A = "freeze-a"
+    MEAN = "mean"
 
 
 class PolicyName(enum.Enum):
@@ -58,12 +64,16 @@ class ModelConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterConfig:
-    """The adapter as peft would configure it. No `targets`: peft's own choice for the family."""
+    """The adapter: its kind, one of `export.kinds`, and what that takes; the family's own choice without `targets`.
+
+    `rank` and `alpha` are LoRA's; `last` is how many of the last blocks train in one of kind `layers`.
+    """
 
     kind: str = "lora"
     rank: int = number(1, 1024, 8)
     alpha: float = number(0.001, 1e6, 16.0)
     targets: tuple[str, ...] = ()
+    last: int = number(0, 10_000, 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +125,7 @@ class TrainingConfig:
 class AggregationConfig:
     """How deltas become the next adapter. A delta longer than `clip_norm` is scaled down to it; 0: none is."""
 
-    rule: Rule = Rule.LORA_SVD
+    rule: Rule = Rule.AUTO
     clip_norm: float = number(0, 1e9, 0)
 
 
@@ -179,17 +189,29 @@ def load_config(path: pathlib.Path) -> Config:
         if applies:
             msg = f"{path}: {complaint}"
             raise ConfigError(msg)
-    return config
+    if config.aggregation.rule is not Rule.AUTO:
+        return config
+    rule = rules_for(config.adapter.kind)[0]
+    return dataclasses.replace(config, aggregation=dataclasses.replace(config.aggregation, rule=rule))
+
+
+def rules_for(kind: str) -> tuple[Rule, ...]:
+    """The rules that an adapter of this kind can be aggregated by. A mean of factors is no mean of what they make."""
+    return (Rule.LORA_SVD, Rule.FREEZE_A) if kind in FACTORS else (Rule.MEAN,)
 
 
 def _complaints(config: Config) -> dict[str, bool]:
     """What no single value shows, and whether it applies here."""
     names = [level.name for level in config.levels]
-    task, rounds = config.model.task, config.rounds
+    task, rounds, adapter, rule = config.model.task, config.rounds, config.adapter, config.aggregation.rule
+    no_adapter = why_not(adapter.kind, adapter.targets, adapter.last, classifies=task is not TaskType.CAUSAL_LM)
+    rules = rules_for(adapter.kind)
     complaints = {
         "at least one [[levels]] table is needed": not names,
         f"levels share a name: {', '.join(names)}": len(set(names)) != len(names),
-        f"adapter.kind is {config.adapter.kind!r}; allowed: lora": config.adapter.kind != "lora",
+        f"adapter: {no_adapter}": no_adapter is not None,
+        f"aggregation.rule is {rule.value!r}; allowed for an adapter of kind {adapter.kind!r}: auto, "
+        + ", ".join(rule.value for rule in rules): rule not in (Rule.AUTO, *rules),
         "model.labels are needed, two or more, for sequence-classification": (
             task is TaskType.SEQUENCE_CLASSIFICATION and len(config.model.labels) < 2  # noqa: PLR2004 - a choice needs two
         ),

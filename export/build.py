@@ -25,7 +25,7 @@ from export.progress import Progress, Report
 
 @dataclass(frozen=True, slots=True)
 class BuildRequest:
-    """What to build. `targets` of the adapter may be empty: the family's own. `tokens` is where costs are measured."""
+    """What to build. Targets that the adapter leaves open are the family's. `tokens` is where costs are measured."""
 
     model: pathlib.Path
     task: TaskType
@@ -58,8 +58,8 @@ def build(request: BuildRequest, report: Report) -> tuple[Built, ...]:
         ParityError: a level's gradients are not the model's.
     """
     foundation = open_foundation(request.model, request.task, request.labels)
-    levels = _resolve(request, foundation)
-    adapter = _with_targets(request.adapter, foundation)
+    adapter = request.adapter.resolved(foundation)
+    levels = _resolve(request, foundation, adapter)
     _require_same(request, foundation.spec, adapter)
     each = LEVEL_STAGES if request.parity else LEVEL_STAGES - 1
     of = SHARED_STAGES + each * len(levels)
@@ -101,7 +101,7 @@ def _counted(report: Report, level: LevelSpec, first: int, of: int) -> Callable[
     return lambda stage: report(Progress(stage, level.name, next(numbers), of))
 
 
-def _resolve(request: BuildRequest, foundation: Foundation) -> tuple[LevelSpec, ...]:
+def _resolve(request: BuildRequest, foundation: Foundation, adapter: AdapterRequest) -> tuple[LevelSpec, ...]:
     names = [level.name for level in request.levels]
     if not names or len(set(names)) != len(names):
         msg = "give one or more levels, each with a name of its own"
@@ -109,7 +109,8 @@ def _resolve(request: BuildRequest, foundation: Foundation) -> tuple[LevelSpec, 
     if not 2 <= request.tokens <= foundation.spec.max_tokens:  # noqa: PLR2004 - one token predicts nothing
         msg = f"cannot measure at {request.tokens} tokens: the model takes 2 to {foundation.spec.max_tokens}"
         raise ExportError(msg)
-    return tuple(resolve_level(level, foundation.spec.layers) for level in request.levels)
+    layers = foundation.spec.layers
+    return tuple(resolve_level(level, layers, adapter.first_layer(layers)) for level in request.levels)
 
 
 def _require_same(
@@ -131,11 +132,6 @@ def _require_same(
             other = "model" if manifest.model != model else "adapter"
             msg = f"{request.out} has level {manifest.level.name} of another {other}: give another folder"
             raise ExportError(msg)
-
-
-def _with_targets(request: AdapterRequest, foundation: Foundation) -> AdapterRequest:
-    targets = request.targets or foundation.family.targets
-    return AdapterRequest(request.kind, request.rank, request.alpha, targets)
 
 
 def read_request(path: pathlib.Path) -> BuildRequest:
@@ -166,7 +162,11 @@ def parse_request(plain: Mapping[str, Any]) -> BuildRequest:
         task=TaskType(plain["task"]),
         out=pathlib.Path(plain["out"]),
         adapter=AdapterRequest(
-            str(adapter["kind"]), int(adapter["rank"]), float(adapter["alpha"]), tuple(adapter.get("targets") or ())
+            kind=str(adapter["kind"]),
+            rank=int(adapter.get("rank", 0)),
+            alpha=float(adapter.get("alpha", 0)),
+            targets=tuple(adapter.get("targets") or ()),
+            last=int(adapter.get("last", 0)),
         ),
         levels=tuple(LevelRequest(**level) for level in plain["levels"]),
         labels=tuple(plain.get("labels") or ()),

@@ -32,7 +32,7 @@ def aggregate(
 ) -> Aggregate:
     """The adapter after a round; one contribution at a time is held in memory."""
     clipped = (Contribution(clip(c.delta, config.clip_norm), c.examples) for c in contributions)
-    if config.rule is Rule.FREEZE_A:
+    if config.rule in (Rule.FREEZE_A, Rule.MEAN):
         state = mean.init(adapter)
         for contribution in clipped:
             state = mean.accumulate(state, contribution.delta, contribution.examples)

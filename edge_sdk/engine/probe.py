@@ -171,8 +171,10 @@ class _Probe:
         return {"memory_bytes": max(growth, 0), "time_ms": _median_ms(lambda: graph.run(given)), "outputs": outputs}
 
     def _pages(self) -> Cost:
-        largest = max(self._manifest.walk[1:], key=lambda segment: self._manifest.files[segment.tensors].size_bytes)
-        file, size_bytes = self._artifact.tensors(largest.tensors), self._manifest.files[largest.tensors].size_bytes
+        names = {segment.tensors for segment in self._manifest.walk[1:] if self._artifact.tensors(segment.tensors)}
+        names = names or {self._manifest.walk[0].tensors}  # where all else trains, the embedding alone is mapped
+        largest = max(sorted(names), key=lambda name: self._manifest.files[name].size_bytes)
+        file, size_bytes = self._artifact.tensors(largest), self._manifest.files[largest].size_bytes
 
         def visit() -> None:
             for array in file.values():

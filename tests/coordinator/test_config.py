@@ -51,6 +51,17 @@ def test_integers_are_the_tasks_choice(tmp_path: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("kind", "rule"),
+    [("lora", Rule.LORA_SVD), ("rslora", Rule.LORA_SVD), ("ia3", Rule.MEAN), ("layernorm", Rule.MEAN)],
+)
+def test_the_adapter_chooses_the_rule(tmp_path: pathlib.Path, kind: str, rule: Rule) -> None:
+    """Without a rule, factors are aggregated by their products, and all else by its mean."""
+    path = tmp_path / "coordinator.toml"
+    path.write_text(CONFIG.replace("[training]", f"[adapter]\nkind = '{kind}'\n[training]", 1))
+    assert load_config(path).aggregation.rule is rule
+
+
+@pytest.mark.parametrize(
     ("old", "new", "complaint"),
     [
         ("count = 3", "count = 3\nqourum = 1", "unknown key 'rounds.qourum'; allowed here: count, devices"),
@@ -69,11 +80,24 @@ def test_integers_are_the_tasks_choice(tmp_path: pathlib.Path) -> None:
         ('name = "int8"', 'name = "fp32"', "levels share a name"),
         ('name = "int8"', 'name = "a/b"', "levels[1].name is 'a/b'; allowed: letters"),
         ('fleet = "demo"', 'fleet = "a/+"', "fleet is 'a/+'"),
-        ("[training]", '[adapter]\nkind = "prefix"\n[training]', "adapter.kind is 'prefix'; allowed: lora"),
+        ("[training]", '[adapter]\nkind = "prefix"\n[training]', "adapters of kind 'prefix' are not supported; supp"),
+        ("[training]", '[adapter]\nkind = "head"\n[training]', "adapter: an adapter of kind head is for classifiers"),
+        ("[training]", '[adapter]\nkind = "layers"\n[training]', "adapter: an adapter of kind layers needs last"),
+        ("[training]", '[adapter]\nkind = "bias"\ntargets = ["q"]\n[training]', "of kind bias takes no targets"),
+        (
+            "[training]",
+            "[aggregation]\nrule = 'majority'\n[training]",
+            "aggregation.rule is 'majority'; allowed: auto, lora-svd, freeze-a, mean",
+        ),
         (
             "[training]",
             "[aggregation]\nrule = 'mean'\n[training]",
-            "aggregation.rule is 'mean'; allowed: lora-svd, freeze-a",
+            "aggregation.rule is 'mean'; allowed for an adapter of kind 'lora': auto, lora-svd, freeze-a",
+        ),
+        (
+            "[training]",
+            "[adapter]\nkind = 'bias'\n[aggregation]\nrule = 'freeze-a'\n[training]",
+            "aggregation.rule is 'freeze-a'; allowed for an adapter of kind 'bias': auto, mean",
         ),
         ("[rounds]", "[[rounds]]", "it must be a table, [rounds]"),
         ("name = ", "name = = ", "cannot be read"),

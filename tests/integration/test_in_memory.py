@@ -9,12 +9,14 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
+import numpy as np
 import pytest
 
 from benchmarks.demo import write_toml
-from coordinator.builder import load_artifact
-from coordinator.config import load_config
+from coordinator.builder import build, load_artifact
+from coordinator.config import Rule, load_config
 from coordinator.daemon import Daemon
 from coordinator.history import History, read_history
 from coordinator.jobs import Jobs
@@ -23,6 +25,8 @@ from coordinator.round_states import State
 from coordinator.screen import Screen
 from edge_sdk.agent import Agent
 from edge_sdk.config import load_config as load_device
+from edge_sdk.wire.blobs import BlobStore
+from edge_sdk.wire.tensors import read_tensors
 from edge_sdk.wire.transport import MemoryBroker
 from tests.integration.conftest import (
     PATIENCE_S,
@@ -33,6 +37,7 @@ from tests.integration.conftest import (
     device_table,
     wait_until,
 )
+from tests.models import tiny_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -44,6 +49,7 @@ class Fleet:
     folder: pathlib.Path
     tiny: Tiny
     broker: MemoryBroker
+    changes: dict[str, Any] = field(default_factory=dict)
     words: dict[str, list[str]] = field(default_factory=dict)
     _over: threading.Event = field(default_factory=threading.Event)
 
@@ -77,7 +83,7 @@ class Fleet:
         if not out.exists():
             shutil.copytree(self.tiny.artifact, out / "artifact")
         path = self.folder / "coordinator.toml"
-        write_toml(path, coordinator_table(self.tiny.model, out))
+        write_toml(path, coordinator_table(self.tiny.model, out, **self.changes))
         config = load_config(path)
         transport, jobs = self.broker.connect("test-coordinator"), Jobs()
         deadline_s = time.monotonic() + PATIENCE_S
@@ -129,3 +135,30 @@ def test_a_run_in_which_everybody_loses_the_broker(tmp_path: pathlib.Path, tiny:
         assert fleet.serve() is State.DONE
         saboteur.join()
     assert_counted_once(fleet.history())
+
+
+@pytest.mark.parametrize("adapter", [{"kind": "bias"}, {"kind": "layers", "last": 2}], ids=["bias", "layers"])
+def test_another_kind_of_adapter_is_a_line_in_the_configuration(
+    tmp_path: pathlib.Path, adapter: dict[str, Any]
+) -> None:
+    """The same fleet trains biases, or whole blocks; every tensor of the adapter is another one after a round."""
+    levels = [{"name": "fp32", "bits": 32}, {"name": "int8-last1", "bits": 8, "train_last": 1}]
+    model = tiny_model("gpt2", tmp_path / "model")
+    changes = {"adapter": adapter, "levels": levels, "rounds": {"count": 1, "devices": 2, "quorum": 2}}
+    path = tmp_path / "coordinator.toml"
+    write_toml(path, coordinator_table(model, tmp_path / "out", **changes))
+    config, jobs = load_config(path), Jobs()
+    try:
+        build(config, jobs, lambda _line: None)
+    finally:
+        jobs.close()
+    fleet = Fleet(tmp_path, Tiny(model, tmp_path / "out" / "artifact"), MemoryBroker(), changes)
+    with fleet.device("a"), fleet.device("b"):
+        assert fleet.serve() is State.DONE
+    history = fleet.history()
+    assert config.aggregation.rule is Rule.MEAN
+    assert len(history.results) == 2
+    store = BlobStore(tmp_path / "out" / "artifact")
+    before, after = (read_tensors(store.path(one.sha256)) for one in history.adapters)
+    assert before.keys() == after.keys()
+    assert not {name for name in before if np.array_equal(before[name], after[name])}
