@@ -86,7 +86,7 @@ class Oracle:
         generator = np.random.default_rng(seed)
         self.adapted = adapted
         self.adapter = {
-            name: start + generator.normal(0, 0.05, start.shape).astype(np.float32)
+            name: start + generator.normal(0, 0.05, tuple(start.shape)).astype(np.float32)
             for name, start in adapter_arrays(adapted.parameters).items()
         }
         self.batch = draw_batch(adapted.foundation, seed)

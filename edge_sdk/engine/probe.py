@@ -77,7 +77,8 @@ def ready(artifact: Artifact, threads: int, plan: Plan, tokens: int, watch: Call
 def fullest(manifest: Manifest) -> Plan:
     """A plan that needs all graphs which any plan needs, but for a second precision."""
     step = Step(manifest, 1, 2)
-    return Plan(1, HEAD_ROWS[-1], min(step.most_kept(), 1), step.kept_bits()[0])
+    kept_bits = next(iter(step.kept_bits()), 32)  # none where no block is walked back
+    return Plan(1, HEAD_ROWS[-1], min(step.most_kept(), 1), kept_bits)
 
 
 class _Probe:

@@ -245,7 +245,7 @@ def test_weights_are_checked(model: pathlib.Path, tmp_path: pathlib.Path, capsys
         (("--adapter", "layers", "--last", "1", "--layers", "1"), "keeps none of the layers from 3 on"),
         (("--adapter", "bottleneck", "--targets", "nothing"), "cannot adapt nothing: the model has no such module"),
         (("--adapter", "bottleneck", "--targets", "mlp"), "no projection"),
-        (("--adapter", "ia3", "--targets", "embed_tokens"), "outside the blocks"),
+        (("--adapter", "ia3", "--targets", "embed_tokens"), "cannot adapt embed_tokens"),
         (("--rank", "0"), "a rank of 0"),
         (("--targets", "nothing"), "cannot adapt nothing"),
         (("--targets", "embed_tokens"), "outside the blocks"),
