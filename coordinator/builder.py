@@ -84,6 +84,7 @@ def request_of(config: Config) -> dict[str, Any]:
             "rank": adapter.rank,
             "alpha": adapter.alpha,
             "targets": list(adapter.targets),
+            "last": adapter.last,
         },
         "levels": [
             {

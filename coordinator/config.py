@@ -15,21 +15,27 @@ from edge_sdk.wire.manifest import BITS, NAME, TaskType
 from edge_sdk.wire.messages import MAX_BATCH, MAX_STEPS, MAX_TOKENS, DeltaCodec, OptimizerKind, Schedule
 from edge_sdk.wire.settings import SettingsError, matching, number, read_settings
 from edge_sdk.wire.topics import FLEET, NAME_RULE
+from export.kinds import FACTORS, why_not
 
 MAX_DEVICES = 10_000
 WEEK_S = 7 * 24 * 3600.0
 
 
 class Rule(enum.Enum):
-    """How deltas become the next adapter; see `coordinator.aggregate`. A and B are never averaged apart."""
+    """How deltas become the next adapter; see `coordinator.aggregate`. A and B are never averaged apart.
 
+    `auto` stands, in a file, for the first rule that fits the adapter.
+    """
+
+    AUTO = "auto"
     LORA_SVD = "lora-svd"
     FREEZE_A = "freeze-a"
+    MEAN = "mean"
 
     @property
     def keeps_coordinates(self) -> bool:
         """Whether a number of the adapter means in the next round what it meant in this one; an SVD rotates them."""
-        return self is Rule.FREEZE_A
+        return self in {Rule.FREEZE_A, Rule.MEAN}
 
 
 class MeanOver(enum.Enum):
@@ -83,12 +89,16 @@ class ModelConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterConfig:
-    """The adapter as peft would configure it. No `targets`: peft's own choice for the family."""
+    """The adapter: its kind, one of `export.kinds`, and what that takes; the family's own choice without `targets`.
+
+    `rank` and `alpha` are LoRA's; `last` is how many of the last blocks train in one of kind `layers`.
+    """
 
     kind: str = "lora"
     rank: int = number(1, 1024, 8)
     alpha: float = number(0.001, 1e6, 16.0)
     targets: tuple[str, ...] = ()
+    last: int = number(0, 10_000, 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,7 +159,7 @@ class AggregationConfig:
     `tau` are fedadam's.
     """
 
-    rule: Rule = Rule.LORA_SVD
+    rule: Rule = Rule.AUTO
     mean_over: MeanOver = MeanOver.TRAINED
     clip_norm: float = number(0, 1e9, 0)
     optimizer: ServerOptimizer = ServerOptimizer.FEDAVG
@@ -222,6 +232,9 @@ def load_config(path: pathlib.Path) -> Config:
         config = read_settings(Config, path)
     except SettingsError as error:
         raise ConfigError(str(error)) from error
+    if config.aggregation.rule is Rule.AUTO:
+        rule = rules_for(config.adapter.kind)[0]
+        config = dataclasses.replace(config, aggregation=dataclasses.replace(config.aggregation, rule=rule))
     for complaint, applies in _complaints(config).items():
         if applies:
             msg = f"{path}: {complaint}"
@@ -229,18 +242,26 @@ def load_config(path: pathlib.Path) -> Config:
     return config
 
 
+def rules_for(kind: str) -> tuple[Rule, ...]:
+    """The rules that an adapter of this kind can be aggregated by. A mean of factors is no mean of what they make."""
+    return (Rule.LORA_SVD, Rule.FREEZE_A) if kind in FACTORS else (Rule.MEAN,)
+
+
 def _complaints(config: Config) -> dict[str, bool]:
     """What no single value shows, and whether it applies here."""
     names = [level.name for level in config.levels]
-    task, rounds = config.model.task, config.rounds
-    codec, rule = config.training.delta_codec, config.aggregation.rule
+    task, rounds, adapter, rule = config.model.task, config.rounds, config.adapter, config.aggregation.rule
+    codec, rules = config.training.delta_codec, rules_for(adapter.kind)
+    no_adapter = why_not(adapter.kind, adapter.targets, adapter.last, classifies=task is not TaskType.CAUSAL_LM)
     complaints = {
         "at least one [[levels]] table is needed": not names,
         f"levels share a name: {', '.join(names)}": len(set(names)) != len(names),
-        f"no level has the adapter's own rank, {config.adapter.rank}: set no rank in one": (
-            bool(names) and all(0 < level.rank < config.adapter.rank for level in config.levels)
+        f"adapter: {no_adapter}": no_adapter is not None,
+        f"aggregation.rule is {rule.value!r}; allowed for an adapter of kind {adapter.kind!r}: auto, "
+        + ", ".join(rule.value for rule in rules): rule not in rules,
+        f"no level has the adapter's own rank, {adapter.rank}: set no rank in one": (
+            bool(names) and all(0 < level.rank < adapter.rank for level in config.levels)
         ),
-        f"adapter.kind is {config.adapter.kind!r}; allowed: lora": config.adapter.kind != "lora",
         f"model.labels are needed, two or more, for {task.value}": (
             task is not TaskType.CAUSAL_LM and len(config.model.labels) < 2  # noqa: PLR2004 - a choice needs two
         ),
@@ -269,11 +290,11 @@ def _complaints(config: Config) -> dict[str, bool]:
 
 def _rank_complaints(level: LevelConfig, config: Config) -> dict[str, bool]:
     rank, highest = level.rank, config.adapter.rank
-    frozen = config.aggregation.rule is Rule.FREEZE_A
+    narrows = config.aggregation.rule is Rule.LORA_SVD
     return {
         f"levels.{level.name}.rank is {rank}, more than adapter.rank, {highest}": rank > highest,
         f"levels.{level.name}.rank is {rank}; only aggregation.rule = 'lora-svd' brings an adapter to a lower rank": (
-            0 < rank < highest and frozen
+            0 < rank < highest and not narrows
         ),
     }
 

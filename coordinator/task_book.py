@@ -13,7 +13,7 @@ from coordinator.events import TaskState
 from edge_sdk.wire.blobs import Blob
 from edge_sdk.wire.messages import DeltaCodec, Receipt, RefusalReason, Task, TaskProgress
 
-FROZEN = {Rule.LORA_SVD: (), Rule.FREEZE_A: ("lora_A",)}
+FROZEN = {Rule.LORA_SVD: (), Rule.FREEZE_A: ("lora_A",), Rule.MEAN: ()}
 
 
 @dataclass(slots=True)

@@ -18,6 +18,7 @@ from edge_sdk.wire.messages import (
     MAX_WINDOW,
 )
 from edge_sdk.wire.tensors import MAX_DIMENSIONS
+from export.kinds import KINDS
 
 FIELDS: Final = {
     # ---- many messages
@@ -135,10 +136,11 @@ FIELDS: Final = {
     "LevelSpec.layers": "layers of the full model that are kept",
     "LevelSpec.trained_layers": "those of them that train",
     "LevelSpec.bits": f"bits of a frozen matrix element: {', '.join(map(str, BITS))}",
-    "AdapterSpec.kind": "`lora`",
-    "AdapterSpec.rank": "rank of the factors",
-    "AdapterSpec.alpha": "numerator of the scale alpha / rank, which is in the graphs already",
-    "AdapterSpec.targets": "the modules it adapts",
+    "AdapterSpec.kind": ", ".join(f"`{name}`" for name in KINDS) + "; a device need not know which",
+    "AdapterSpec.rank": "rank of the factors, 0 where there are none",
+    "AdapterSpec.alpha": "numerator of their scale, which is in the graphs already; 0 where there are none",
+    "AdapterSpec.targets": "the modules it adapts, where its kind has a choice",
+    "AdapterSpec.last": "how many of the last blocks train, for `layers`; else 0",
     "AdapterSpec.initial": "file with the starting values of the full model's adapter",
     "Structure.forward": "file of the forward graph",
     "Structure.backward": "file of the backward graph, or empty",

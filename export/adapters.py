@@ -1,61 +1,103 @@
 """The adapter: which tensors train, and what they are called.
 
 peft makes it; we name its tensors. A tensor's global name is `<segment>/<input>`: `block.3/self_attn.q_proj.lora_A`
-for a factor in layer 3 of the full model, `head/classifier.weight` for the classifier, which trains with the adapter.
-Dropout is zero. LoRA: https://arxiv.org/abs/2106.09685; A is drawn, B is zero, so that the adapter starts as identity.
+for a factor in layer 3 of the full model, `block.3/self_attn.q_proj.weight` where the block itself trains,
+`head/classifier.weight` for the classifier, which trains with any adapter. Dropout is zero.
+
+- LoRA: https://arxiv.org/abs/2106.09685; A is drawn, B is zero, so that the adapter starts as identity. With rank
+  stabilisation (rslora): https://arxiv.org/abs/2312.03732
+- IA3: https://arxiv.org/abs/2205.05638; its factors start as ones
+- the norms: https://arxiv.org/abs/2312.11420, peft's LNTuning
+- the biases (BitFit, https://arxiv.org/abs/2106.10199), the classifier, whole blocks: peft has no kind for these, and
+  its LoRA can train biases and whole modules beside its factors. So they are LoRA without targets, which peft loads.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import IA3Config, LNTuningConfig, LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft.tuners.ln_tuning.layer import LNTuningLayer
+from peft.utils import ModulesToSaveWrapper
+from peft.utils.constants import DUMMY_TARGET_MODULES
 from torch import Tensor, nn
 
 from edge_sdk.wire.manifest import AdapterSpec, TaskType
 from edge_sdk.wire.tensors import Array
+from export.bottleneck import insert
 from export.errors import ExportError
+from export.families import Family
 from export.foundation import NEW_WITH_THE_TASK, Foundation, first_line, quiet, seeded
+from export.kinds import FACTORS, KINDS, why_not
 from export.parts import Part, backbone_of, blocks_of
 
-KINDS = ("lora",)
 PEFT_TASKS = {TaskType.CAUSAL_LM: "CAUSAL_LM", TaskType.SEQUENCE_CLASSIFICATION: "SEQ_CLS"}  # it has none for images
 SAVED_BY_PEFT = {TaskType.SEQUENCE_CLASSIFICATION: ("classifier", "score")}  # without being told
-_TRAINED = re.compile(r"\.(lora_[AB])\.default\.weight$|\.modules_to_save\.default(?=\.)")
+_COPIES = {LNTuningLayer: "base_layer", ModulesToSaveWrapper: "original_module"}  # of what trains, not called
+_AROUND = re.compile(r"\b(?:base_layer|(?:modules_to_save|ln_tuning_layers)\.default)\.")
+_BEHIND = re.compile(r"\.default(?:\.weight)?$")
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterRequest:
-    """The adapter to make: `targets` are last parts of module names. Raises ExportError for what no adapter can be."""
+    """The adapter to make, fields as in AdapterSpec. Raises ExportError for an unknown kind and an impossible rank."""
 
     kind: str
-    rank: int
-    alpha: float
-    targets: tuple[str, ...]
+    rank: int = 0
+    alpha: float = 0.0
+    targets: tuple[str, ...] = ()
+    last: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse an unknown kind and an impossible rank."""
-        if self.kind not in KINDS:
-            msg = f"adapters of kind {self.kind!r} are not supported; supported are {', '.join(KINDS)}"
-            raise ExportError(msg)
-        if self.rank < 1:
+        """Refuse what no model could have."""
+        if why := why_not(self.kind, self.targets, self.last, classifies=True):
+            raise ExportError(why)
+        if "rank" in KINDS[self.kind].options and self.rank < 1:
             msg = f"a rank of {self.rank}: give 1 or more"
             raise ExportError(msg)
 
     def at_rank(self, rank: int) -> AdapterRequest:
-        """The same adapter at another rank, and of the same scale: B A counts alpha / rank times."""
-        return dataclasses.replace(self, rank=rank, alpha=self.alpha * (rank / self.rank))
+        """The same adapter at another rank, and of the same scale: B A counts alpha / rank times, for rslora alpha /
+        sqrt(rank) times.
+        """
+        if rank == self.rank:
+            return self
+        share = rank / self.rank
+        return dataclasses.replace(
+            self, rank=rank, alpha=self.alpha * (math.sqrt(share) if self.kind == "rslora" else share)
+        )
 
     @staticmethod
     def of(spec: AdapterSpec) -> AdapterRequest:
         """The adapter that a manifest describes."""
-        return AdapterRequest(spec.kind, spec.rank, spec.alpha, spec.targets)
+        return AdapterRequest(spec.kind, spec.rank, spec.alpha, spec.targets, spec.last)
+
+    def resolved(self, foundation: Foundation) -> AdapterRequest:
+        """The same for this model: with the family's targets where it has none, without what its kind does not take.
+
+        Raises ExportError for what the model lacks.
+        """
+        classifies = foundation.family.heads[foundation.spec.task] is not None
+        if why := why_not(self.kind, self.targets, self.last, classifies=classifies):
+            raise ExportError(why)
+        if self.last > (layers := foundation.spec.layers):
+            msg = f"cannot train the last {self.last} of {layers} blocks: give 1 to {layers}"
+            raise ExportError(msg)
+        taken = {name: getattr(self, name) for name in KINDS[self.kind].options}
+        if "targets" in taken:
+            taken["targets"] = self.targets or _own_targets(self.kind, foundation.family)
+        return AdapterRequest(self.kind, **taken)
+
+    def first_layer(self, layers: int) -> int:
+        """The lowest of so many layers of the full model that has a part of it; `layers` where none has."""
+        return {"head": layers, "layers": layers - self.last}.get(self.kind, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,44 +109,162 @@ class Named:
     trained: bool
 
 
-def attach(model: nn.Module, task: TaskType, request: AdapterRequest, seed: int) -> PeftModel:
-    """Put a new adapter around `model`, in place. Raises ExportError when a target is no module of it.
+def attach(model: nn.Module, foundation: Foundation, request: AdapterRequest, seed: int) -> PeftModel:
+    """Put a new adapter around `model`, in place. Raises ExportError when the model has nothing that it could train.
 
     What a checkpoint may lack trains along and is saved with the adapter.
     """
+    task = foundation.spec.task
+    with seeded(seed):
+        config: Any = _CONFIGURATIONS[request.kind](model, foundation, request)
     told = set(NEW_WITH_THE_TASK) - set(SAVED_BY_PEFT.get(task, ()))
     new = [name for name, _ in model.named_children() if name in told]
-    config = LoraConfig(
+    config.task_type = PEFT_TASKS.get(task)
+    config.modules_to_save = [*(config.modules_to_save or ()), *new] or None
+    with seeded(seed), quiet():
+        try:
+            adapted: PeftModel = get_peft_model(model, config).eval()
+        except ValueError as error:
+            msg = f"cannot adapt {', '.join(request.targets) or 'this model'}: {first_line(error)}"
+            raise ExportError(msg) from error
+    _freeze(adapted, foundation, request)
+    return adapted
+
+
+def _factors(_model: nn.Module, _foundation: Foundation, request: AdapterRequest) -> PeftConfig:
+    return LoraConfig(
         r=request.rank,
         lora_alpha=request.alpha,  # type: ignore[arg-type]  # peft says int, and divides
         target_modules=list(request.targets),
         lora_dropout=0.0,
-        modules_to_save=new or None,
-        task_type=PEFT_TASKS.get(task),
+        use_rslora=request.kind == "rslora",
     )
-    with seeded(seed), quiet():
-        try:
-            adapted = get_peft_model(model, config)
-        except ValueError as error:
-            msg = f"cannot adapt {', '.join(request.targets)}: {first_line(error)}"
-            raise ExportError(msg) from error
-    found: PeftModel = adapted.eval()
+
+
+def _scales(_model: nn.Module, foundation: Foundation, request: AdapterRequest) -> PeftConfig:
+    return IA3Config(
+        target_modules=list(request.targets),
+        feedforward_modules=[name for name in request.targets if name in foundation.family.feedforward],
+        exclude_modules=_not_meant(foundation.family, request) or None,
+    )
+
+
+def _bottlenecks(model: nn.Module, foundation: Foundation, request: AdapterRequest) -> PeftConfig:
+    ends = tuple(f".{name}" for name in request.targets)
+    not_meant = tuple(f".{name}" for name in _not_meant(foundation.family, request))
+    modules = [name for name, _ in model.named_modules() if name.endswith(ends) and not name.endswith(not_meant)]
+    if not modules:
+        msg = f"cannot adapt {', '.join(request.targets)}: the model has no such module"
+        raise ExportError(msg)
+    return LoraConfig(target_modules=DUMMY_TARGET_MODULES, modules_to_save=insert(model, modules, request.rank))
+
+
+def _biases(model: nn.Module, foundation: Foundation, _request: AdapterRequest) -> PeftConfig:
+    inner = [name for top in _walked(model, foundation) for name, _ in top.named_parameters()]
+    if not any(name.endswith("bias") and not name.endswith(foundation.family.idle) for name in inner):
+        msg = f"this {foundation.family.name} has no biases: choose another kind, as lora or layernorm"
+        raise ExportError(msg)
+    return LoraConfig(target_modules=DUMMY_TARGET_MODULES, bias="all")
+
+
+def _norms(model: nn.Module, foundation: Foundation, _request: AdapterRequest) -> PeftConfig:
+    inner = [module for top in _walked(model, foundation) for module in top.modules() if _is_norm(module)]
+    if not inner:
+        msg = f"the norms of this {foundation.family.name} have no weights: choose another kind, as lora"
+        raise ExportError(msg)
+    return LNTuningConfig(target_modules=_names(model, inner))
+
+
+def _whole(model: nn.Module, foundation: Foundation, request: AdapterRequest) -> PeftConfig:
+    """The modules that train whole: blocks; for all of them, the norm above as well; for the classifier alone, none."""
+    blocks = list(blocks_of(backbone_of(model)))[request.first_layer(foundation.spec.layers) :]
+    chosen = _walked(model, foundation) if request.kind == "full" else blocks
+    names = _names(model, [module for module in chosen if any(True for _ in module.parameters())])
+    return LoraConfig(target_modules=DUMMY_TARGET_MODULES, modules_to_save=names)
+
+
+_CONFIGURATIONS: Mapping[str, Callable[[nn.Module, Foundation, AdapterRequest], PeftConfig]] = {
+    **dict.fromkeys(FACTORS, _factors),
+    "ia3": _scales,
+    "bottleneck": _bottlenecks,
+    "bias": _biases,
+    "layernorm": _norms,
+    **dict.fromkeys(("head", "layers", "full"), _whole),
+}
+
+
+def _own_targets(kind: str, family: Family) -> tuple[str, ...]:
+    """The modules that an adapter of this kind has in this family, unless told otherwise. Raises ExportError."""
+    own = {"ia3": (*family.keys_values, *family.feedforward), "bottleneck": family.feedforward}
+    if not (found := own.get(kind, family.targets)):
+        msg = f"an adapter of kind {kind} needs targets: export/families/{family.name}.py names none for it"
+        raise ExportError(msg)
     return found
+
+
+def _not_meant(family: Family, request: AdapterRequest) -> list[str]:
+    """Modules whose names end as a target's does, and that were not named themselves."""
+    return [name for name in family.not_feedforward if name not in request.targets]
+
+
+def _walked(model: nn.Module, foundation: Foundation) -> list[nn.Module]:
+    """The blocks, and the norm above them where there is one: where gradients are captured, but for the classifier."""
+    backbone = backbone_of(model)
+    norm = foundation.family.norm(backbone)
+    return [*blocks_of(backbone), *([] if norm is None else [norm.module])]
+
+
+def _is_norm(module: nn.Module) -> bool:
+    """Whether it is a norm with weights: LayerNorm, or the RMS norm of which each model in transformers has its own."""
+    is_norm = isinstance(module, nn.LayerNorm) or type(module).__name__.endswith("RMSNorm")
+    return is_norm and any(True for _ in module.parameters(recurse=False))
+
+
+def _names(model: nn.Module, modules: list[nn.Module]) -> list[str]:
+    names = {module: name for name, module in model.named_modules()}
+    return [names[module] for module in modules]
+
+
+def _freeze(adapted: PeftModel, foundation: Foundation, request: AdapterRequest) -> None:
+    """Freeze what the loss does not depend on; and of the biases, which peft trains wherever they are, those of the
+    embedding.
+    """
+    reached = {id(entry.value) for _, entry in _trained(adapted, foundation)}
+    for path, value in adapted.named_parameters():
+        if path.endswith(foundation.family.idle) or (request.kind == "bias" and id(value) not in reached):
+            value.requires_grad_(False)  # noqa: FBT003 - torch takes it by place
 
 
 def named(part: Part) -> dict[str, Named]:
     """The part's parameters by input name: frozen ones first, each in the module's order."""
+    copies = tuple(_copies(part.module))
     found = {}
     for path, value in part.module.named_parameters():
-        if ".original_module." in path:  # peft's copy of what trains, not called
+        if path.startswith(copies):
             continue
-        name = _TRAINED.sub(_without_peft, path).replace(".base_layer.", ".")
-        found[part.names.get(name, name)] = Named(path, value, _TRAINED.search(path) is not None)
+        name = _BEHIND.sub("", _AROUND.sub("", path))
+        found[part.names.get(name, name)] = Named(path, value, value.requires_grad)
     return dict(sorted(found.items(), key=lambda item: item[1].trained))
 
 
-def _without_peft(found: re.Match[str]) -> str:
-    return f".{found[1]}" if found[1] else ""
+def _copies(module: nn.Module) -> Iterator[str]:
+    """How the paths of the copies begin that peft keeps of what trains whole, and does not call."""
+    for name, inner in module.named_modules():
+        if copy := _COPIES.get(type(inner)):
+            yield f"{name}.{copy}." if name else f"{copy}."
+
+
+def _trained(adapted: PeftModel, foundation: Foundation) -> Iterator[tuple[str, Named]]:
+    """What trains in blocks, norm and classifier, by global name, in walking order."""
+    base: Any = adapted.get_base_model()
+    family, backbone = foundation.family, backbone_of(base)
+    parts = {f"block.{k}": family.block(module) for k, module in enumerate(blocks_of(backbone))}
+    if (norm := family.norm(backbone)) is not None:
+        parts["norm"] = norm
+    if (head := family.heads[foundation.spec.task]) is not None:
+        parts["head"] = head(base)
+    for segment, part in parts.items():
+        yield from ((f"{segment}/{name}", entry) for name, entry in named(part).items() if entry.trained)
 
 
 def adapter_parameters(adapted: PeftModel, foundation: Foundation) -> dict[str, nn.Parameter]:
@@ -112,17 +272,7 @@ def adapter_parameters(adapted: PeftModel, foundation: Foundation) -> dict[str, 
 
     Raises ExportError when the adapter reaches where no gradient is captured (embedding, vocabulary projection).
     """
-    base: Any = adapted.get_base_model()
-    family = foundation.family
-    parts = {f"block.{k}": family.block(m) for k, m in enumerate(blocks_of(backbone_of(base)))}
-    if (head := family.heads[foundation.spec.task]) is not None:
-        parts["head"] = head(base)
-    found = {
-        f"{segment}/{name}": entry.value
-        for segment, part in parts.items()
-        for name, entry in named(part).items()
-        if entry.trained
-    }
+    found = {name: entry.value for name, entry in _trained(adapted, foundation)}
     known = {id(value) for value in found.values()}
     for path, value in adapted.named_parameters():
         if value.requires_grad and id(value) not in known:

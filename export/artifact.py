@@ -28,6 +28,7 @@ from edge_sdk.wire.manifest import (
     Structure,
     VocabularyLoss,
     encode_manifest,
+    walked_back,
 )
 from edge_sdk.wire.tensors import Array, write_tensors
 from export.adapters import adapter_arrays
@@ -52,7 +53,11 @@ class ArtifactWriter:
         """Write all blobs of `level`; its manifest as yet without costs."""
         files: dict[str, Blob] = {}
         walk = tuple(self._segment(place, level, files) for place in self._kept(level))
-        structures = {s.structure: self._structure(s.structure, level.bits, files) for s in walk}
+        returns = {segment.structure for segment in walked_back(walk)}
+        structures = {
+            name: self._structure(name, level.bits, files, returns=name in returns)
+            for name in dict.fromkeys(segment.structure for segment in walk)
+        }
         return Manifest(
             format=FORMAT,
             model=self.program.adapted.foundation.spec,
@@ -76,19 +81,23 @@ class ArtifactWriter:
 
     def _segment(self, place: Place, level: LevelSpec, files: dict[str, Blob]) -> Segment:
         name = self._tensors(f"{place.segment}.safetensors", place.frozen(), level.bits, files)
-        return Segment(place.segment, place.structure, name, trains=place.layer in level.trained_layers)
+        chosen = place.layer is None or place.layer in level.trained_layers
+        trains = chosen and bool(self.program.structures[place.structure].trained)
+        return Segment(place.segment, place.structure, name, trains)
 
-    def _structure(self, name: str, bits: int, files: dict[str, Blob]) -> Structure:
+    def _structure(self, name: str, bits: int, files: dict[str, Blob], *, returns: bool) -> Structure:
+        """A structure's graphs; the way back only where a segment of it `returns`."""
         captured = self.program.structures[name]
         matrices = _matrices(captured)
         backward = integers = ""
-        if captured.backward is not None:
+        kept = captured.kept if returns else {}
+        if captured.backward is not None and returns:
             backward = self._graph(f"{name}.backward.onnx", captured.backward, matrices, bits, files)
             integers = self._integers(f"{name}.backward.integers.onnx", captured.backward, matrices, bits, files)
         return Structure(
             forward=self._graph(f"{name}.forward.onnx", captured.forward, matrices, bits, files),
             backward=backward,
-            keepings=tuple(self._keeping(name, captured, kept_bits, bits, files) for kept_bits in captured.kept),
+            keepings=tuple(self._keeping(name, captured, kept_bits, bits, files) for kept_bits in kept),
             context=captured.context,
             frozen=_frozen_names(captured, bits),
             trained=captured.trained,
@@ -145,7 +154,7 @@ class ArtifactWriter:
         request = self.program.adapted.request
         values = adapter_arrays(self.program.adapted.parameters)
         initial = self._tensors("adapter.safetensors", values, FULL_BITS, files)
-        return AdapterSpec(request.kind, request.rank, request.alpha, request.targets, initial)
+        return AdapterSpec(request.kind, request.rank, request.alpha, request.targets, initial, request.last)
 
     def _tokenizer(self, files: dict[str, Blob]) -> str:
         path = self.program.adapted.foundation.tokenizer

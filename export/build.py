@@ -18,6 +18,7 @@ from export.artifact import ArtifactWriter, staged, write_manifest
 from export.errors import ExportError
 from export.folder import read_manifest
 from export.foundation import Foundation, open_foundation
+from export.kinds import FACTORS
 from export.levels import LevelRequest, resolve_level
 from export.measure import measure
 from export.parity import Oracle, Parity, check_parity, integers_error, require_parity
@@ -27,7 +28,7 @@ from export.progress import Progress, Report
 
 @dataclass(frozen=True, slots=True)
 class BuildRequest:
-    """What to build. `targets` of the adapter may be empty: the family's own. `tokens` is where costs are measured, of
+    """What to build. Targets that the adapter leaves open are the family's. `tokens` is where costs are measured, of
     text; images are of one length.
     """
 
@@ -62,8 +63,8 @@ def build(request: BuildRequest, report: Report) -> tuple[Built, ...]:
         ParityError: a level's gradients are not the model's.
     """
     foundation = open_foundation(request.model, request.task, request.labels)
-    levels = _resolve(request, foundation)
-    adapter = _with_targets(request.adapter, foundation)
+    adapter = request.adapter.resolved(foundation)
+    levels = _resolve(request, foundation, adapter)
     _require_same(request, foundation.spec, adapter)
     groups = _by_rank(request, adapter, levels)
     each = LEVEL_STAGES if request.parity else LEVEL_STAGES - 1
@@ -130,7 +131,7 @@ def _build_level(
     return Built(manifest, parity)
 
 
-def _resolve(request: BuildRequest, foundation: Foundation) -> tuple[LevelSpec, ...]:
+def _resolve(request: BuildRequest, foundation: Foundation, adapter: AdapterRequest) -> tuple[LevelSpec, ...]:
     names = [level.name for level in request.levels]
     if not names or len(set(names)) != len(names):
         msg = "give one or more levels, each with a name of its own"
@@ -138,7 +139,8 @@ def _resolve(request: BuildRequest, foundation: Foundation) -> tuple[LevelSpec, 
     if not 2 <= foundation.spec.row_tokens(request.tokens) <= foundation.spec.max_tokens:  # noqa: PLR2004 - one token predicts nothing
         msg = f"cannot measure at {request.tokens} tokens: the model takes 2 to {foundation.spec.max_tokens}"
         raise ExportError(msg)
-    return tuple(resolve_level(level, foundation.spec.layers) for level in request.levels)
+    layers = foundation.spec.layers
+    return tuple(resolve_level(level, layers, adapter.first_layer(layers)) for level in request.levels)
 
 
 def _by_rank(request: BuildRequest, adapter: AdapterRequest, levels: Sequence[LevelSpec]) -> dict[int, list[LevelSpec]]:
@@ -146,7 +148,10 @@ def _by_rank(request: BuildRequest, adapter: AdapterRequest, levels: Sequence[Le
     groups: dict[int, list[LevelSpec]] = {adapter.rank: []}
     for level, asked in zip(levels, request.levels, strict=True):
         rank = adapter.rank if asked.rank is None else asked.rank
-        if not 1 <= rank <= adapter.rank:
+        if asked.rank is not None and adapter.kind not in FACTORS:
+            msg = f"level {level.name} has a rank, which is for adapters of kind {', '.join(FACTORS)}"
+            raise ExportError(msg)
+        if rank != adapter.rank and not 1 <= rank <= adapter.rank:
             msg = f"level {level.name} cannot have rank {rank}: give 1 to {adapter.rank}, the adapter's"
             raise ExportError(msg)
         groups.setdefault(rank, []).append(level)
@@ -177,11 +182,6 @@ def _require_same(
             raise ExportError(msg)
 
 
-def _with_targets(request: AdapterRequest, foundation: Foundation) -> AdapterRequest:
-    targets = request.targets or foundation.family.targets
-    return AdapterRequest(request.kind, request.rank, request.alpha, targets)
-
-
 def read_request(path: pathlib.Path) -> BuildRequest:
     """A request as JSON: see `parse_request`. Raises ExportError when the file is not there or not one."""
     try:
@@ -210,7 +210,11 @@ def parse_request(plain: Mapping[str, Any]) -> BuildRequest:
         task=TaskType(plain["task"]),
         out=pathlib.Path(plain["out"]),
         adapter=AdapterRequest(
-            str(adapter["kind"]), int(adapter["rank"]), float(adapter["alpha"]), tuple(adapter.get("targets") or ())
+            kind=str(adapter["kind"]),
+            rank=int(adapter.get("rank", 0)),
+            alpha=float(adapter.get("alpha", 0)),
+            targets=tuple(adapter.get("targets") or ()),
+            last=int(adapter.get("last", 0)),
         ),
         levels=tuple(LevelRequest(**level) for level in plain["levels"]),
         labels=tuple(plain.get("labels") or ()),

@@ -123,10 +123,11 @@ def _add_export(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     command.add_argument("--labels", type=_names, default=(), metavar="A,B,...", help="class names by index")
     command.add_argument("--runtime", choices=RUNTIMES, default=RUNTIMES[0], help="see below (default: onnxruntime)")
     group = command.add_argument_group("adapter")
-    group.add_argument("--adapter", default="lora", metavar="KIND", help="lora (default)")
+    group.add_argument("--adapter", default="lora", metavar="KIND", help="what trains: see below (default: lora)")
     group.add_argument("--rank", type=int, default=8, metavar="R", help="rank of its factors (default: 8)")
     group.add_argument("--alpha", type=float, default=16.0, metavar="A", help="scaled by A / R (default: 16)")
     group.add_argument("--targets", type=_names, default=(), metavar="A,B,...", help="modules (default: the family's)")
+    group.add_argument("--last", type=int, default=0, metavar="K", help="blocks that train, for layers")
     group.add_argument("--seed", type=int, default=0, metavar="N", help="draws its starting values (default: 0)")
     group = command.add_argument_group("emulator level")
     group.add_argument("--bits", type=int, default=32, metavar="32|16|8|4", help="of a frozen weight (default: 32)")
@@ -148,10 +149,13 @@ def _export(arguments: argparse.Namespace) -> int:
     begin = time.monotonic()
     with narrated() as show:
         from export.build import build
+        from export.foundation import open_foundation
 
         (built,) = build(request_of(arguments), show)
     if built.parity is not None:
         print(f"largest relative gradient error {built.parity.worst:.1e}")
+    if dropout := open_foundation(arguments.model, TaskType(arguments.task), arguments.labels).dropout:
+        print(f"dropout is zero on devices; config.json has {', '.join(f'{k} {v:g}' for k, v in dropout.items())}")
     print(f"level {built.manifest.level.name} is in {arguments.out} after {time.monotonic() - begin:.0f} s")
     return _show(read_artifact(arguments.out))
 
@@ -186,7 +190,7 @@ def request_of(arguments: argparse.Namespace) -> BuildRequest:
         model=arguments.model,
         task=TaskType(arguments.task),
         out=arguments.out,
-        adapter=AdapterRequest(arguments.adapter, arguments.rank, arguments.alpha, arguments.targets),
+        adapter=AdapterRequest(arguments.adapter, arguments.rank, arguments.alpha, arguments.targets, arguments.last),
         levels=(LevelRequest(arguments.level or default_name(*shape), *shape),),
         labels=arguments.labels,
         tokens=TOKENS if arguments.tokens is None else arguments.tokens,

@@ -57,6 +57,12 @@ class Foundation:
         found = self.config.pad_token_id
         return found if _is_token(found, self.spec.vocabulary) else 0
 
+    @property
+    def dropout(self) -> dict[str, float]:
+        """What the configuration says of dropout, and what is exported lacks: the chances that are not zero."""
+        settings = self.config.to_dict().items()
+        return {name: value for name, value in settings if "drop" in name and isinstance(value, float) and value > 0}
+
     def load(self, seed: int = 0) -> nn.Module:
         """The model in float32, in evaluation mode; `seed` draws what the checkpoint lacks (a new classifier).
 

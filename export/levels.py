@@ -39,14 +39,21 @@ def default_name(bits: int, layers: int | None, train_last: int | None) -> str:
     return "-".join(parts)
 
 
-def resolve_level(request: LevelRequest, total: int) -> LevelSpec:
-    """The level of a model of `total` layers. Raises ExportError for one that cannot be."""
+def resolve_level(request: LevelRequest, total: int, first: int = 0) -> LevelSpec:
+    """The level of a model of `total` layers, of which those from `first` on have a part of the adapter, if any.
+
+    Raises ExportError for one that cannot be.
+    """
     kept = uniform_layers(total, total if request.layers is None else request.layers)
     last = len(kept) if request.train_last is None else request.train_last
     if not 1 <= last <= len(kept):
         msg = f"cannot train the last {last} of {len(kept)} layers: give 1 to {len(kept)}"
         raise ExportError(msg)
+    trained = tuple(layer for layer in kept[-last:] if layer >= first)
+    if not trained and first < total:
+        msg = f"level {request.name} keeps none of the layers from {first} on, which are those that train: keep more"
+        raise ExportError(msg)
     try:
-        return LevelSpec(name=request.name, layers=kept, trained_layers=kept[-last:], bits=request.bits)
+        return LevelSpec(name=request.name, layers=kept, trained_layers=trained, bits=request.bits)
     except ValueError as error:
         raise ExportError(str(error)) from error

@@ -1,5 +1,9 @@
 """What --help says of each command: the first paragraph above the options, the others below them."""
 
+from export.kinds import KINDS
+
+ADAPTERS = "\n".join(f"  {name:<12} {kind.trains}" for name, kind in KINDS.items())
+
 FAMILIES = """\
 List the model families that can be exported.
 
@@ -14,7 +18,7 @@ file in export/families/ lacks; else it takes a file of its own. `fedpeat export
 exit status: 0 listed
 """
 
-EXPORT = """\
+EXPORT = f"""\
 Export a foundation model as a training artifact, one emulator level.
 
 An artifact is everything a device needs to train without torch: forward and backward graphs (ONNX), tensors,
@@ -26,7 +30,12 @@ DistilBERT for sequence-classification, ViT, DeiT and DINOv2 for image-classific
 A folder without tokenizer.json exports too; devices then need token arrays as data. How pixels are scaled is read from
 preprocessor_config.json.
 
-Every gradient is compared with torch's before anything is written, and what the level costs is measured here.
+What trains, `--adapter`, with a classifier always:
+
+{ADAPTERS}
+
+Dropout is zero, whatever the model's configuration says. Every gradient is compared with torch's before anything is
+written, and what the level costs is measured here.
 
 With --runtime ort-training, DIR gets instead what the on-device training API of onnxruntime-training 1.19.2 takes:
 training_model.onnx, eval_model.onnx, optimizer_model.onnx (AdamW without weight decay, no clipping) and checkpoint, for
@@ -40,6 +49,7 @@ examples:
   fedpeat export MiniLM --task sequence-classification --labels negative,positive --out reviews
   fedpeat export SmolLM2-135M --task causal-lm --out four-files --runtime ort-training --bits 8
   fedpeat export ViT --task image-classification --labels whole,torn --out textile
+  fedpeat export SmolLM2-135M --task causal-lm --out blocks --bits 8 --adapter layers --last 6
 
 exit status: 0 exported, 1 the gradients are not torch's, 2 wrong input, 130 stopped; unless 0, nothing is written
 """
@@ -84,7 +94,8 @@ Put a trained adapter into the full model: a PEFT checkpoint.
 
 Tensors that the file lacks (of layers that no device trained) keep their starting values. The checkpoint is loaded
 again and must give the same loss; then a line of JSON tells where it is. Load it with
-peft.PeftModel.from_pretrained(model, DIR).
+peft.PeftModel.from_pretrained(model, DIR). peft has no bottlenecks: before, export.bottleneck.restore(Path(DIR), model)
+puts them into the model.
 
 exit status: 0 written, 1 the checkpoint, loaded again, is another model, 2 wrong input; unless 0, nothing is written
 """

@@ -1,7 +1,8 @@
 """The proof of an artifact: its graphs, run by onnxruntime, give the gradients that torch's autograd gives.
 
 The model is put into the level's state (layers dropped, matrices rounded as it holds them), both sides get the same
-adapter (drawn, so that no gradient vanishes behind a zero factor) and the same batch (drawn, with padding).
+adapter (moved from its start at random, so that no gradient vanishes behind a zero factor) and the same batch (drawn,
+with padding).
 The error of a tensor is max |ours - torch's| / max |torch's|.
 """
 
@@ -22,7 +23,7 @@ from torch import nn
 from edge_sdk.wire.blobs import BlobStore
 from edge_sdk.wire.manifest import LevelSpec, Manifest, TaskType
 from edge_sdk.wire.tensors import Array
-from export.adapters import AdapterRequest, adapter_parameters, set_adapter
+from export.adapters import AdapterRequest, adapter_arrays, adapter_parameters, set_adapter
 from export.compress.quantize import FULL_BITS, is_quantized, rounded
 from export.errors import ParityError
 from export.folder import read_artifact, verify_files
@@ -86,8 +87,8 @@ class Oracle:
         generator = np.random.default_rng(seed)
         self.adapted = adapted
         self.adapter = {
-            name: generator.normal(0, 0.05, tuple(value.shape)).astype(np.float32)
-            for name, value in adapted.parameters.items()
+            name: start + generator.normal(0, 0.05, tuple(start.shape)).astype(np.float32)
+            for name, start in adapter_arrays(adapted.parameters).items()
         }
         self.batch = draw_batch(adapted.foundation, seed)
         self._outcomes: dict[tuple[tuple[int, ...], int], Outcome] = {}

@@ -15,6 +15,7 @@ from edge_sdk.wire.manifest import Manifest
 from edge_sdk.wire.tensors import Array, read_tensors
 from export.adapters import AdapterRequest, set_adapter
 from export.artifact import new_folder
+from export.bottleneck import note, restore
 from export.errors import ExportError, ParityError
 from export.folder import read_manifest
 from export.foundation import Foundation, first_line, open_same_foundation, quiet
@@ -87,6 +88,7 @@ def _save(adapted: Adapted, folder: pathlib.Path) -> None:
     try:
         with quiet():
             adapted.peft_model.save_pretrained(str(folder))
+        note(folder, adapted.base)
     except SafetensorError as error:  # a full disk, among others
         msg = f"cannot write the checkpoint: {first_line(error)}"
         raise ExportError(msg) from error
@@ -129,10 +131,12 @@ def _prove(adapted: Adapted, folder: pathlib.Path) -> float:
 
 def reload(foundation: Foundation, folder: pathlib.Path) -> PeftModel:
     """The model with a PEFT checkpoint on it. Raises ExportError when the folder is none."""
+    base = foundation.load()
     with quiet():
         try:
-            model: PeftModel = PeftModel.from_pretrained(foundation.load(), str(folder))
-        except (OSError, ValueError, RuntimeError) as error:
+            restore(folder, base)
+            model: PeftModel = PeftModel.from_pretrained(base, str(folder))
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
             msg = f"cannot load the PEFT checkpoint {folder}: {first_line(error)}"
             raise ExportError(msg) from error
     return model.eval()

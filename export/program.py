@@ -82,7 +82,7 @@ class Program:
 
 def adapt(foundation: Foundation, request: AdapterRequest, seed: int) -> Adapted:
     """Load the model and put a new adapter on it, both drawn from `seed`. Raises ExportError."""
-    peft_model = attach(foundation.load(seed), foundation.spec.task, request, seed)
+    peft_model = attach(foundation.load(seed), foundation, request, seed)
     return Adapted(foundation, request, peft_model, adapter_parameters(peft_model, foundation))
 
 

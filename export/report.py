@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from edge_sdk.wire.manifest import Manifest
+from edge_sdk.wire.manifest import AdapterSpec, Manifest
 from export.folder import size_bytes
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ MB = 1e6
 
 def summary(manifest: Manifest) -> str:
     """What all levels of an artifact share, in three lines."""
-    model, adapter = manifest.model, manifest.adapter
+    model = manifest.model
     labels = f", labels {', '.join(model.labels)}" if model.labels else ""
     text = "with its tokenizer" if manifest.tokenizer else "no tokenizer: devices need token arrays as data"
     vocabulary, rows = f", vocabulary {model.vocabulary}", f"at most {model.max_tokens} tokens{labels}, {text}"
@@ -29,8 +29,15 @@ def summary(manifest: Manifest) -> str:
     return (
         f"{model.family}, {model.task.value}: {model.layers} layers of width {model.width}{vocabulary}\n"
         f"{rows}\n"
-        f"{adapter.kind} of rank {adapter.rank}, alpha {adapter.alpha:g}, on {', '.join(adapter.targets)}"
+        f"{_adapter_line(manifest.adapter)}"
     )
+
+
+def _adapter_line(adapter: AdapterSpec) -> str:
+    """`lora of rank 8, alpha 16, on q_proj, v_proj`, with what its kind takes."""
+    factors = f" of rank {adapter.rank}, alpha {adapter.alpha:g}" if adapter.rank else ""
+    targets = f", on {', '.join(adapter.targets)}" if adapter.targets else ""
+    return f"{adapter.kind}{factors}{targets}{f', the last {adapter.last}' if adapter.last else ''}"
 
 
 def family_table(families: Sequence[Family]) -> Table:

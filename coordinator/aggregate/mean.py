@@ -9,7 +9,8 @@ algorithm 1. Where devices trained different layers, W is a choice, made for eac
 
 Sums are float64, so the order of the devices does not matter. One delta at a time is in memory.
 
-Exact for LoRA where A is frozen: B A is linear in B. Not for A and B together; see `lora`.
+Exact for every adapter but LoRA's pairs of factors, for which it is where A is frozen: B A is linear in B. Not for A
+and B together; see `lora`.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ def aggregate(
     `moments` are those that the round before left; none before the first.
     """
     clipped = (dataclasses.replace(c, delta=clip(c.delta, config.clip_norm)) for c in contributions)
-    if config.rule is Rule.FREEZE_A:
+    if config.rule in (Rule.FREEZE_A, Rule.MEAN):
         state = mean.init(adapter)
         for contribution in clipped:
             state = mean.accumulate(state, contribution.delta, contribution.examples)

@@ -78,7 +78,8 @@ def ready(artifact: Artifact, threads: int, plan: Plan, tokens: int, watch: Call
 def fullest(manifest: Manifest) -> Plan:
     """A plan that needs all graphs which any plan needs, but for a second precision."""
     step = Step(manifest, 1, 2)
-    return Plan(1, HEAD_ROWS[-1], min(step.most_kept(), 1), step.kept_bits()[0])
+    kept_bits = next(iter(step.kept_bits()), 32)  # none where no block is walked back
+    return Plan(1, HEAD_ROWS[-1], min(step.most_kept(), 1), kept_bits)
 
 
 class _Probe:
@@ -171,8 +172,10 @@ class _Probe:
         return {"memory_bytes": max(growth, 0), "time_ms": _median_ms(lambda: graph.run(given)), "outputs": outputs}
 
     def _pages(self) -> Cost:
-        largest = max(self._manifest.walk[1:], key=lambda segment: self._manifest.files[segment.tensors].size_bytes)
-        file, size_bytes = self._artifact.tensors(largest.tensors), self._manifest.files[largest.tensors].size_bytes
+        names = {segment.tensors for segment in self._manifest.walk[1:] if self._artifact.tensors(segment.tensors)}
+        names = names or {self._manifest.walk[0].tensors}  # where all else trains, the embedding alone is mapped
+        largest = max(sorted(names), key=lambda name: self._manifest.files[name].size_bytes)
+        file, size_bytes = self._artifact.tensors(largest), self._manifest.files[largest].size_bytes
 
         def visit() -> None:
             for array in file.values():

@@ -112,7 +112,10 @@ class ModelSpec:
 
 @dataclass(frozen=True, slots=True)
 class LevelSpec:
-    """The emulator's place on the ladder: which layers it keeps, which of them train, and bits per frozen weight."""
+    """The emulator's place on the ladder: which layers it keeps, which of them train, and bits per frozen weight.
+
+    None of them trains where the adapter is the classifier alone.
+    """
 
     name: str
     layers: tuple[int, ...]
@@ -134,13 +137,18 @@ class LevelSpec:
 
 @dataclass(frozen=True, slots=True)
 class AdapterSpec:
-    """The adapter as peft would configure it. `initial` names the file with its starting values."""
+    """The adapter as peft would configure it. `initial` names the file with its starting values.
+
+    A kind without factors has `rank` 0, `alpha` 0 and no `targets`; `last` is how many blocks train in one of kind
+    `layers`.
+    """
 
     kind: str
     rank: int
     alpha: float
     targets: tuple[str, ...]
     initial: str
+    last: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -328,8 +336,7 @@ class Manifest:
 
     def walked_back(self) -> tuple[Segment, ...]:
         """The segments that gradients flow through at this level: the lowest that trains, and all above it."""
-        lowest = next((k for k, segment in enumerate(self.walk) if segment.trains), len(self.walk))
-        return self.walk[lowest:]
+        return walked_back(self.walk)
 
     def largest_blob(self) -> Blob:
         """The largest file."""
@@ -342,6 +349,12 @@ class Manifest:
         if self.classes_loss is not None:
             for name, shape in self.classes_loss.trained.items():
                 yield True, f"head/{name}", shape
+
+
+def walked_back(walk: tuple[Segment, ...]) -> tuple[Segment, ...]:
+    """The lowest segment of a walk that trains, and all above it."""
+    lowest = next((k for k, segment in enumerate(walk) if segment.trains), len(walk))
+    return walk[lowest:]
 
 
 def _check_walk(manifest: Manifest) -> None:

@@ -31,6 +31,10 @@ class Family:
 
     - `model_types`: what its models say in config.json
     - `targets`: the modules that LoRA adapts unless told otherwise
+    - `keys_values`, `feedforward`: the modules whose outputs IA3 scales, and those that end a block's feed-forward: IA3
+      scales their inputs, a bottleneck comes behind them. `not_feedforward` are others whose names end alike
+    - `idle`: how the names of parameters end that the loss does not depend on: where positions are in the hidden state,
+      a key's bias shifts all scores of a query alike, and their softmax does not see it
     - `embed`, `block`, `norm`: parts; `norm` is None where blocks flow into the head directly
     - `context(backbone, attention_mask)`: what all blocks need, by name; (batch, tokens) int64, 1 where a token is
     - `heads`: by task, the classifier as a part, called with (hidden state, attention_mask) -> logits; None where the
@@ -49,6 +53,10 @@ class Family:
     heads: Mapping[TaskType, Callable[[Any], Part] | None]
     check: Callable[[Any], str | None] = lambda _config: None
     max_tokens: Callable[[Any], int] = _all_positions
+    keys_values: tuple[str, ...] = ()
+    feedforward: tuple[str, ...] = ()
+    not_feedforward: tuple[str, ...] = ()
+    idle: tuple[str, ...] = ()
 
     @property
     def tasks(self) -> tuple[TaskType, ...]:

@@ -43,4 +43,8 @@ FAMILY = Family(
     context=bidirectional_context,
     heads={TaskType.SEQUENCE_CLASSIFICATION: _classifier},
     check=refuse_decoder,
+    keys_values=("key", "value"),
+    feedforward=("output.dense",),
+    not_feedforward=("attention.output.dense",),
+    idle=("key.bias",),
 )

@@ -40,4 +40,7 @@ FAMILY = Family(
     norm=lambda _backbone: None,
     context=bidirectional_context,
     heads={TaskType.SEQUENCE_CLASSIFICATION: _classifier},
+    keys_values=("k_lin", "v_lin"),
+    feedforward=("ffn.lin2",),
+    idle=("k_lin.bias",),
 )

@@ -32,4 +32,6 @@ FAMILY = Family(
     context=causal_context,
     heads=DECODER_HEADS,
     check=_check,
+    keys_values=("c_attn",),
+    feedforward=("mlp.c_proj",),
 )

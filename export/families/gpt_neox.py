@@ -35,4 +35,6 @@ FAMILY = Family(
     context=_context,
     heads=DECODER_HEADS,
     check=refuse_moving_rotary,
+    keys_values=("query_key_value",),
+    feedforward=("dense_4h_to_h",),
 )

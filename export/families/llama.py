@@ -52,4 +52,6 @@ FAMILY = Family(
     context=_context,
     heads=DECODER_HEADS,
     check=refuse_moving_rotary,
+    keys_values=("k_proj", "v_proj"),
+    feedforward=("down_proj",),
 )

@@ -37,4 +37,7 @@ FAMILY = Family(
     context=causal_context,
     heads=DECODER_HEADS,
     check=_check,
+    keys_values=("k_proj", "v_proj"),
+    feedforward=("fc2",),
+    idle=("k_proj.bias",),
 )

@@ -55,4 +55,8 @@ FAMILY = Family(
     heads={TaskType.SEQUENCE_CLASSIFICATION: lambda model: Part(Classifier(model.classifier))},
     check=_check,
     max_tokens=_max_tokens,
+    keys_values=("key", "value"),
+    feedforward=("output.dense",),
+    not_feedforward=("attention.output.dense",),
+    idle=("key.bias",),
 )

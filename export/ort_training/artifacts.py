@@ -12,7 +12,6 @@ import pathlib
 import subprocess
 import tempfile
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,7 @@ from export.levels import resolve_level
 from export.lowering import serialize
 from export.optimizers import BETA1, BETA2, EPSILON
 from export.ort_training.environment import VERSION, python_of
-from export.ort_training.whole import Whole, require_bits, require_text, whole_graph
+from export.ort_training.whole import Whole, require_bits, require_factors, require_text, whole_graph
 from export.parity import Oracle, Parity, badness, relative_error, require_parity
 from export.program import adapt
 from export.progress import Progress, Report, silent
@@ -49,9 +48,10 @@ def write_artifacts(request: BuildRequest, report: Report = silent) -> Parity | 
         raise ExportError(msg)
     require_bits(asked.bits)
     require_text(request.task)
+    require_factors(request.adapter.kind)
     foundation = open_foundation(request.model, request.task, request.labels)
-    level = resolve_level(asked, foundation.spec.layers)
-    adapter = replace(request.adapter, targets=request.adapter.targets or foundation.family.targets)
+    adapter, layers = request.adapter.resolved(foundation), foundation.spec.layers
+    level = resolve_level(asked, layers, adapter.first_layer(layers))
     stages = ["environment", "load", "trace", "artifacts", *(["parity"] if request.parity else [])]
 
     def begin(stage: str) -> None:

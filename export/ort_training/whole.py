@@ -37,6 +37,7 @@ from export.compress.quantize import (
 )
 from export.errors import ExportError
 from export.foundation import quiet
+from export.kinds import FACTORS
 from export.lowering import Canonicalize
 from export.parts import Part
 from export.program import Adapted, places, vocabulary_matrix
@@ -73,6 +74,13 @@ def require_text(task: TaskType) -> None:
     """Raise ExportError for images: this graph begins at token ids."""
     if task is TaskType.IMAGE_CLASSIFICATION:
         msg = f"{task.value} is not supported for ort-training, only what reads text"
+        raise ExportError(msg)
+
+
+def require_factors(kind: str) -> None:
+    """Raise ExportError for an adapter that is proved on our own runtime alone."""
+    if kind not in FACTORS:
+        msg = f"adapters of kind {kind} are not supported for ort-training; supported are {', '.join(FACTORS)}"
         raise ExportError(msg)
 
 

@@ -84,10 +84,10 @@ def test_the_codec_is_the_tasks_and_residuals_where_they_mean_something(
     them where it needs them.
     """
     path = tmp_path / "coordinator.toml"
-    path.write_text(
-        CONFIG.replace("[training]", f"[aggregation]\nrule = '{rule.value}'\n[training]\ndelta_codec = '{how.value}'")
-    )
-    if how in NEEDS_RESIDUAL and rule is Rule.LORA_SVD:
+    tables = f"[adapter]\nkind = '{'bias' if rule is Rule.MEAN else 'lora'}'\n[aggregation]\nrule = '{rule.value}'\n"
+    path.write_text(CONFIG.replace("[training]", f"{tables}[training]\ndelta_codec = '{how.value}'"))
+    keeps = rule in {Rule.FREEZE_A, Rule.MEAN}
+    if how in NEEDS_RESIDUAL and not keeps:
         with pytest.raises(ConfigError, match=r"keeps no residuals; allowed: fp32, fp16, int8, int4, int2$"):
             load_config(path)
         return
@@ -96,7 +96,18 @@ def test_the_codec_is_the_tasks_and_residuals_where_they_mean_something(
         device="pi", round_=1, attempt=0, number=0, artifact=blob, adapter=blob, left_s=1.0
     )
     assert task.delta_codec is how
-    assert task.residual == ("the run" if rule is Rule.FREEZE_A and how is not DeltaCodec.FP32 else "")
+    assert task.residual == ("the run" if keeps and how is not DeltaCodec.FP32 else "")
+
+
+@pytest.mark.parametrize(
+    ("kind", "rule"),
+    [("lora", Rule.LORA_SVD), ("rslora", Rule.LORA_SVD), ("ia3", Rule.MEAN), ("layernorm", Rule.MEAN)],
+)
+def test_the_adapter_chooses_the_rule(tmp_path: pathlib.Path, kind: str, rule: Rule) -> None:
+    """Without a rule, factors are aggregated by their products, and all else by its mean."""
+    path = tmp_path / "coordinator.toml"
+    path.write_text(CONFIG.replace("[training]", f"[adapter]\nkind = '{kind}'\n[training]", 1))
+    assert load_config(path).aggregation.rule is rule
 
 
 @pytest.mark.parametrize(
@@ -135,11 +146,24 @@ def test_the_codec_is_the_tasks_and_residuals_where_they_mean_something(
         ),
         ('name = "int8"', 'name = "a/b"', "levels[1].name is 'a/b'; allowed: letters"),
         ('fleet = "demo"', 'fleet = "a/+"', "fleet is 'a/+'"),
-        ("[training]", '[adapter]\nkind = "prefix"\n[training]', "adapter.kind is 'prefix'; allowed: lora"),
+        ("[training]", '[adapter]\nkind = "prefix"\n[training]', "adapters of kind 'prefix' are not supported; supp"),
+        ("[training]", '[adapter]\nkind = "head"\n[training]', "adapter: an adapter of kind head is for classifiers"),
+        ("[training]", '[adapter]\nkind = "layers"\n[training]', "adapter: an adapter of kind layers needs last"),
+        ("[training]", '[adapter]\nkind = "bias"\ntargets = ["q"]\n[training]', "of kind bias takes no targets"),
+        (
+            "[training]",
+            "[aggregation]\nrule = 'majority'\n[training]",
+            "aggregation.rule is 'majority'; allowed: auto, lora-svd, freeze-a, mean",
+        ),
         (
             "[training]",
             "[aggregation]\nrule = 'mean'\n[training]",
-            "aggregation.rule is 'mean'; allowed: lora-svd, freeze-a",
+            "aggregation.rule is 'mean'; allowed for an adapter of kind 'lora': auto, lora-svd, freeze-a",
+        ),
+        (
+            "[training]",
+            "[adapter]\nkind = 'bias'\n[aggregation]\nrule = 'freeze-a'\n[training]",
+            "aggregation.rule is 'freeze-a'; allowed for an adapter of kind 'bias': auto, mean",
         ),
         ("[training]", "[policy]\nmax_task_s = 60\n[training]", "are limits of the policy caff"),
         (

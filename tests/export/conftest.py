@@ -77,15 +77,22 @@ class Exported:
         return read_tensors(self.store.path(manifest.files[manifest.adapter.initial].sha256))
 
 
-def export_tiny(name: str, model: pathlib.Path, folder: pathlib.Path) -> Exported:
-    """Export a model folder, of one of the models above, with all levels of these tests, without measuring costs."""
+def export_tiny(
+    name: str, model: pathlib.Path, folder: pathlib.Path, adapter: AdapterRequest | None = None
+) -> Exported:
+    """Export a model folder, of one of the models above, with all levels of these tests, without measuring costs.
+
+    The adapter is LoRA's on the targets above unless another is given.
+    """
     _, task, targets = (FAMILIES | VARIANTS)[name]
     foundation = open_foundation(model, task, () if task is LM else LABELS)
-    adapted = adapt(foundation, AdapterRequest("lora", 2, 4.0, targets or foundation.family.targets), seed=0)
-    program = capture_program(adapted, lambda _: None)
+    request = (adapter or AdapterRequest("lora", 2, 4.0, targets)).resolved(foundation)
+    program = capture_program(adapt(foundation, request, seed=0), lambda _: None)
+    layers = foundation.spec.layers
     with staged(folder) as store:
         writer = ArtifactWriter(program, store)
-        manifests = {level.name: writer.write(resolve_level(level, foundation.spec.layers), 16) for level in LEVELS}
+        levels = [resolve_level(level, layers, request.first_layer(layers)) for level in LEVELS]
+        manifests = {level.name: writer.write(level, 16) for level in levels}
         for manifest in manifests.values():
             write_manifest(store.folder, manifest)
     return Exported(model, folder, program, manifests)
@@ -102,7 +109,7 @@ class Exports:
     def __init__(self, folder: pathlib.Path) -> None:
         """Make them below `folder`."""
         self._folder = folder
-        self._exported: dict[str, Exported] = {}
+        self._exported: dict[tuple[str, AdapterRequest | None], Exported] = {}
 
     def model(self, name: str) -> pathlib.Path:
         """The model folder, as `save_pretrained` writes it."""
@@ -111,9 +118,14 @@ class Exports:
 
     def __getitem__(self, name: str) -> Exported:
         """The artifact."""
-        if name not in self._exported:
-            self._exported[name] = export_tiny(name, self.model(name), self._folder / f"{name}-artifact")
-        return self._exported[name]
+        return self.of(name, None)
+
+    def of(self, name: str, adapter: AdapterRequest | None) -> Exported:
+        """The artifact with another adapter."""
+        if (name, adapter) not in self._exported:
+            folder = self._folder / f"{name}-{adapter.kind if adapter else 'artifact'}"
+            self._exported[name, adapter] = export_tiny(name, self.model(name), folder, adapter)
+        return self._exported[name, adapter]
 
 
 @pytest.fixture(scope="session")

@@ -103,6 +103,8 @@ def test_options_reach_the_request() -> None:
     assert asked.adapter == AdapterRequest("lora", 4, 2.0, ("a", "b"))
     assert asked.levels == (LevelRequest("int8-24layers-last6", 8, 24, 6),)
     assert (asked.tokens, asked.parity, asked.seed, asked.labels) == (64, False, 3, ("x", "y"))
+    blocks = ["export", "in", "--out", "out", *CAUSAL, "--adapter", "layers", "--last", "3"]
+    assert request_of(parser.parse_args(blocks)).adapter.last == 3
 
 
 def test_what_out_is_not_for(
@@ -126,6 +128,18 @@ def test_what_out_is_not_for(
     assert "of another model: give another folder" in refused(capsys, *bert)
     assert contents(out) == contents(llama.folder)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["artifact", "file", "model"]
+
+
+def test_another_kind_and_no_dropout(
+    tiny_bert_folder: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The classifier alone is exported; that devices train without the model's dropout is said."""
+    out = ("--out", str(tmp_path / "artifact"), "--tokens", "16")
+    assert main(["export", str(tiny_bert_folder), *CLASSES, "--adapter", "head", *out]) == 0
+    said = capsys.readouterr().out
+    assert "\nhead\n" in said
+    assert "dropout is zero on devices; config.json has " in said
+    assert "hidden_dropout_prob 0.1" in said
 
 
 def test_damage_is_found(llama: Exported, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -218,7 +232,20 @@ def test_weights_are_checked(model: pathlib.Path, tmp_path: pathlib.Path, capsys
         (("--layers", "9"), "cannot keep 9 of 4 layers"),
         (("--train-last", "0"), "cannot train the last 0 of 4 layers"),
         (("--level", "../up"), "is no level name"),
-        (("--adapter", "ia3"), "adapters of kind 'ia3' are not supported; supported are lora"),
+        (("--adapter", "prefix"), "adapters of kind 'prefix' are not supported; supported are lora, rslora, "),
+        (("--adapter", "bias"), "this llama has no biases: choose another kind, as lora or layernorm"),
+        (
+            ("--adapter", "bias", "--targets", "q_proj"),
+            "an adapter of kind bias takes no targets; those of kind lora, ",
+        ),
+        (("--adapter", "head"), "a language model has none: choose another kind"),
+        (("--adapter", "layers"), "an adapter of kind layers needs last"),
+        (("--adapter", "layers", "--last", "5"), "cannot train the last 5 of 4 blocks: give 1 to 4"),
+        (("--last", "2"), "an adapter of kind lora takes no last; those of kind layers do"),
+        (("--adapter", "layers", "--last", "1", "--layers", "1"), "keeps none of the layers from 3 on"),
+        (("--adapter", "bottleneck", "--targets", "nothing"), "cannot adapt nothing: the model has no such module"),
+        (("--adapter", "bottleneck", "--targets", "mlp"), "no projection"),
+        (("--adapter", "ia3", "--targets", "embed_tokens"), "cannot adapt embed_tokens"),
         (("--rank", "0"), "a rank of 0"),
         (("--targets", "nothing"), "cannot adapt nothing"),
         (("--targets", "embed_tokens"), "outside the blocks"),

@@ -104,6 +104,7 @@ def test_where_there_is_no_wheel(python: tuple[int, int], system: str, machine: 
     ("options", "why"),
     [
         (("--bits", "4"), "4 bits are not supported for ort-training; supported are 32, 16, 8"),
+        (("--adapter", "bias"), "adapters of kind bias are not supported for ort-training; supported are lora, rslora"),
         (("--task", "image-classification"), "image-classification is not supported for ort-training"),
         (("--layers", "9"), "cannot keep 9 of 4 layers"),
         (("--tokens", "16"), "--level and --tokens are for a manifest"),

@@ -14,11 +14,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 
 from benchmarks.demo import write_toml
 from coordinator.builder import build, load_artifact
-from coordinator.config import load_config
+from coordinator.config import Rule, load_config
 from coordinator.daemon import Daemon
 from coordinator.history import History, read_history
 from coordinator.jobs import Jobs
@@ -47,11 +48,13 @@ from tests.integration.conftest import (
     TOKENS,
     Tiny,
     assert_counted_once,
+    built,
     coordinator_table,
     device_table,
     image_data,
     wait_until,
 )
+from tests.models import tiny_model
 
 COARSE: dict[str, Any] = {
     "aggregation": {"rule": "freeze-a"},
@@ -301,3 +304,23 @@ def test_a_device_is_killed_between_result_and_receipt(tmp_path: pathlib.Path, t
     assert 0 < before.norm() < 0.1 * true.norm()
     missing = true + before + -1 * (came + after)
     assert missing.norm() <= 0.05 * before.norm()
+
+
+@pytest.mark.parametrize("adapter", [{"kind": "bias"}, {"kind": "layers", "last": 2}], ids=["bias", "layers"])
+def test_another_kind_of_adapter_is_a_line_in_the_configuration(
+    tmp_path: pathlib.Path, adapter: dict[str, Any]
+) -> None:
+    """The same fleet trains biases, or whole blocks; every tensor of the adapter is another one after a round."""
+    levels = [{"name": "fp32", "bits": 32}, {"name": "int8-last1", "bits": 8, "train_last": 1}]
+    rounds = {"count": 1, "devices": 2, "quorum": 2}
+    model = tiny_model("gpt2", tmp_path / "model")
+    fleet = Fleet(tmp_path, built(tmp_path, model, adapter=adapter, levels=levels, rounds=rounds), MemoryBroker())
+    with fleet.device("a"), fleet.device("b"):
+        assert fleet.serve() is State.DONE
+    history = fleet.history()
+    assert load_config(tmp_path / "coordinator.toml").aggregation.rule is Rule.MEAN
+    assert len(history.results) == 2
+    store = BlobStore(tmp_path / "out" / "artifact")
+    before, after = (read_tensors(store.path(one.sha256)) for one in history.adapters)
+    assert before.keys() == after.keys()
+    assert not {name for name in before if np.array_equal(before[name], after[name])}

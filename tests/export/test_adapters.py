@@ -1,0 +1,264 @@
+"""Every kind of adapter: what it trains, that its gradients are torch's, and that it goes back into the full model."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+
+from edge_sdk.engine.artifact import Artifact
+from edge_sdk.engine.batch import Batch
+from edge_sdk.engine.costs import Costs
+from edge_sdk.engine.plan import Plan, choose_plan
+from edge_sdk.engine.train import batch_gradient
+from edge_sdk.engine.walk import Walk
+from edge_sdk.wire.tensors import TensorFile, write_tensors
+from export import bottleneck
+from export.adapters import AdapterRequest
+from export.errors import ExportError
+from export.foundation import open_foundation, quiet
+from export.kinds import KINDS
+from export.measure import measure
+from export.parity import BOUND, Oracle, check_parity, draw_batch, relative_error, require_parity, torch_loss
+from export.plug_in import plug_in, reload
+from export.program import adapt
+from export.reference import ReferenceWalk
+from tests.export.conftest import CLASSES, LABELS, LM, Exported, Exports
+from tests.export.test_plug_in import manifest_path, moved_adapter
+from tests.models import tiny_model
+
+CASES = {
+    "rslora": (AdapterRequest("rslora", 2, 4.0), ("llama",)),
+    "ia3": (AdapterRequest("ia3"), ("gpt2", "bert")),
+    "bottleneck": (AdapterRequest("bottleneck", rank=3), ("roberta",)),
+    "bias": (AdapterRequest("bias"), ("opt", "distilbert")),
+    "layernorm": (AdapterRequest("layernorm"), ("qwen3", "bert")),
+    "head": (AdapterRequest("head"), ("distilbert",)),
+    "layers": (AdapterRequest("layers", last=2), ("llama",)),
+    "full": (AdapterRequest("full"), ("gpt2", "bert")),
+}
+LEVELS = ("fp32", "int8", "int8-2layers-last1")
+
+
+@pytest.fixture(scope="module", params=[(kind, model) for kind, (_, models) in CASES.items() for model in models])
+def trained(request: pytest.FixtureRequest, exports: Exports) -> Exported:
+    """Each kind on models of several families, in turn."""
+    kind, model = request.param
+    return exports.of(model, CASES[kind][0])
+
+
+def test_every_kind_is_tested() -> None:
+    """Each kind but LoRA itself, which all other tests have, is among the cases."""
+    assert {*CASES, "lora"} == set(KINDS)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_gradients_are_torchs(trained: Exported, level: str) -> None:
+    """Loss and every gradient agree with autograd through the peft model, whatever is frozen and in how many bits."""
+    parity = check_parity(Oracle(trained.program.adapted, seed=1), trained.store, trained.manifests[level])
+    assert parity.worst <= BOUND
+    require_parity(parity)
+
+
+def test_every_tensor_learns(trained: Exported) -> None:
+    """After two steps down the gradient no trained tensor is where it started, and the loss is lower."""
+    manifest = trained.manifests["int8"]
+    walk, batch = ReferenceWalk(trained.store, manifest), draw_batch(trained.program.adapted.foundation, 0)
+    start = adapter = trained.initial_adapter()
+    losses = []
+    for _ in range(2):
+        found = walk.run(adapter, batch)
+        losses.append(found.loss)
+        assert set(found.gradients) == set(manifest.trained_shapes())
+        steps = {name: 1e-3 * gradient / (np.abs(gradient).max() or 1) for name, gradient in found.gradients.items()}
+        adapter = adapter | {name: adapter[name] - step for name, step in steps.items()}
+    assert not {name for name in manifest.trained_shapes() if np.array_equal(adapter[name], start[name])}
+    assert losses[1] < losses[0]
+
+
+@pytest.mark.parametrize("level", ["fp32", "int8-2layers-last1"])
+def test_the_checkpoint_is_the_model_that_devices_trained(
+    trained: Exported, level: str, tmp_path: pathlib.Path
+) -> None:
+    """Loaded by peft, a bottleneck's by way of our own loader, it has the loss of the fp32 artifact."""
+    start = trained.initial_adapter()
+    adapter = {name: start[name] + 0.5 * value for name, value in moved_adapter(trained, level).items()}
+    write_tensors(tmp_path / "adapter", adapter)
+    out = tmp_path / "checkpoint"
+    reported = plug_in(trained.model, manifest_path(trained, level), tmp_path / "adapter", out)
+    foundation = trained.program.adapted.foundation
+    batch = draw_batch(foundation, seed=0)
+    base = foundation.load(seed=9)
+    bottleneck.restore(out, base)
+    with quiet(), torch.no_grad():
+        model = PeftModel.from_pretrained(base, str(out)).eval()
+        loss = torch_loss(model, foundation.spec.task, batch).item()
+        again = torch_loss(reload(foundation, out), foundation.spec.task, batch).item()
+    assert loss == again == pytest.approx(reported, rel=1e-6)
+    walk = ReferenceWalk(trained.store, trained.manifests["fp32"])
+    found = walk.run(start | adapter, batch).loss
+    assert found == pytest.approx(loss, rel=1e-5)
+    assert found != walk.run(start, batch).loss
+
+
+def test_the_engine_walks_it_as_it_is(trained: Exported) -> None:
+    """The device's engine plans for it and gives the gradients of the reference, every block keeping activations."""
+    manifest, batch = trained.manifests["int8"], draw_batch(trained.program.adapted.foundation, seed=0)
+    plan = choose_plan(manifest, len(batch.ids), batch.ids.shape[1], 10**9)
+    assert isinstance(plan, Plan)
+    adapter = Oracle(trained.program.adapted).adapter
+    wanted = ReferenceWalk(trained.store, manifest).run(adapter, batch)
+    walk = Walk(Artifact(manifest, trained.store), 1, Plan(len(batch.ids), 64, kept_blocks=2), lambda: None)
+    rows = Batch(batch.ids, batch.attention_mask, batch.labels)
+    loss, found = batch_gradient(walk, adapter, rows, list(manifest.trained_shapes()))
+    assert loss == pytest.approx(wanted.loss, rel=1e-5)
+    for name, gradient in found.items():
+        assert relative_error(gradient, wanted.gradients[name]) <= BOUND, name
+
+
+@pytest.mark.parametrize(("kind", "model"), [("head", "distilbert"), ("full", "gpt2")])
+def test_what_it_costs_is_measured(exports: Exports, kind: str, model: str) -> None:
+    """Where nothing is walked back, and where no segment but the embedding has weights of its own."""
+    exported = exports.of(model, CASES[kind][0])
+    manifest = measure(manifest_path(exported, "fp32"), exported.manifests["fp32"])
+    assert manifest.needs_bytes > 0
+    assert Costs(manifest.costs).pages_ms(10**6) > 0
+
+
+def test_levels_hold_what_trains_in_full(trained: Exported) -> None:
+    """What trains is in the adapter's file, float32, and in no segment's; graphs of a way back are where one leads."""
+    for manifest in trained.manifests.values():
+        returning = {segment.structure for segment in manifest.walked_back()}
+        for segment in manifest.walk:
+            structure = manifest.structures[segment.structure]
+            assert bool(structure.backward) == (segment.structure in returning)
+            with TensorFile(trained.store.path(manifest.files[segment.tensors].sha256)) as file:
+                assert set(file) == set(structure.frozen)
+                assert not {name.removesuffix(".scale") for name in file} & set(structure.trained)
+
+
+def test_rank_stabilisation_is_another_scale(exports: Exports) -> None:
+    """Of rank r, the same factors change the model sqrt(r) times as much as LoRA's."""
+    plain, stable = exports["llama"], exports.of("llama", CASES["rslora"][0])
+    layer = stable.program.adapted.backbone.layers[0].self_attn.q_proj
+    other = plain.program.adapted.backbone.layers[0].self_attn.q_proj
+    assert layer.scaling["default"] == pytest.approx(other.scaling["default"] * 2**0.5)
+
+
+def names_in(exported: Exported, segment: str) -> set[str]:
+    """The adapter's tensors in a segment of the full model."""
+    names = exported.manifests["fp32"].adapter_shapes()
+    return {name.removeprefix(f"{segment}/") for name in names if name.startswith(f"{segment}/")}
+
+
+def test_biases_are_all_that_do_something(exports: Exports) -> None:
+    """All of OPT's but those of its keys, which change no probability; a classifier's too; nothing in the embedding."""
+    opt = exports.of("opt", CASES["bias"][0])
+    own = {name for name, _ in opt.program.adapted.backbone.decoder.layers[0].named_parameters()}
+    assert names_in(opt, "block.0") == {name for name in own if name.endswith("bias")} - {"self_attn.k_proj.bias"}
+    assert names_in(opt, "norm") == {"bias"}
+    distilbert = exports.of("distilbert", CASES["bias"][0])
+    assert names_in(distilbert, "head") >= {"pre_classifier.bias", "classifier.bias"}
+    assert not names_in(distilbert, "embed")
+
+
+def test_norms_of_blocks_and_above_them(exports: Exports) -> None:
+    """Qwen3 has norms on queries and keys as well; the last norm stands above the blocks."""
+    qwen3 = exports.of("qwen3", CASES["layernorm"][0])
+    inner = ("input_layernorm", "post_attention_layernorm", "self_attn.q_norm", "self_attn.k_norm")
+    assert names_in(qwen3, "block.1") == {f"{name}.weight" for name in inner}
+    assert names_in(qwen3, "norm") == {"weight"}
+    level = qwen3.manifests["int8-2layers-last1"]
+    assert [segment.name for segment in level.walk if segment.trains] == ["block.2", "norm"]
+
+
+def test_ia3_scales_keys_values_and_the_inner_feedforward(exports: Exports) -> None:
+    """Of BERT's two modules called output.dense, the feed-forward's alone: its inputs are scaled, else outputs are."""
+    bert = exports.of("bert", CASES["ia3"][0])
+    shapes = bert.manifests["fp32"].structures["block"].trained
+    assert shapes == {
+        "attention.self.key.ia3_l": (32, 1),
+        "attention.self.value.ia3_l": (32, 1),
+        "output.dense.ia3_l": (1, 48),
+    }
+    assert all((array == 1).all() for name, array in bert.initial_adapter().items() if name.endswith("ia3_l"))
+
+
+def test_the_head_alone_walks_nothing_back(exports: Exports) -> None:
+    """No block trains, no gradient flows below the classifier, and no graph of a way back is sent."""
+    manifest = exports.of("distilbert", CASES["head"][0]).manifests["int8"]
+    assert (manifest.walked_back(), manifest.level.trained_layers) == ((), ())
+    assert {name.partition("/")[0] for name in manifest.trained_shapes()} == {"head"}
+    assert not any("backward" in name for name in manifest.files)
+
+
+def test_layers_are_frozen_below_and_whole_above(exports: Exports) -> None:
+    """Blocks below the last two are held in 8 bits, and are the very blobs that LoRA's level has; a level that trains
+    one of the two has the other's values from the adapter, for other devices train it.
+    """
+    llama = exports.of("llama", CASES["layers"][0])
+    int8, last = llama.manifests["int8"], llama.manifests["int8-2layers-last1"]
+    assert [segment.name for segment in int8.walked_back()] == ["block.2", "block.3", "norm"]
+    assert {name.partition("/")[0] for name in int8.adapter_shapes()} == {"block.2", "block.3"}
+    own = {name for name, _ in exports["llama"].program.structures["block"].frozen.items()}
+    assert names_in(llama, "block.3") == own
+    files = exports["llama"].manifests["int8"].files
+    assert int8.files["block.0.safetensors"] == files["block.0.safetensors"]
+    assert int8.files["block.2.safetensors"].size_bytes < 100
+    assert [segment.name for segment in last.walk if segment.trains] == ["block.3"]
+
+
+def test_full_is_all_blocks_and_the_norm(exports: Exports) -> None:
+    """Every tensor between embedding and loss, and neither of those."""
+    gpt2 = exports.of("gpt2", CASES["full"][0])
+    backbone: Any = gpt2.program.adapted.foundation.load().base_model
+    wanted = {f"block.{k}/{name}" for k, block in enumerate(backbone.h) for name, _ in block.named_parameters()}
+    assert set(gpt2.manifests["fp32"].adapter_shapes()) == wanted | {"norm/weight", "norm/bias"}
+
+
+def test_bottlenecks_stand_where_they_are_asked_for(exports: Exports, tmp_path: pathlib.Path) -> None:
+    """Behind the feed-forward unless told otherwise; behind attention as well with both of RoBERTa's modules named."""
+    roberta = exports.of("roberta", CASES["bottleneck"][0])
+    inner = {f"{part}.{what}" for part in ("down", "up") for what in ("weight", "bias")}
+    assert names_in(roberta, "block.1") == {f"output.dense.bottleneck.{name}" for name in inner}
+    foundation = roberta.program.adapted.foundation
+    both = AdapterRequest("bottleneck", rank=2, targets=("output.dense", "attention.output.dense"))
+    adapted = adapt(foundation, both.resolved(foundation), seed=0)
+    assert len(adapted.parameters) == 3 * 2 * 4 + len(names_in(roberta, "head"))
+    (tmp_path / bottleneck.FILE).write_text(json.dumps({"rank": 2, "modules": ["roberta.nothing"]}))
+    with pytest.raises(ExportError, match=r"behind roberta\.nothing: it is no projection"):
+        reload(foundation, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("model", "kind", "message"),
+    [
+        ("opt-plain", "bias", "this opt has no biases: choose another kind"),
+        ("opt-plain", "layernorm", "the norms of this opt have no weights: choose another kind"),
+    ],
+)
+def test_what_a_model_lacks_is_said(tmp_path: pathlib.Path, model: str, kind: str, message: str) -> None:
+    """A model without biases, or with norms that have no weights, has no such adapter: one line."""
+    foundation = open_foundation(tiny_model(model, tmp_path / "model"), LM, ())
+    with pytest.raises(ExportError, match=message):
+        adapt(foundation, AdapterRequest(kind).resolved(foundation), seed=0)
+
+
+def test_embeddings_train_with_no_kind(exports: Exports) -> None:
+    """Tied to the vocabulary's matrix or not, they are outside the blocks: a target that reaches them is refused."""
+    llama, bert = exports.model("llama"), exports.model("bert")
+    for folder, task, target in (
+        (llama, LM, "lm_head"),
+        (llama, LM, "embed_tokens"),
+        (bert, CLASSES, "word_embeddings"),
+    ):
+        foundation = open_foundation(folder, task, LABELS if task is CLASSES else ())
+        for kind in ("lora", "ia3"):
+            request = AdapterRequest(kind, rank=2, alpha=4.0, targets=(target,))
+            with pytest.raises(ExportError, match=r"outside the blocks|cannot adapt"):
+                adapt(foundation, request.resolved(foundation), seed=0)
