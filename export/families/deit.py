@@ -21,4 +21,7 @@ FAMILY = Family(
     context=no_context,
     heads={TaskType.IMAGE_CLASSIFICATION: classify_first_token},
     max_tokens=lambda config: 2 + patches_of(config),
+    keys_values=("k_proj", "v_proj"),
+    feedforward=("fc2",),
+    idle=("k_proj.bias",),
 )

@@ -49,4 +49,7 @@ FAMILY = Family(
     heads={TaskType.IMAGE_CLASSIFICATION: lambda model: Part(Classifier(model.classifier))},
     check=_check,
     max_tokens=lambda config: 1 + patches_of(config),
+    keys_values=("k_proj", "v_proj"),
+    feedforward=("fc2", "weights_out"),
+    idle=("k_proj.bias",),
 )

@@ -34,9 +34,9 @@ from tests.models import tiny_model
 
 CASES = {
     "rslora": (AdapterRequest("rslora", 2, 4.0), ("llama",)),
-    "ia3": (AdapterRequest("ia3"), ("gpt2", "bert")),
-    "bottleneck": (AdapterRequest("bottleneck", rank=3), ("roberta",)),
-    "bias": (AdapterRequest("bias"), ("opt", "distilbert")),
+    "ia3": (AdapterRequest("ia3"), ("gpt2", "bert", "deit")),
+    "bottleneck": (AdapterRequest("bottleneck", rank=3), ("roberta", "dinov2")),
+    "bias": (AdapterRequest("bias"), ("opt", "distilbert", "vit")),
     "layernorm": (AdapterRequest("layernorm"), ("qwen3", "bert")),
     "head": (AdapterRequest("head"), ("distilbert",)),
     "layers": (AdapterRequest("layers", last=2), ("llama",)),
@@ -45,7 +45,9 @@ CASES = {
 LEVELS = ("fp32", "int8", "int8-2layers-last1")
 
 
-@pytest.fixture(scope="module", params=[(kind, model) for kind, (_, models) in CASES.items() for model in models])
+@pytest.fixture(
+    scope="module", params=[(kind, model) for kind, (_, models) in CASES.items() for model in models], ids="-".join
+)
 def trained(request: pytest.FixtureRequest, exports: Exports) -> Exported:
     """Each kind on models of several families, in turn."""
     kind, model = request.param
@@ -109,12 +111,12 @@ def test_the_checkpoint_is_the_model_that_devices_trained(
 def test_the_engine_walks_it_as_it_is(trained: Exported) -> None:
     """The device's engine plans for it and gives the gradients of the reference, every block keeping activations."""
     manifest, batch = trained.manifests["int8"], draw_batch(trained.program.adapted.foundation, seed=0)
-    plan = choose_plan(manifest, len(batch.ids), batch.ids.shape[1], 10**9)
+    plan = choose_plan(manifest, *batch.attention_mask.shape, 10**9)
     assert isinstance(plan, Plan)
     adapter = Oracle(trained.program.adapted).adapter
     wanted = ReferenceWalk(trained.store, manifest).run(adapter, batch)
     walk = Walk(Artifact(manifest, trained.store), 1, Plan(len(batch.ids), 64, kept_blocks=2), lambda: None)
-    rows = Batch(batch.ids, batch.attention_mask, batch.labels)
+    rows = Batch(batch.ids, batch.attention_mask, batch.labels, batch.pixels)
     loss, found = batch_gradient(walk, adapter, rows, list(manifest.trained_shapes()))
     assert loss == pytest.approx(wanted.loss, rel=1e-5)
     for name, gradient in found.items():
