@@ -111,7 +111,7 @@ def test_the_checkpoint_is_the_model_that_devices_trained(
 def test_the_engine_walks_it_as_it_is(trained: Exported) -> None:
     """The device's engine plans for it and gives the gradients of the reference, every block keeping activations."""
     manifest, batch = trained.manifests["int8"], draw_batch(trained.program.adapted.foundation, seed=0)
-    plan = choose_plan(manifest, *batch.attention_mask.shape, 10**9)
+    plan = choose_plan(manifest, len(batch.attention_mask), batch.attention_mask.shape[1], 10**9)
     assert isinstance(plan, Plan)
     adapter = Oracle(trained.program.adapted).adapter
     wanted = ReferenceWalk(trained.store, manifest).run(adapter, batch)
