@@ -237,11 +237,10 @@ def _refusing(connack: int, suback: int) -> Iterator[str]:
                 while True:
                     client, _ = door.accept()
                     with client, client.makefile("rb") as packets:
-                        packets.read(2 + packets.peek(2)[1])
+                        packets.read(packets.read(2)[1])
                         client.sendall(bytes([0x20, 2, 0, connack]))
-                        subscribe = packets.read(packets.peek(2)[1] + 2 if packets.peek(2) else 0)
-                        if subscribe:
-                            client.sendall(bytes([0x90, 3, *subscribe[2:4], suback]))
+                        if subscribe := packets.read(2):  # nothing comes from one that was not let in
+                            client.sendall(bytes([0x90, 3, *packets.read(subscribe[1])[:2], suback]))
                         packets.read()
 
         server = threading.Thread(target=serve)
