@@ -49,6 +49,7 @@ USUAL = ("llama", "bert")
 LEVELS = (LevelRequest("fp32", 32, None, None), LevelRequest("int8", 8, None, None))
 STEPS, RATE = 5, 1e-2  # a rate at which the second loss is far from the first
 BOUND = 1e-4
+GIVEN = ("ids", "attention_mask", "labels")  # of a batch of text
 LABELS = ("bad", "so-so", "good")
 
 Row = dict[str, Any]
@@ -71,7 +72,7 @@ def our_losses(manifest: pathlib.Path, batches: Sequence[Batch]) -> list[float]:
 
 def their_losses(folder: pathlib.Path, batches: Sequence[Batch]) -> list[float]:
     """The same of onnxruntime-training, with the four files in `folder`. Raises ExportError."""
-    given = {name: np.stack([getattr(one, name) for one in batches]) for name in Batch.__slots__}
+    given = {name: np.stack([getattr(one, name) for one in batches]) for name in GIVEN}
     return [float(loss) for loss in train(folder, given, RATE, {})["losses"]]
 
 
