@@ -1,8 +1,8 @@
 """The proof of an artifact: its graphs, run by onnxruntime, give the gradients that torch's autograd gives.
 
 The model is put into the level's state (layers dropped, matrices rounded as it holds them), both sides get the same
-adapter (moved from its start at random, so that no gradient vanishes behind a zero factor) and the same batch (drawn,
-with padding).
+adapter (factors are drawn, so that no gradient vanishes behind one that is zero; all else is moved from its start at
+random, for weights that are drawn make no model) and the same batch (drawn, with padding).
 The error of a tensor is max |ours - torch's| / max |torch's|.
 """
 
@@ -28,6 +28,7 @@ from export.compress.quantize import FULL_BITS, is_quantized, rounded
 from export.errors import ParityError
 from export.folder import read_artifact, verify_files
 from export.foundation import Foundation, open_same_foundation
+from export.kinds import FACTORS
 from export.parts import backbone_of, blocks_of
 from export.patches import scaled
 from export.program import Adapted, adapt
@@ -85,9 +86,10 @@ class Oracle:
     def __init__(self, adapted: Adapted, seed: int = 0) -> None:
         """Draw the adapter and the batch. The model is left as it is."""
         generator = np.random.default_rng(seed)
+        drawn = adapted.request.kind in FACTORS
         self.adapted = adapted
         self.adapter = {
-            name: start + generator.normal(0, 0.05, tuple(start.shape)).astype(np.float32)
+            name: generator.normal(0, 0.05, start.shape).astype(np.float32) + (0 if drawn else start)
             for name, start in adapter_arrays(adapted.parameters).items()
         }
         self.batch = draw_batch(adapted.foundation, seed)
