@@ -89,7 +89,7 @@ class Oracle:
         drawn = adapted.request.kind in FACTORS
         self.adapted = adapted
         self.adapter = {
-            name: generator.normal(0, 0.05, start.shape).astype(np.float32) + (0 if drawn else start)
+            name: generator.normal(0, 0.05, tuple(start.shape)).astype(np.float32) + (0 if drawn else start)
             for name, start in adapter_arrays(adapted.parameters).items()
         }
         self.batch = draw_batch(adapted.foundation, seed)
