@@ -6,22 +6,11 @@ neither: a new task has other classes, and transformers cannot train those two.
 
 from __future__ import annotations
 
-from edge_sdk.wire.manifest import TaskType
-from export.families import Family
-from export.parts import Part
-from export.patches import classify_first_token, embed_patches, no_context, patches_of
+import dataclasses
 
-FAMILY = Family(
-    name="deit",
-    model_types=("deit",),
-    targets=("q_proj", "v_proj"),
-    embed=embed_patches,
-    block=Part,
-    norm=lambda backbone: Part(backbone.layernorm),
-    context=no_context,
-    heads={TaskType.IMAGE_CLASSIFICATION: classify_first_token},
-    max_tokens=lambda config: 2 + patches_of(config),
-    keys_values=("k_proj", "v_proj"),
-    feedforward=("fc2",),
-    idle=("k_proj.bias",),
+from export.families import vit
+from export.patches import patches_of
+
+FAMILY = dataclasses.replace(
+    vit.FAMILY, name="deit", model_types=("deit",), max_tokens=lambda config: 2 + patches_of(config)
 )
