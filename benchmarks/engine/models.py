@@ -49,6 +49,16 @@ def minilm() -> Model:
     return Model(assets.minilm(), levels, ("--targets", *targets, "--task", "sequence-classification"))
 
 
+def vit() -> Model:
+    """ViT-S/14, images of 3 x 224 x 224, with LoRA r=8 on q and v, and a classifier of two classes. Raises like
+    `smollm2`.
+    """
+    targets = ["q_proj", "v_proj"]
+    table = {"dir": str(assets.vit()), "task": "image-classification", "labels": ["0", "1"]}
+    levels = _artifact("engine-vit", table, targets, LEVELS)
+    return Model(assets.vit(), levels, ("--targets", *targets, "--task", "image-classification"))
+
+
 def gpt2() -> Model:
     """GPT-2-124M's shape with LoRA r=8 on c_attn. Raises like `smollm2`."""
     shape = shapes.SHAPES["gpt2-124m"]

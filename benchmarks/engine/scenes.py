@@ -189,12 +189,28 @@ def minilm(effort: Effort, batch: int) -> Scene:
     return Scene(title, TORCH, in_turns(peers, ours, effort.turns, effort.console, title).plain(), [], {})
 
 
+def vit(effort: Effort, batch: int) -> Scene:
+    """ViT-S/14 with a classifier, `batch` images of 224 x 224. Nothing was promised."""
+    model = models.vit()
+    shape = (batch, open_artifact(model.level(EXACT)).manifest.model.max_tokens)
+    manifests = _measured(model, LEVELS if effort.whole else FEW, shape, effort)
+
+    def ours(rows: Rows) -> list[Ours]:
+        return _ours(model, manifests, shape, _budgets(rows, TORCH, SHARES), effort)
+
+    title = f"ViT-S/14, classifier, LoRA r=8 on q and v, {batch} images of 224 x 224, {_said(shape)}"
+    peers = _torch(model, shape, effort.steps)
+    return Scene(title, TORCH, in_turns(peers, ours, effort.turns, effort.console, title).plain(), [], {})
+
+
 SCENES: Mapping[str, Callable[[Effort], Scene]] = {
     "smollm2-1x128": smollm2,
     "gpt2-1x128": gpt2,
     "smollm2-4x512": smollm2_many,
     "minilm-1x128": lambda effort: minilm(effort, 1),
     "minilm-4x128": lambda effort: minilm(effort, 4),
+    "vit-1": lambda effort: vit(effort, 1),
+    "vit-8": lambda effort: vit(effort, 8),
     "tinyllama-1x128": tinyllama,
 }
 QUICK = ("smollm2-1x128", "gpt2-1x128")

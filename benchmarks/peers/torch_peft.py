@@ -1,16 +1,18 @@
 """One training step of torch + peft, measured in this process: the usual way, on a machine that could hold it.
 
     python -m benchmarks.peers.torch_peft MODEL_DIR --tokens 128 --batch 1 --steps 5 [--targets c_attn] [--last 6]
-        [--task sequence-classification] [--checkpointing]
+        [--task sequence-classification|image-classification] [--checkpointing]
 
-LoRA r=8, AdamW, full rows of random tokens, fp32, all of torch's threads. `--targets` are the modules that get an
-adapter; `--last K` trains those of the last K layers alone. Dropout is off, as in the step that it is compared with.
+LoRA r=8, AdamW, full rows of random tokens or random images as large as the folder's preprocessor makes them, fp32,
+all of torch's threads. `--targets` are the modules that get an adapter; `--last K` trains those of the last K layers
+alone. Dropout is off, as in the step that it is compared with.
 Prints one JSON object (see measure.report).
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import pathlib
 import re
 from typing import Any
@@ -22,13 +24,15 @@ from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from benchmarks.peers.measure import ALPHA, BETAS, DECAY, EPSILON, RANK, RATE, random_rows, report
 
 LABELS = 2
-TASKS: dict[str, tuple[Any, TaskType, dict[str, Any]]] = {
+IMAGES = "image-classification"
+TASKS: dict[str, tuple[Any, TaskType | None, dict[str, Any]]] = {
     "causal-lm": (transformers.AutoModelForCausalLM, TaskType.CAUSAL_LM, {}),
     "sequence-classification": (
         transformers.AutoModelForSequenceClassification,
         TaskType.SEQ_CLS,
         {"num_labels": LABELS},
     ),
+    IMAGES: (transformers.AutoModelForImageClassification, None, {"num_labels": LABELS}),
 }
 
 
@@ -46,7 +50,12 @@ def tuned_model(folder: pathlib.Path, task: str, targets: list[str], **load: Any
     # GPT-2's Conv1D holds its weight transposed.
     transposed = model.config.model_type == "gpt2"
     config = LoraConfig(
-        r=RANK, lora_alpha=ALPHA, target_modules=targets, task_type=peft_task, fan_in_fan_out=transposed
+        r=RANK,
+        lora_alpha=ALPHA,
+        target_modules=targets,
+        task_type=peft_task,
+        fan_in_fan_out=transposed,
+        modules_to_save=["classifier"] if task == IMAGES else None,  # peft has no such task
     )
     tuned: PeftModel = get_peft_model(model, config)
     return tuned.train()
@@ -64,6 +73,12 @@ def freeze_below(tuned: PeftModel, last: int) -> None:
     for name, parameter in tuned.named_parameters():
         if (layer := re.search(r"\.(\d+)\.", name)) and int(layer[1]) < layers - last:
             parameter.requires_grad = False
+
+
+def images_of(folder: pathlib.Path, channels: int, batch: int) -> dict[str, torch.Tensor]:
+    """Random images as large as the folder's preprocessor makes them, and labels in turn."""
+    side = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))["crop_size"]["height"]
+    return {"pixel_values": torch.rand(batch, channels, side, side), "labels": torch.arange(batch) % LABELS}
 
 
 def batch_of(tuned: PeftModel, task: str, batch: int, tokens: int) -> dict[str, torch.Tensor]:
@@ -92,7 +107,10 @@ def main() -> None:
         tuned.gradient_checkpointing_enable({"use_reentrant": False})
     trained = [p for p in tuned.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=RATE, betas=BETAS, eps=EPSILON, weight_decay=DECAY)
-    batch = batch_of(tuned, arguments.task, arguments.batch, arguments.tokens)
+    if arguments.task == IMAGES:
+        batch = images_of(arguments.model, tuned.config.num_channels, arguments.batch)
+    else:
+        batch = batch_of(tuned, arguments.task, arguments.batch, arguments.tokens)
 
     def step() -> float:
         loss = tuned(**batch).loss
