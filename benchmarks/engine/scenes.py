@@ -193,13 +193,14 @@ def vit(effort: Effort, batch: int) -> Scene:
     """ViT-S/14 with a classifier, `batch` images of 224 x 224. Nothing was promised."""
     model = models.vit()
     shape = (batch, open_artifact(model.level(EXACT)).manifest.model.max_tokens)
+    steps = max(1, effort.steps // batch)
     manifests = _measured(model, LEVELS if effort.whole else FEW, shape, effort)
 
     def ours(rows: Rows) -> list[Ours]:
-        return _ours(model, manifests, shape, _budgets(rows, TORCH, SHARES), effort)
+        return _ours(model, manifests, shape, _budgets(rows, TORCH, SHARES), effort, steps=steps)
 
-    title = f"ViT-S/14, classifier, LoRA r=8 on q and v, {batch} images of 224 x 224, {_said(shape)}"
-    peers = _torch(model, shape, effort.steps)
+    title = f"ViT-S/14, classifier, LoRA r=8 on q and v, {batch} image(s) of 224 x 224, {_said(shape)}"
+    peers = _torch(model, shape, steps)
     return Scene(title, TORCH, in_turns(peers, ours, effort.turns, effort.console, title).plain(), [], {})
 
 
