@@ -1,5 +1,5 @@
 # make demo [TASK=lm|classify]   the whole path on a real model: coordinator, broker, five devices
-# make test                      every test, with a real MQTT broker where one can be had
+# make test [ARGS=...]           every test, a process for each core, with a real MQTT broker where one can be had
 # make lint                      ruff, mypy, import rules
 #
 # All of them work in .venv, made here when it is missing and brought up to date when pyproject.toml changes.
@@ -27,7 +27,7 @@ demo: .venv/.demo
 	@$(BIN)/python -m benchmarks.demo --task $(TASK) $(ARGS)
 
 test: .venv/.dev broker
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 lint: .venv/.dev
 	@$(BIN)/ruff check .
