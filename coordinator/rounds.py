@@ -4,6 +4,8 @@ Rules:
 
 - `round_states.TRANSITIONS` lists every change of state there is.
 - A device has at most one unfinished task. A device that speaks up in an open round and has none gets one.
+- Where a round has `participants`, they are drawn by lot when it opens; a device that speaks up later joins while there
+  are fewer.
 - Every message may come twice, late, or never: an offer is repeated when its device says Hello, when the broker comes
   back, and when nothing was heard of it for a while; a result gets the same receipt however often it is offered.
 - A device over its budget gets the policy's next choice within the same round; one that fails otherwise sits it out.
@@ -15,6 +17,7 @@ All times are seconds of one clock that only moves forward.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Generic, TypeVar
@@ -306,8 +309,17 @@ class Rounds(Generic[S]):
         self._go(Trigger.ENOUGH_DEVICES)
         self.deadline_at_s = now_s + rounds.deadline_s
         yield OpenRound(self.round, self.attempt)
-        for device, level in chosen.items():
+        for device, level in self._drawn(chosen).items():
             yield self._new_task(device, level, now_s)
+
+    def _drawn(self, chosen: dict[str, str]) -> dict[str, str]:
+        """Those of `chosen` that take part: the same ones, whenever this attempt of a run with this seed is drawn."""
+        participants, seed = self._plan.rounds.participants, self._plan.tasks.training.seed
+        if not 0 < participants < len(chosen):
+            return chosen
+        lots = random.Random(f"{seed}.{self.round}.{self.attempt}")  # noqa: S311 - a fair draw, not a secret
+        drawn = set(lots.sample(sorted(chosen), participants))
+        return {device: level for device, level in chosen.items() if device in drawn}
 
     def _close_if_due(self, now_s: float) -> Iterator[Instruction]:
         if now_s >= self.deadline_at_s:
@@ -368,10 +380,15 @@ class Rounds(Generic[S]):
         had = [e.state for e in self._current() if e.device == device]
         if self.state is not State.OPEN or now_s >= self.deadline_at_s:
             return
-        if TaskState.COMMITTED in had or len(had) >= TASKS:
+        if TaskState.COMMITTED in had or len(had) >= TASKS or not (had or self._has_room()):
             return
         for name, level in self._assignment.decide([self.fleet.devices[device]], self.fleet).items():
             yield self._new_task(name, level, now_s)
+
+    def _has_room(self) -> bool:
+        """Whether one more device may take part in this attempt."""
+        participants = self._plan.rounds.participants
+        return not 0 < participants <= len({entry.device for entry in self._current()})
 
     def _new_task(self, device: str, level: str, now_s: float) -> GiveTask:
         task = self._plan.tasks.make(

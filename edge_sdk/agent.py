@@ -52,7 +52,7 @@ from edge_sdk.order import Feedback, WorkerOrder
 from edge_sdk.outbox import Outbox
 from edge_sdk.session import Session
 from edge_sdk.store import DeviceStore
-from edge_sdk.supervisor import Supervisor, WorkerEvent, WorkerFailed
+from edge_sdk.supervisor import Post, Supervision, Supervisor, WorkerEvent, WorkerFailed
 from edge_sdk.wire.chunks import read_chunk, requested
 from edge_sdk.wire.errors import IntegrityError, WireError
 from edge_sdk.wire.manifest import Manifest
@@ -92,10 +92,12 @@ class Agent:
         transport: Transport,
         say: Callable[[str], None],
         home: pathlib.Path | None = None,
+        supervise: Callable[[Post, pathlib.Path | None], Supervision] = Supervisor,
     ) -> None:
         """Go on where the last agent of this store ended. Raises OSError.
 
-        `say` gets lines for people. `home` is the cgroup to make groups for tasks in, see `edge_sdk.cgroup.claim`.
+        `say` gets lines for people. `home` is the cgroup to make groups for tasks in, see `edge_sdk.cgroup.claim`;
+        `supervise` makes what has the tasks done.
         """
         self._config, self._transport, self._say = config, transport, say
         self._topics = Topics(config.fleet)
@@ -106,7 +108,7 @@ class Agent:
         self._work.mkdir()
         self._fetcher = Fetcher(self._store, zlib.crc32(config.device.encode()))
         self._from_worker: queue.SimpleQueue[WorkerEvent] = queue.SimpleQueue()
-        self._supervisor = Supervisor(self._on_worker, home)
+        self._supervisor = supervise(self._on_worker, home)
         self._in_groups = home is not None
         self._speeds: list[float | None] = []  # of the store's medium: one, once it was measured
         self._events: deque[Event] = deque()

@@ -109,7 +109,7 @@ def command(
     max_rows: int | None = None,
     image: ImageSpec | None = None,
 ) -> list[str]:
-    """The command that runs `prepare` on what a configuration names, in a process of its own."""
+    """The command that runs `prepare` on what a configuration names, in a process of its own; see `obey`."""
     found = [sys.executable, "-m", "edge_sdk.prepare", "--kind", config.kind.value, f"--path={config.path}"]
     found += ["--tokens", str(tokens), f"--out={out}"]
     found += [f"--tokenizer={tokenizer}"] if tokenizer else []
@@ -119,25 +119,19 @@ def command(
     return found + (["--max-rows", str(max_rows)] if max_rows is not None else [])
 
 
+def obey(command: Sequence[str]) -> Prepared:
+    """Do in this process what the command says. Raises like `prepare`."""
+    _python, _m, _module, *argv = command
+    return _do(_parser().parse_args(argv))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Be the process."""
     end_with_parent()
     exit_on_terminate()
     asked = _parser().parse_args(argv)
-    config = DataConfig(
-        kind=DataKind(asked.kind), path=asked.path, text_column=asked.text_column, label_column=asked.label_column
-    )
-    labels = tuple(_split(asked.labels))
     try:
-        done = prepare(
-            open_source(config, labels, asked.image),
-            asked.tokenizer,
-            tokens=asked.tokens,
-            out=asked.out.absolute(),
-            labels=labels,
-            max_rows=asked.max_rows,
-            image=asked.image,
-        )
+        done = _do(asked)
     except (EdgeError, OSError) as error:
         print(json.dumps({"event": "failed", "reason": _reason(error).value, "detail": str(error)[:400]}))
         print(f"edge_sdk.prepare: {error}", file=sys.stderr)
@@ -146,6 +140,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     print(json.dumps(dataclasses.asdict(done)), flush=True)
     return 0
+
+
+def _do(asked: argparse.Namespace) -> Prepared:
+    config = DataConfig(
+        kind=DataKind(asked.kind), path=asked.path, text_column=asked.text_column, label_column=asked.label_column
+    )
+    labels = tuple(_split(asked.labels))
+    return prepare(
+        open_source(config, labels, asked.image),
+        asked.tokenizer,
+        tokens=asked.tokens,
+        out=asked.out.absolute(),
+        labels=labels,
+        max_rows=asked.max_rows,
+        image=asked.image,
+    )
 
 
 def _parser() -> argparse.ArgumentParser:

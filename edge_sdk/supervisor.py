@@ -20,7 +20,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 from edge_sdk.cgroup import task_group
 from edge_sdk.environment import training_environment
@@ -66,12 +66,26 @@ class WorkerFailed:
 
 
 WorkerEvent = WorkerProgress | WorkerFinished | WorkerFailed
+Post = Callable[[WorkerEvent], None]
+
+
+class Supervision(Protocol):
+    """What an agent asks for its tasks to be done: of a `Supervisor`, or of what takes its place in a simulation."""
+
+    def start(self, order: WorkerOrder) -> None:
+        """Begin; exactly one WorkerFinished or WorkerFailed is posted, and the next task may be started."""
+
+    def cancel(self) -> None:
+        """End the running task, if any."""
+
+    def close(self) -> None:
+        """Cancel, and return when nothing runs any more."""
 
 
 class Supervisor:
     """One task at a time."""
 
-    def __init__(self, post: Callable[[WorkerEvent], None], home: pathlib.Path | None = None) -> None:
+    def __init__(self, post: Post, home: pathlib.Path | None = None) -> None:
         """`post` is called from another thread. `home` is the cgroup to make groups in, if there is one."""
         self._post, self._home = post, home
         self._cancelled = threading.Event()

@@ -28,10 +28,11 @@ from edge_sdk.cgroup import in_task_group
 from edge_sdk.data import batches, in_order, open_rows, split
 from edge_sdk.engine.artifact import Artifact, adapter_in, artifact_in
 from edge_sdk.engine.batch import Batch
-from edge_sdk.engine.plan import Limits, gradient_error
+from edge_sdk.engine.plan import Limits, Plan, gradient_error
 from edge_sdk.engine.runtime import VERSION, use
 from edge_sdk.engine.settle import settle
-from edge_sdk.engine.train import Recipe, evaluate, train_steps, trained_names
+from edge_sdk.engine.train import Recipe, StepReport, evaluate, train_steps
+from edge_sdk.engine.walk import Walk
 from edge_sdk.errors import ArtifactError, ConfigError, DataError, NonFinite, OverBudget
 from edge_sdk.feedback import compress, owner, read_residual, write_residual
 from edge_sdk.memory import bound_allocations, check_budget, read_memory
@@ -41,6 +42,7 @@ from edge_sdk.wire.blobs import BlobStore, written_atomically
 from edge_sdk.wire.delta import encode_delta, pack_array
 from edge_sdk.wire.errors import WireError
 from edge_sdk.wire.lifeline import end_with_parent
+from edge_sdk.wire.manifest import Manifest
 from edge_sdk.wire.messages import DeltaFile, FailureReason, Report, Tensor
 from edge_sdk.wire.tensors import Array, TensorFile
 
@@ -63,6 +65,17 @@ class Failure:
     detail: str
 
 
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """What a task's steps came to: the trained `adapter`, by global name, and what a report says of them."""
+
+    adapter: dict[str, Array]
+    examples: int
+    loss_before: float
+    loss_after: float
+    step_ms: float
+
+
 def main() -> int:
     """Do the order named on the command line; 0 when there is a result."""
     end_with_parent()
@@ -78,10 +91,10 @@ def main() -> int:
     return 0
 
 
-def do(order: WorkerOrder) -> Report | Failure:
-    """Do the order. Expected failures are values."""
+def do(order: WorkerOrder, train: Callable[[WorkerOrder], Report] | None = None) -> Report | Failure:
+    """Do the order, by `train` where that is given. Expected failures are values."""
     try:
-        return _train(order)
+        return (train or _train)(order)
     except MemoryError as error:
         budget = f"{order.budget_bytes / 1e6:.0f} MB"
         return Failure(FailureReason.OVER_BUDGET, f"an allocation beyond the budget of {budget} was refused: {error}")
@@ -114,36 +127,64 @@ def _train(order: WorkerOrder) -> Report:
     )
     watch = _Watch(order.budget_bytes, bounds_allocations=not in_task_group(order.budget_bytes))
     walk = settle(artifact, limits, watch.check)
-    adapter = adapter_in(store, task.adapter, artifact.manifest)  # not before: a plan counts it beside what is at rest
+    learned, plan = learn(order, walk, lambda r: say("progress", step=r.step, steps=r.steps, loss=r.loss)), walk.plan
+    del walk  # what it held serves the delta
+    deliver(order, artifact.manifest, learned)
+    check_budget(order.budget_bytes)
+    wall_s = time.monotonic() - begin
+    return report_of(order, artifact.manifest, plan, learned, peak_bytes=read_memory().peak_bytes, wall_s=wall_s)
+
+
+def learn(order: WorkerOrder, walk: Walk, progress: Callable[[StepReport], None]) -> Learned:
+    """Take the order's steps, with the losses before and after on rows held aside. Raises what `train_steps` raises,
+    DataError, ArtifactError, WireError.
+    """
+    task, artifact = order.task, walk.artifact
+    # Not before the walk is ready: a plan counts the adapter beside what is at rest.
+    adapter = adapter_in(BlobStore(pathlib.Path(order.store)), task.adapter, artifact.manifest)
     training, aside = _rows(order, artifact)
     loss_before = evaluate(walk, adapter, aside()).loss
     times_ms, examples = [], 0
     for report in train_steps(walk, adapter, training, Recipe.of(task)):
         times_ms.append(report.time_ms)
         examples += task.batch
-        say("progress", step=report.step, steps=report.steps, loss=report.loss)
+        progress(report)
     loss_after = evaluate(walk, adapter, aside()).loss
-    plan, names = walk.plan, trained_names(walk, task.freeze)
-    del walk  # what it held serves the delta
-    with TensorFile(store.path(task.adapter.sha256)) as before:  # a copy would have cost memory all along
+    return Learned(adapter, examples, loss_before, loss_after, statistics.median(times_ms))
+
+
+def deliver(order: WorkerOrder, manifest: Manifest, learned: Learned) -> None:
+    """Write the delta, into whose arrays the adapter's are turned, and its residual where one is kept.
+
+    Raises NonFinite, OSError.
+    """
+    task, adapter = order.task, learned.adapter
+    path = BlobStore(pathlib.Path(order.store)).path(task.adapter.sha256)
+    with TensorFile(path) as before:  # a copy would have cost memory all along
+        names = manifest.trained_shapes(task.freeze)
         delta = {name: np.subtract(adapter[name], before[name], out=adapter[name]) for name in names}
-    _write_delta(order, _encoded(order, artifact, delta), examples)
-    check_budget(order.budget_bytes)
+    _write_delta(order, _encoded(order, manifest, delta), learned.examples)
+
+
+def report_of(
+    order: WorkerOrder, manifest: Manifest, plan: Plan, learned: Learned, *, peak_bytes: int, wall_s: float
+) -> Report:
+    """What is said of a task that was done; the agent adds the bytes on the wire."""
     return Report(
-        steps=task.steps,
-        examples=examples,
-        loss_before=loss_before,
-        loss_after=loss_after,
-        peak_bytes=read_memory().peak_bytes,
+        steps=order.task.steps,
+        examples=learned.examples,
+        loss_before=learned.loss_before,
+        loss_after=learned.loss_after,
+        peak_bytes=peak_bytes,
         predicted_bytes=plan.peak_bytes,
         budget_bytes=order.budget_bytes,
-        wall_s=time.monotonic() - begin,
-        step_ms=statistics.median(times_ms),
+        wall_s=wall_s,
+        step_ms=learned.step_ms,
         down_bytes=0,
         up_bytes=0,
         threads=order.threads,
         runtime=f"{VERSION}, numpy {np.__version__}, {platform.machine()}",
-        gradient_error=gradient_error(artifact.manifest, plan),
+        gradient_error=gradient_error(manifest, plan),
     )
 
 
@@ -172,7 +213,7 @@ def _rows(order: WorkerOrder, artifact: Artifact) -> tuple[Iterator[Batch], Call
     return training, lambda: in_order(folder, aside, task.batch, task.tokens)
 
 
-def _encoded(order: WorkerOrder, artifact: Artifact, delta: dict[str, Array]) -> dict[str, Tensor]:
+def _encoded(order: WorkerOrder, manifest: Manifest, delta: dict[str, Array]) -> dict[str, Tensor]:
     """The delta as the task wants it; what it leaves out is written down, where that is kept. Raises NonFinite."""
     task, feedback = order.task, order.feedback
     if not all(np.isfinite(array).all() for array in delta.values()):
@@ -181,7 +222,7 @@ def _encoded(order: WorkerOrder, artifact: Artifact, delta: dict[str, Array]) ->
     if feedback is None:
         generator = np.random.default_rng((task.seed, ROUNDING))
         return {name: pack_array(array, task.delta_codec, generator) for name, array in delta.items()}
-    belongs_to = owner(task, artifact.manifest)
+    belongs_to = owner(task, manifest)
     residual = read_residual(pathlib.Path(feedback.before), belongs_to)
     tensors, residual = compress(delta, residual, task.delta_codec)
     write_residual(pathlib.Path(feedback.after), belongs_to, residual)

@@ -92,7 +92,7 @@ def test_main_names_the_assets_it_knows(capsys: pytest.CaptureFixture[str]) -> N
     """An unknown name ends with exit code 2 and the names there are."""
     with pytest.raises(SystemExit, match="2"):
         main(["gpt5"])
-    assert "smollm2, minilm, vit, speeches, reviews" in capsys.readouterr().err
+    assert "smollm2, minilm, vit, speeches, reviews, fashion, textile" in capsys.readouterr().err
 
 
 def test_a_registry_that_refuses_leaves_nothing(tmp_path: pathlib.Path) -> None:

@@ -14,21 +14,30 @@ from benchmarks.fetch import FetchError, extract, verify
 
 
 def make_archive(path: pathlib.Path, files: dict[str, bytes]) -> pathlib.Path:
-    """A wheel or a .tgz with `files`, by the name of `path`."""
+    """A wheel, a .tgz or a .deb with `files`, by the name of `path`."""
     if path.suffix == ".whl":
         with zipfile.ZipFile(path, "w") as wheel:
             for name, data in files.items():
                 wheel.writestr(name, data)
         return path
-    with tarfile.open(path, "w:gz") as tar:
+    is_deb, buffer = path.suffix == ".deb", io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:xz" if is_deb else "w:gz") as tar:
         for name, data in files.items():
-            member = tarfile.TarInfo(name)
+            member = tarfile.TarInfo(f"./{name}" if is_deb else name)
             member.size = len(data)
             tar.addfile(member, io.BytesIO(data))
+    path.write_bytes(ar({"debian-binary": b"2.0", "data.tar.xz": buffer.getvalue()}) if is_deb else buffer.getvalue())
     return path
 
 
-@pytest.mark.parametrize("kind", ["a.whl", "a.tgz"])
+def ar(members: dict[str, bytes]) -> bytes:
+    """An `ar` archive, as dpkg writes it: a header of 60 bytes each, and a byte behind what is of odd length."""
+    heads = {name: f"{name:16}{'0':12}{'0':6}{'0':6}{'100644':8}{len(data):<10}`\n" for name, data in members.items()}
+    parts = (heads[name].encode() + data + b"\n" * (len(data) % 2) for name, data in members.items())
+    return b"!<arch>\n" + b"".join(parts)
+
+
+@pytest.mark.parametrize("kind", ["a.whl", "a.tgz", "a.deb"])
 def test_extract_takes_what_is_under_the_prefix(tmp_path: pathlib.Path, kind: str) -> None:
     """Files under the prefix are written without it, folders and all; the others are left in the archive."""
     archive = make_archive(tmp_path / kind, {"p/data/a.txt": b"A", "p/data/sub/b.txt": b"B", "p/setup.py": b"no"})
@@ -40,7 +49,7 @@ def test_extract_takes_what_is_under_the_prefix(tmp_path: pathlib.Path, kind: st
     assert sorted(path.name for path in (tmp_path / "out").rglob("*") if path.is_file()) == ["a.txt", "b.txt"]
 
 
-@pytest.mark.parametrize("kind", ["a.whl", "a.tgz"])
+@pytest.mark.parametrize("kind", ["a.whl", "a.tgz", "a.deb"])
 @pytest.mark.parametrize("name", ["p/../../evil", "p//etc/evil", "p/sub/../../../evil", "p/..\\evil"])
 def test_extract_refuses_to_leave_its_folder(tmp_path: pathlib.Path, kind: str, name: str) -> None:
     """A name that climbs or is absolute is refused, and nothing is written outside the folder."""
@@ -59,6 +68,14 @@ def test_extract_makes_no_links(tmp_path: pathlib.Path) -> None:
         tar.addfile(link)
     with pytest.raises(FetchError, match="holds nothing under p/"):
         extract(path, "p/", tmp_path / "out")
+
+
+def test_a_deb_without_data_is_refused(tmp_path: pathlib.Path) -> None:
+    """An archive that dpkg would not unpack either ends with a line."""
+    archive = tmp_path / "a.deb"
+    archive.write_bytes(ar({"debian-binary": b"2.0"}))
+    with pytest.raises(FetchError, match="is no Debian package"):
+        extract(archive, "p/", tmp_path / "out")
 
 
 def test_verify_compares_the_hash(tmp_path: pathlib.Path) -> None:

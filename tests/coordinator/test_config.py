@@ -129,6 +129,11 @@ def test_the_adapter_chooses_the_rule(tmp_path: pathlib.Path, kind: str, rule: R
         ('"causal-lm"', '"sequence-classification"', "model.labels are needed"),
         ('"causal-lm"', '"causal-lm"\nlabels = ["a", "b"]', "model.labels are for a classification"),
         ("devices = 5", "devices = 5\nquorum = 6", "rounds.quorum is 6, more than rounds.devices"),
+        (
+            "devices = 5",
+            "devices = 5\nparticipants = 2\nquorum = 3",
+            "rounds.quorum is 3, more than rounds.participants",
+        ),
         ("bits = 8", "bits = 7", "levels.int8.bits is 7; allowed: 32, 16, 8, 4"),
         ("bits = 8", "layers = 4", "levels.int8 trains more layers than it keeps"),
         ('name = "int8"', 'name = "fp32"', "levels share a name"),

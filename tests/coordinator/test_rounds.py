@@ -62,9 +62,9 @@ ARTIFACTS = {"large": blob_of(b"large"), "small": blob_of(b"small")}
 class Scene:
     """Rounds, a clock that is told the time, and all that was asked for."""
 
-    def __init__(self, past: Past | None = None, **rounds: Any) -> None:
+    def __init__(self, past: Past | None = None, seed: int = 0, **rounds: Any) -> None:
         config = RoundsConfig(**{"count": 2, "devices": 2, "wait_s": 10, "deadline_s": 100, **rounds})
-        tasks = TaskMaker("run", TrainingConfig(steps=3), Rule.LORA_SVD)
+        tasks = TaskMaker("run", TrainingConfig(steps=3, seed=seed), Rule.LORA_SVD)
         self.now_s, self.asked = 1000.0, list[Instruction]()
         past = past or Past(0, blob_of(b"adapter 0"))
         self.rounds = Rounds(Plan(config, tasks, LEVELS, ARTIFACTS), LargestThatFits(), past, self.now_s)
@@ -124,6 +124,43 @@ def test_a_round_opens_when_the_expected_devices_are_there() -> None:
     assert [i.device for i in only(GiveTask, asked)] == ["a", "b"]
     assert scene.task("a").deadline_s == 100
     assert scene.task("a").seed != scene.task("b").seed
+
+
+def drawn(seed: int = 0) -> list[list[str]]:
+    """Who took part in each of eight rounds of three out of ten devices."""
+    names = [f"d{k}" for k in range(10)]
+    scene = Scene(count=8, devices=10, participants=3, seed=seed)
+    for name in names:
+        scene.hello(name)
+    rounds = []
+    for round_ in range(1, 9):
+        rounds.append([i.device for i in only(GiveTask, scene.asked) if i.task.round == round_])
+        for name in rounds[-1]:
+            scene.deliver(name)
+        scene.tell(AdapterReady(round_, blob_of(b"adapter"), {}))
+    assert scene.rounds.state is State.DONE
+    return rounds
+
+
+def test_participants_are_drawn_anew_for_each_round() -> None:
+    """As many as were asked for, not always the same, and the same ones in another run with the same seed."""
+    rounds = drawn()
+    assert {len(set(devices)) for devices in rounds} == {3}
+    assert len({tuple(devices) for devices in rounds}) > 4
+    assert len({device for devices in rounds for device in devices}) > 7
+    assert drawn() == rounds != drawn(seed=1)
+
+
+def test_whoever_speaks_up_later_joins_while_there_is_room() -> None:
+    """With two participants at most: the second joins late, the third does not, and who declined may try again."""
+    scene = Scene(devices=3, participants=2)
+    scene.hello("a")
+    scene.tell(Tick(), after_s=11)
+    assert scene.rounds.state is State.OPEN
+    assert [i.device for i in only(GiveTask, scene.hello("b"))] == ["b"]
+    assert not only(GiveTask, scene.hello("c"))
+    assert [i.level for i in only(GiveTask, scene.decline("b"))] == ["small"]
+    assert not only(GiveTask, scene.hello("c"))
 
 
 def test_a_level_of_a_lower_rank_has_an_adapter_of_its_own() -> None:
