@@ -53,6 +53,7 @@ MANIFEST: Final = (
     manifest.Manifest,
     manifest.ModelSpec,
     manifest.LevelSpec,
+    manifest.Surgery,
     manifest.AdapterSpec,
     manifest.Structure,
     manifest.Keeping,

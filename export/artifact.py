@@ -51,8 +51,10 @@ class ArtifactWriter:
     def write(self, level: LevelSpec, reference_tokens: int) -> Manifest:
         """Write all blobs of `level`; its manifest as yet without costs."""
         files: dict[str, Blob] = {}
-        walk = tuple(self._segment(place, level, files) for place in self._kept(level))
-        structures = {s.structure: self._structure(s.structure, level.bits, files) for s in walk}
+        kept = tuple(self._kept(level))
+        walk = tuple(self._segment(place, level, files) for place in kept)
+        alike = {_structure_name(place, level): place for place in kept}
+        structures = {name: self._structure(name, place, level, files) for name, place in alike.items()}
         return Manifest(
             format=FORMAT,
             model=self.program.adapted.foundation.spec,
@@ -75,11 +77,11 @@ class ArtifactWriter:
         return (place for place in self.program.walk if place.layer is None or place.layer in level.layers)
 
     def _segment(self, place: Place, level: LevelSpec, files: dict[str, Blob]) -> Segment:
-        name = self._tensors(f"{place.segment}.safetensors", place.frozen(), level.bits, files)
-        return Segment(place.segment, place.structure, name, trains=place.layer in level.trained_layers)
+        name = self._tensors(f"{place.segment}.safetensors", place.frozen(), level.bits_of(place.layer), files)
+        return Segment(place.segment, _structure_name(place, level), name, trains=place.layer in level.trained_layers)
 
-    def _structure(self, name: str, bits: int, files: dict[str, Blob]) -> Structure:
-        captured = self.program.structures[name]
+    def _structure(self, name: str, place: Place, level: LevelSpec, files: dict[str, Blob]) -> Structure:
+        captured, bits = self.program.structures[place.structure], level.bits_of(place.layer)
         matrices = _matrices(captured)
         backward = integers = ""
         if captured.backward is not None:
@@ -175,6 +177,12 @@ class ArtifactWriter:
             return ""
         Canonicalize()(graph)
         return self._graph(name, graph, (), bits, files)
+
+
+def _structure_name(place: Place, level: LevelSpec) -> str:
+    """The captured structure's, with the bits of this place where they are not the level's."""
+    bits = level.bits_of(place.layer)
+    return place.structure if bits == level.bits else f"{place.structure}.{bits}bits"
 
 
 def _matrices(captured: Captured) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import pathlib
 from collections.abc import Callable, Mapping
@@ -13,19 +14,27 @@ from edge_sdk.wire.blobs import Blob
 from edge_sdk.wire.manifest import LevelSpec, Manifest, ModelSpec, TaskType
 from export.adapters import AdapterRequest
 from export.artifact import ArtifactWriter, staged, write_manifest
+from export.compress.depth import uniform_layers
+from export.compress.importance import block_influence, most_influential
+from export.compress.mixed import with_mixed_bits
 from export.errors import ExportError
+from export.evaluate import Tokens
 from export.folder import read_manifest
 from export.foundation import Foundation, open_foundation
-from export.levels import LevelRequest, resolve_level
+from export.levels import Drop, LevelRequest, resolve_level
 from export.measure import measure
-from export.parity import Oracle, Parity, check_parity, integers_error, require_parity
-from export.program import adapt, capture_program
+from export.parity import Oracle, Parity, check_parity, emulator, integers_error, require_parity
+from export.program import Program, adapt, capture_program
 from export.progress import Progress, Report
+from export.public import PublicRequest, read_public
 
 
 @dataclass(frozen=True, slots=True)
 class BuildRequest:
-    """What to build. `targets` of the adapter may be empty: the family's own. `tokens` is where costs are measured."""
+    """What to build. `targets` of the adapter may be empty: the family's own. `tokens` is where costs are measured.
+
+    `public` is the data that some levels are chosen or refitted by, None where no level is.
+    """
 
     model: pathlib.Path
     task: TaskType
@@ -36,6 +45,7 @@ class BuildRequest:
     tokens: int
     parity: bool
     seed: int
+    public: PublicRequest | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,48 +56,79 @@ class Built:
     parity: Parity | None
 
 
-SHARED_STAGES = 2  # load, capture
-LEVEL_STAGES = 3  # tensors, parity unless turned off, costs
+class Stages:
+    """Numbers the stages of a build, `of` them in all, as they begin."""
+
+    def __init__(self, report: Report, of: int) -> None:
+        """None has begun."""
+        self._report, self._of, self._numbers = report, of, itertools.count()
+
+    def begin(self, stage: str, level: str = "") -> None:
+        """The next stage begins."""
+        self._report(Progress(stage, level, next(self._numbers), self._of))
+
+    def begin_parts(self, stage: str) -> Callable[[str], None]:
+        """The next stage begins, part by part; what is returned is told the name of each."""
+        number = next(self._numbers)
+        return lambda name: self._report(Progress(f"{stage} {name}", "", number, self._of))
 
 
 def build(request: BuildRequest, report: Report) -> tuple[Built, ...]:
     """Build all levels; the folder changes when all of them are done, or not at all.
+
+    Levels that are alike in their surgery share one captured program.
 
     Raises:
         ExportError: what was asked for cannot be done.
         ParityError: a level's gradients are not the model's.
     """
     foundation = open_foundation(request.model, request.task, request.labels)
-    levels = _resolve(request, foundation)
+    _require_possible(request, foundation)
     adapter = _with_targets(request.adapter, foundation)
     _require_same(request, foundation.spec, adapter)
-    each = LEVEL_STAGES if request.parity else LEVEL_STAGES - 1
-    of = SHARED_STAGES + each * len(levels)
+    stages = Stages(report, _count_stages(request))
+    built: dict[str, Built] = {}
     with staged(request.out) as store:  # first of all: a folder that cannot be written is said at once
-        report(Progress("load", "", 0, of))
-        adapted = adapt(foundation, adapter, request.seed)
-        program = capture_program(adapted, lambda name: report(Progress(f"capture {name}", "", 1, of)))
-        writer = ArtifactWriter(program, store)
-        oracle = Oracle(adapted, request.seed)
-        begins = [_counted(report, level, SHARED_STAGES + each * k, of) for k, level in enumerate(levels)]
-        built = tuple(
-            _build_level(writer, oracle, level, request, begin) for level, begin in zip(levels, begins, strict=True)
-        )
-        _require_same(request, foundation.spec, adapter, built[0].manifest.files[built[0].manifest.adapter.initial])
-    return built
+        public = _read_public(request, foundation, stages)
+        levels = _resolve(request, foundation, public, stages)
+        for surgery in dict.fromkeys(level.surgery for level in levels):
+            stages.begin("load")
+            adapted = adapt(foundation, adapter, request.seed, surgery, public)
+            program = capture_program(adapted, stages.begin_parts("capture"))
+            writer, oracle = ArtifactWriter(program, store), Oracle(adapted, request.seed)
+            for asked, level in zip(request.levels, levels, strict=True):
+                if level.surgery == surgery:
+                    chosen = _with_bits(program, level, asked, public, stages)
+                    built[level.name] = _build_level(writer, oracle, chosen, request, stages)
+        for one in built.values():
+            _require_same(request, foundation.spec, adapter, one.manifest.files[one.manifest.adapter.initial])
+    return tuple(built[level.name] for level in levels)
+
+
+def _with_bits(
+    program: Program, level: LevelSpec, asked: LevelRequest, public: Tokens | None, stages: Stages
+) -> LevelSpec:
+    """The level with bits for each of its parts, where its tensors have a bound."""
+    if asked.tensors_mb is None:
+        return level
+    if public is None:  # it was refused
+        raise AssertionError
+    stages.begin("sensitivity", level.name)
+    model, _ = emulator(program.adapted, level)
+    return with_mixed_bits(program, level, model.get_base_model(), asked.tensors_mb, public)
 
 
 def _build_level(
-    writer: ArtifactWriter, oracle: Oracle, level: LevelSpec, request: BuildRequest, begin: Callable[[str], None]
+    writer: ArtifactWriter, oracle: Oracle, level: LevelSpec, request: BuildRequest, stages: Stages
 ) -> Built:
-    begin("tensors")
+    stages.begin("tensors", level.name)
     manifest = writer.write(level, request.tokens)
     parity = None
     if request.parity:
-        begin("parity")
+        stages.begin("parity", level.name)
         parity = check_parity(oracle, writer.store, manifest)
         require_parity(parity)
-    begin("costs")
+    stages.begin("costs", level.name)
     off = parity.in_integers if parity else integers_error(oracle, writer.store, manifest)
     manifest = dataclasses.replace(manifest, integers_error=off)
     path = write_manifest(writer.store.folder, manifest)
@@ -96,12 +137,17 @@ def _build_level(
     return Built(manifest, parity)
 
 
-def _counted(report: Report, level: LevelSpec, first: int, of: int) -> Callable[[str], None]:
-    numbers = iter(range(first, of))
-    return lambda stage: report(Progress(stage, level.name, next(numbers), of))
+def _count_stages(request: BuildRequest) -> int:
+    """So many will begin: those of all levels, those of each surgery (load, capture), those of each level."""
+    levels = request.levels
+    surgeries = {(level.ffn, level.svd, level.svd_rank, level.refit) for level in levels}
+    shared = any(level.needs_public for level in levels) + any(level.drop is Drop.IMPORTANCE for level in levels)
+    each = 3 if request.parity else 2
+    return shared + 2 * len(surgeries) + each * len(levels) + sum(level.tensors_mb is not None for level in levels)
 
 
-def _resolve(request: BuildRequest, foundation: Foundation) -> tuple[LevelSpec, ...]:
+def _require_possible(request: BuildRequest, foundation: Foundation) -> None:
+    """Raise ExportError for what can be known to be impossible before anything is loaded."""
     names = [level.name for level in request.levels]
     if not names or len(set(names)) != len(names):
         msg = "give one or more levels, each with a name of its own"
@@ -109,7 +155,30 @@ def _resolve(request: BuildRequest, foundation: Foundation) -> tuple[LevelSpec, 
     if not 2 <= request.tokens <= foundation.spec.max_tokens:  # noqa: PLR2004 - one token predicts nothing
         msg = f"cannot measure at {request.tokens} tokens: the model takes 2 to {foundation.spec.max_tokens}"
         raise ExportError(msg)
-    return tuple(resolve_level(level, foundation.spec.layers) for level in request.levels)
+    for level in request.levels:
+        resolve_level(level, foundation.spec.layers, uniform_layers, 1)
+        if level.needs_public and request.public is None:
+            msg = f"level {level.name} needs public data: give --public, a folder of .txt, a .csv, or a token folder"
+            raise ExportError(msg)
+
+
+def _read_public(request: BuildRequest, foundation: Foundation, stages: Stages) -> Tokens | None:
+    if request.public is None or not any(level.needs_public for level in request.levels):
+        return None
+    stages.begin("public data")
+    return read_public(request.public, foundation, request.tokens)
+
+
+def _resolve(
+    request: BuildRequest, foundation: Foundation, public: Tokens | None, stages: Stages
+) -> tuple[LevelSpec, ...]:
+    rules: dict[Drop, Callable[[int, int], tuple[int, ...]]] = {Drop.UNIFORM: uniform_layers}
+    if public is not None and any(level.drop is Drop.IMPORTANCE for level in request.levels):
+        stages.begin("influence of layers")
+        influence = block_influence(foundation.load(request.seed), public)
+        rules[Drop.IMPORTANCE] = lambda _total, keep: most_influential(influence, keep)
+    rows = 0 if public is None else len(public.ids)
+    return tuple(resolve_level(level, foundation.spec.layers, rules[level.drop], rows) for level in request.levels)
 
 
 def _require_same(
@@ -156,11 +225,12 @@ def parse_request(plain: Mapping[str, Any]) -> BuildRequest:
 
     {"model": dir, "task": "causal-lm", "out": dir, "adapter": {"kind": "lora", "rank": 8, "alpha": 16, "targets": []},
      "levels": [{"name": "fp32", "bits": 32, "layers": null, "train_last": null}],
-     "labels": [], "tokens": 128, "parity": true, "seed": 0}
+     "labels": [], "tokens": 128, "parity": true, "seed": 0,
+     "public": {"path": dir or file, "text_column": "text", "rows": 16}}
 
-    Raises KeyError, ValueError, TypeError for what is not that.
+    A level may have the other fields of LevelRequest. Raises KeyError, ValueError, TypeError for what is not that.
     """
-    adapter = plain["adapter"]
+    adapter, public = plain["adapter"], plain.get("public")
     return BuildRequest(
         model=pathlib.Path(plain["model"]),
         task=TaskType(plain["task"]),
@@ -168,9 +238,16 @@ def parse_request(plain: Mapping[str, Any]) -> BuildRequest:
         adapter=AdapterRequest(
             str(adapter["kind"]), int(adapter["rank"]), float(adapter["alpha"]), tuple(adapter.get("targets") or ())
         ),
-        levels=tuple(LevelRequest(**level) for level in plain["levels"]),
+        levels=tuple(parse_level(level) for level in plain["levels"]),
         labels=tuple(plain.get("labels") or ()),
         tokens=int(plain.get("tokens", 128)),
         parity=bool(plain.get("parity", True)),
         seed=int(plain.get("seed", 0)),
+        public=PublicRequest(**{**public, "path": pathlib.Path(public["path"])}) if public else None,
     )
+
+
+def parse_level(plain: Mapping[str, Any]) -> LevelRequest:
+    """A level from plain data, by the fields of LevelRequest. Raises ValueError, TypeError for what is not one."""
+    found = {**plain, "drop": Drop(plain.get("drop", Drop.UNIFORM)), "svd": tuple(plain.get("svd", ()))}
+    return LevelRequest(**found)

@@ -46,14 +46,14 @@ class Score:
     predicted: int
 
 
-def read_tokens(folder: pathlib.Path, model: ModelSpec) -> Tokens:
-    """Read a token folder for `model`.
+def read_tokens(folder: pathlib.Path, model: ModelSpec, *, labelled: bool = True) -> Tokens:
+    """Read a token folder for `model`; without the labels of a classifier's rows where they need not be `labelled`.
 
     Raises ExportError when an array is missing, of another shape than the others, or has what the model does not know.
     """
     try:
         ids, lengths = np.load(folder / "ids.npy"), np.load(folder / "lengths.npy")
-        has_labels = model.task is TaskType.SEQUENCE_CLASSIFICATION
+        has_labels = labelled and model.task is TaskType.SEQUENCE_CLASSIFICATION
         labels = np.load(folder / "labels.npy") if has_labels else np.zeros(0, dtype=np.int64)
     except (OSError, ValueError) as error:
         msg = f"cannot read the token folder {folder}: {first_line(error)}"
@@ -93,8 +93,8 @@ def evaluate(model: nn.Module, task: TaskType, tokens: Tokens, report: Report = 
     return Score(losses / predicted, accuracy, len(tokens.ids), predicted)
 
 
-def _inputs(tokens: Tokens) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids (rows, longest), and where a token is."""
+def inputs(tokens: Tokens) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids (rows, longest) int64, and where a token is (rows, longest)."""
     longest = max(1, int(tokens.lengths.max()))
     ids = torch.from_numpy(tokens.ids[:, :longest].astype(np.int64))
     return ids, torch.arange(longest)[None] < torch.from_numpy(tokens.lengths.astype(np.int64))[:, None]
@@ -107,14 +107,14 @@ def _logits(model: nn.Module, ids: torch.Tensor, mask: torch.Tensor) -> torch.Te
 
 
 def _score_text(model: nn.Module, tokens: Tokens) -> tuple[float, int, int]:
-    ids, mask = _inputs(tokens)
+    ids, mask = inputs(tokens)
     logits, predicts = _logits(model, ids, mask), mask[:, 1:]
     loss = cross_entropy(logits[:, :-1][predicts], ids[:, 1:][predicts], reduction="sum")
     return loss.item(), 0, int(predicts.sum())
 
 
 def _score_classes(model: nn.Module, tokens: Tokens) -> tuple[float, int, int]:
-    ids, mask = _inputs(tokens)
+    ids, mask = inputs(tokens)
     config: Any = model.config
     if config.pad_token_id is not None:  # by which a decoder's classifier finds a row's last token
         ids = ids.masked_fill(~mask, config.pad_token_id)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from edge_sdk.wire.manifest import Manifest
+from edge_sdk.wire.manifest import LevelSpec, Manifest, Surgery
 from export.folder import size_bytes
 
 if TYPE_CHECKING:
@@ -49,15 +49,16 @@ def level_table(manifests: Mapping[str, Manifest]) -> Table:
     users = Counter(blob for manifest in manifests.values() for blob in set(manifest.files.values()))
     table = Table(title="Emulator levels", title_justify="left")
     table.add_column("level", overflow="fold")
-    for heading in ("bits", "layers", "train", "files", "MB", "shared", "needs MB", "off in integers"):
+    for heading in ("bits", "layers", "blocks", "train", "files", "MB", "shared", "needs MB", "off in integers"):
         table.add_column(heading, justify="right")
     for name, manifest in manifests.items():
         blobs = set(manifest.files.values())
         shared = {blob for blob in blobs if users[blob] > 1}
         table.add_row(
             name,
-            str(manifest.level.bits),
+            _bits(manifest.level),
             f"{len(manifest.level.layers)} of {manifest.model.layers}",
+            _blocks(manifest.level.surgery),
             str(len(manifest.level.trained_layers)),
             str(len(manifest.files)),
             f"{size_bytes(blobs) / MB:.1f}",
@@ -67,6 +68,18 @@ def level_table(manifests: Mapping[str, Manifest]) -> Table:
         )
     table.caption = f"{size_bytes(set(users)) / MB:.1f} MB on disk in {len(users)} files"
     return table
+
+
+def _bits(level: LevelSpec) -> str:
+    """The level's bits, of layers as well as of what is beside them: `8`, `8, 4`."""
+    return ", ".join(str(bits) for bits in sorted({level.bits, *level.layer_bits}, reverse=True))
+
+
+def _blocks(surgery: Surgery) -> str:
+    """What blocks lost: `whole`, `ffn 50 % refit, svd 64`."""
+    ffn = f"ffn {surgery.ffn:.0%}" + (" refit" if surgery.refit_rows else "") if surgery.ffn < 1 else ""
+    svd = f"svd {surgery.svd_rank}" if surgery.svd else ""
+    return ", ".join(filter(None, (ffn, svd))) or "whole"
 
 
 def cost_table(manifest: Manifest) -> Table:

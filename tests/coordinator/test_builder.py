@@ -18,7 +18,7 @@ from coordinator.builder import (
     record_of,
     request_of,
 )
-from coordinator.config import Config, LevelConfig
+from coordinator.config import Config, LevelConfig, PublicConfig
 from coordinator.errors import ConfigError, JobError
 from coordinator.jobs import Jobs
 from coordinator.places import artifact_folder
@@ -55,12 +55,19 @@ def test_what_is_built_is_not_built_again(tmp_path: pathlib.Path, jobs: Jobs) ->
 
 
 def test_another_request_is_built_anew(tmp_path: pathlib.Path) -> None:
-    """Another rank, another level or a changed model is another artifact; another learning rate is the same."""
+    """Another rank or level, a changed model or public data is another artifact; another learning rate is the same."""
     config = built(tmp_path)
     rank = dataclasses.replace(config, adapter=dataclasses.replace(config.adapter, rank=4))
     level = dataclasses.replace(config, levels=(*config.levels, LevelConfig(name="tiny")))
     rate = dataclasses.replace(config, training=dataclasses.replace(config.training, learning_rate=0.5))
-    assert [is_built(c) for c in (config, rank, level, rate)] == [True, False, False, True]
+    (tmp_path / "public").mkdir()
+    public = dataclasses.replace(config, public=PublicConfig(path=tmp_path / "public"))
+    assert [is_built(c) for c in (config, rank, level, rate, public)] == [True, False, False, True, False]
+    (artifact_folder(config) / RECORD).write_text(json.dumps(record_of(public)))
+    assert is_built(public)
+    (tmp_path / "public" / "text.txt").write_text("other public data")
+    assert not is_built(public)
+    (artifact_folder(config) / RECORD).write_text(json.dumps(record_of(config)))
     (config.model.dir / "config.json").write_text("{ }")
     assert not is_built(config)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pathlib
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 
 from edge_sdk.wire.blobs import BlobStore
@@ -12,10 +13,12 @@ from edge_sdk.wire.manifest import Manifest, TaskType
 from edge_sdk.wire.tensors import Array, read_tensors
 from export.adapters import AdapterRequest
 from export.artifact import ArtifactWriter, staged, write_manifest
+from export.compress.depth import uniform_layers
+from export.evaluate import Tokens
 from export.foundation import open_foundation
 from export.levels import LevelRequest, resolve_level
 from export.program import Program, adapt, capture_program
-from tests.models import tiny_model
+from tests.models import SPECIAL, VOCABULARY, tiny_model
 
 LEVELS = (
     LevelRequest("fp32", 32, None, None),
@@ -78,10 +81,17 @@ def export_tiny(name: str, model: pathlib.Path, folder: pathlib.Path) -> Exporte
     program = capture_program(adapted, lambda _: None)
     with staged(folder) as store:
         writer = ArtifactWriter(program, store)
-        manifests = {level.name: writer.write(resolve_level(level, foundation.spec.layers), 16) for level in LEVELS}
+        levels = [resolve_level(level, foundation.spec.layers, uniform_layers, 0) for level in LEVELS]
+        manifests = {level.name: writer.write(level, 16) for level in levels}
         for manifest in manifests.values():
             write_manifest(store.folder, manifest)
     return Exported(model, folder, program, manifests)
+
+
+def public_rows(rows: int = 3, tokens: int = 12) -> Tokens:
+    """Public data: rows of drawn tokens, of many lengths up to `tokens`."""
+    ids = np.random.default_rng(0).integers(SPECIAL, VOCABULARY, (rows, tokens))
+    return Tokens(ids, tokens - np.arange(rows) % (tokens - 1), np.zeros(0, np.int64))
 
 
 def contents(folder: pathlib.Path) -> dict[str, bytes]:
