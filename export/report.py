@@ -49,7 +49,7 @@ def level_table(manifests: Mapping[str, Manifest]) -> Table:
     users = Counter(blob for manifest in manifests.values() for blob in set(manifest.files.values()))
     table = Table(title="Emulator levels", title_justify="left")
     table.add_column("level", overflow="fold")
-    for heading in ("bits", "layers", "blocks", "train", "files", "MB", "shared", "needs MB", "off in integers"):
+    for heading in ("bits", "layers", "train", "files", "MB", "shared", "needs MB", "off in integers"):
         table.add_column(heading, justify="right")
     for name, manifest in manifests.items():
         blobs = set(manifest.files.values())
@@ -57,8 +57,7 @@ def level_table(manifests: Mapping[str, Manifest]) -> Table:
         table.add_row(
             name,
             _bits(manifest.level),
-            f"{len(manifest.level.layers)} of {manifest.model.layers}",
-            _blocks(manifest.level.surgery),
+            f"{len(manifest.level.layers)} of {manifest.model.layers}{_cut(manifest.level.surgery)}",
             str(len(manifest.level.trained_layers)),
             str(len(manifest.files)),
             f"{size_bytes(blobs) / MB:.1f}",
@@ -75,11 +74,11 @@ def _bits(level: LevelSpec) -> str:
     return ", ".join(str(bits) for bits in sorted({level.bits, *level.layer_bits}, reverse=True))
 
 
-def _blocks(surgery: Surgery) -> str:
-    """What blocks lost: `whole`, `ffn 50 % refit, svd 64`."""
-    ffn = f"ffn {surgery.ffn:.0%}" + (" refit" if surgery.refit_rows else "") if surgery.ffn < 1 else ""
-    svd = f"svd {surgery.svd_rank}" if surgery.svd else ""
-    return ", ".join(filter(None, (ffn, svd))) or "whole"
+def _cut(surgery: Surgery) -> str:
+    """What these layers lost, as in `, ffn 50%, svd 64, refit`."""
+    ffn = f", ffn {surgery.ffn:.0%}" if surgery.ffn < 1 else ""
+    svd = f", svd {surgery.svd_rank}" if surgery.svd else ""
+    return ffn + svd + (", refit" if surgery.refit_rows else "")
 
 
 def cost_table(manifest: Manifest) -> Table:

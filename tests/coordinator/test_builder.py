@@ -111,6 +111,7 @@ def test_starting_values_must_cover_every_level(tmp_path: pathlib.Path) -> None:
 def test_the_request_says_all_layers_as_null(tmp_path: pathlib.Path) -> None:
     """Zero, all of them, is null for the exporter; paths and numbers are plain JSON."""
     request = json.loads(json.dumps(request_of(make_config(tmp_path))))
-    assert request["levels"][0] == {"name": "large", "bits": 32, "layers": None, "train_last": None}
+    level = {"name": "large", "bits": 32, "layers": None, "train_last": None, "drop": "uniform", "tensors_mb": None}
+    assert request["levels"][0] == {**level, "ffn": 1.0, "svd": [], "svd_rank": 0, "refit": False}
     assert request["levels"][1]["train_last"] == 1
     assert np.isclose(request["adapter"]["alpha"], 16.0)

@@ -92,7 +92,7 @@ def test_integers_are_the_tasks_choice(tmp_path: pathlib.Path) -> None:
         ("devices = 5", "devices = 5\nquorum = 6", "rounds.quorum is 6, more than rounds.devices"),
         ("bits = 8", "bits = 7", "levels.int8.bits is 7; allowed: 32, 16, 8, 4"),
         ("bits = 8", "layers = 4", "levels.int8 trains more layers than it keeps"),
-        ("bits = 8", "ffn = 0", "levels[1].ffn is 0.0; it must be from 0.001 to 1"),
+        ("bits = 8", "ffn = 0", "levels[1].ffn is 0; it must be from 0.001 to 1"),
         ("bits = 8", 'drop = "evenly"', "levels[1].drop is 'evenly'; allowed: uniform, importance"),
         ("bits = 8", "refit = true", "levels.int8 needs a [public] table with a path"),
         ("bits = 8", "tensors_mb = 9", "levels.int8 needs a [public] table with a path"),

@@ -67,7 +67,10 @@ def _untouched(manifest: Manifest) -> dict[str, Blob]:
 
 @pytest.mark.slow
 def test_a_ladder_from_one_request(
-    tiny_llama_folder: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+    tiny_llama_folder: pathlib.Path,
+    tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """One build makes levels of many techniques: numbered stages, one adapter, shared files, a proof of each again.
 
@@ -111,9 +114,10 @@ def test_a_ladder_from_one_request(
         assert found["all"].files[name] == found["slim"].files[name]
     assert found["shallow"].level.trained_layers == found["shallow"].level.layers[1:]
     assert all(manifest.needs_bytes > 0 for manifest in found.values())
+    monkeypatch.setenv("COLUMNS", "160")
     assert main(["inspect", str(out)]) == 0
     said = capsys.readouterr().out
-    assert "ffn 50% refit" in said
+    assert "3 of 4, ffn 50%, refit" in said
     assert "8, 4" in said
     assert main(["parity", str(out), str(tiny_llama_folder)]) == 2
     assert "was refitted on public data: give the same with --public" in capsys.readouterr().err
