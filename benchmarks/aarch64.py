@@ -107,7 +107,8 @@ def export_all(folder: pathlib.Path) -> list[Case]:
 def _export(
     model: pathlib.Path, task: TaskType, out: pathlib.Path, layers: int | None = None, labels: tuple[str, ...] = ()
 ) -> Iterator[Case]:
-    levels = tuple(LevelRequest(default_name(bits, None, None), bits, layers, None) for bits in BITS)
+    names = [default_name(LevelRequest("", bits, None, None)) for bits in BITS]
+    levels = tuple(LevelRequest(name, bits, layers, None) for name, bits in zip(names, BITS, strict=True))
     request = BuildRequest(model, task, out, ADAPTER, levels, labels, tokens=TOKENS, parity=True, seed=0)
     for built in build(request, silent):
         level = built.manifest.level.name

@@ -74,7 +74,7 @@ class Artifact:
 
 def request_of(config: Config) -> dict[str, Any]:
     """What `export.cli build` is asked for."""
-    adapter, model = config.adapter, config.model
+    adapter, model, public = config.adapter, config.model, config.public
     return {
         "model": str(model.dir),
         "task": model.task.value,
@@ -93,6 +93,12 @@ def request_of(config: Config) -> dict[str, Any]:
                 "layers": level.layers or None,
                 "train_last": level.train_last or None,
                 "rank": level.rank or None,
+                "drop": level.drop.value,
+                "ffn": level.ffn,
+                "svd": list(level.svd),
+                "svd_rank": level.svd_rank,
+                "refit": level.refit,
+                "tensors_mb": level.tensors_mb or None,
             }
             for level in config.levels
         ],
@@ -100,6 +106,7 @@ def request_of(config: Config) -> dict[str, Any]:
         "tokens": config.training.tokens,
         "parity": True,
         "seed": config.training.seed,
+        "public": public and {"path": str(public.path), "text_column": public.text_column, "rows": public.rows},
     }
 
 
@@ -177,16 +184,20 @@ def check_initial(artifact: Artifact) -> None:
 
 
 def record_of(config: Config) -> dict[str, Any]:
-    """What is recorded beside a finished artifact: the digest of the request and of the model's files."""
+    """What is recorded beside a finished artifact: the digest of request, model files and public data."""
     request = request_of(config)
     request.pop("out")
-    files = [
-        f"{path.relative_to(config.model.dir)} {path.stat().st_size} {path.stat().st_mtime_ns}"
-        for path in sorted(config.model.dir.rglob("*"))
-        if path.is_file()
-    ]
-    text = json.dumps([request, files], sort_keys=True)
+    files = _fingerprint(config.model.dir)
+    public = _fingerprint(config.public.path) if config.public else []
+    text = json.dumps([request, files, public], sort_keys=True)
     return {"digest": hashlib.sha256(text.encode()).hexdigest()}
+
+
+def _fingerprint(root: pathlib.Path) -> list[str]:
+    """Name, size and time of a file, or of all files of a folder."""
+    paths = sorted(root.rglob("*")) if root.is_dir() else [root] if root.exists() else []
+    files = [(path, path.stat()) for path in paths if path.is_file()]
+    return [f"{path.relative_to(root)} {found.st_size} {found.st_mtime_ns}" for path, found in files]
 
 
 def write_json(path: pathlib.Path, value: object) -> None:

@@ -16,6 +16,7 @@ from edge_sdk.wire.messages import MAX_BATCH, MAX_STEPS, MAX_TOKENS, DeltaCodec,
 from edge_sdk.wire.settings import SettingsError, matching, number, read_settings
 from edge_sdk.wire.topics import FLEET, NAME_RULE
 from export.kinds import FACTORS, why_not
+from export.levels import Drop
 
 MAX_DEVICES = 10_000
 WEEK_S = 7 * 24 * 3600.0
@@ -105,7 +106,8 @@ class AdapterConfig:
 class LevelConfig:
     """One emulator level: `bits` per frozen weight, `layers` kept and `train_last` trained (0: all of them).
 
-    `rank` is that of LoRA's factors there (0: the adapter's own, which is the highest).
+    `rank` is that of LoRA's factors there (0: the adapter's own, which is the highest); the others as in
+    `export.levels.LevelRequest`, `tensors_mb` 0: no bound.
     """
 
     name: str = matching(NAME, "letters, digits, dot, dash, underscore, at most 128")
@@ -113,6 +115,24 @@ class LevelConfig:
     layers: int = number(0, 10_000, 0)
     train_last: int = number(0, 10_000, 0)
     rank: int = number(0, 1024, 0)
+    drop: Drop = Drop.UNIFORM
+    ffn: float = number(0.001, 1, 1.0)
+    svd: tuple[str, ...] = ()
+    svd_rank: int = number(0, 100_000, 0)
+    refit: bool = False
+    tensors_mb: float = number(0, 1e9, 0.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublicConfig:
+    """Public data at `path`, of which `rows` rows are used, for levels that are chosen or refitted by it.
+
+    A folder of .txt, a .csv with a `text_column`, a token folder; or pictures, as in `export.public.PublicRequest`.
+    """
+
+    path: pathlib.Path
+    text_column: str = "text"
+    rows: int = number(1, 1_000_000, 16)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,6 +232,7 @@ class Config:
     aggregation: AggregationConfig = AggregationConfig()
     policy: PolicyConfig = PolicyConfig()
     evaluation: EvaluationConfig | None = None
+    public: PublicConfig | None = None
 
     def digest(self) -> str:
         """What makes two configurations the same run: all but where it runs and how it waits.
@@ -287,6 +308,8 @@ def _complaints(config: Config) -> dict[str, bool]:
         complaints[f"levels.{level.name}.bits is {level.bits}; allowed: {allowed}"] = level.bits not in BITS
         trained_too_many = 0 < level.layers < level.train_last
         complaints[f"levels.{level.name} trains more layers than it keeps"] = trained_too_many
+        needs_public = level.refit or level.drop is Drop.IMPORTANCE or level.tensors_mb > 0
+        complaints[f"levels.{level.name} needs a [public] table with a path"] = needs_public and config.public is None
         complaints |= _rank_complaints(level, config)
     return complaints
 

@@ -54,6 +54,7 @@ MANIFEST: Final = (
     manifest.ModelSpec,
     manifest.ImageSpec,
     manifest.LevelSpec,
+    manifest.Surgery,
     manifest.AdapterSpec,
     manifest.Structure,
     manifest.Keeping,

@@ -6,7 +6,8 @@
 - `adapters`    the trained tensors and their names; `bottleneck` the kind that peft lacks
 - `capture`     a part of the model -> ONNX graphs, forward and backward
 - `lowering`    graph passes, each with a contract
-- `compress/`   what makes a level smaller than the model: fewer layers, fewer bits
+- `compress/`   what makes a level smaller than the model: fewer layers, bits, neurons, ranks
+- `public`      public text, by which a level can be chosen and refitted
 - `artifact`    blobs and manifests
 - `build`       all of the above, for several levels at once
 - `parity`      the proof: every gradient against torch's

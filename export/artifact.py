@@ -52,11 +52,12 @@ class ArtifactWriter:
     def write(self, level: LevelSpec, reference_tokens: int) -> Manifest:
         """Write all blobs of `level`; its manifest as yet without costs."""
         files: dict[str, Blob] = {}
-        walk = tuple(self._segment(place, level, files) for place in self._kept(level))
+        kept = tuple(self._kept(level))
+        walk = tuple(self._segment(place, level, files) for place in kept)
         returns = {segment.structure for segment in walked_back(walk)}
+        alike = {segment.structure: place for segment, place in zip(walk, kept, strict=True)}
         structures = {
-            name: self._structure(name, level.bits, files, returns=name in returns)
-            for name in dict.fromkeys(segment.structure for segment in walk)
+            name: self._structure(name, place, level, files, returns=name in returns) for name, place in alike.items()
         }
         return Manifest(
             format=FORMAT,
@@ -80,14 +81,16 @@ class ArtifactWriter:
         return (place for place in self.program.walk if place.layer is None or place.layer in level.layers)
 
     def _segment(self, place: Place, level: LevelSpec, files: dict[str, Blob]) -> Segment:
-        name = self._tensors(f"{place.segment}.safetensors", place.frozen(), level.bits, files)
+        name = self._tensors(f"{place.segment}.safetensors", place.frozen(), level.bits_of(place.layer), files)
         chosen = place.layer is None or place.layer in level.trained_layers
         trains = chosen and bool(self.program.structures[place.structure].trained)
-        return Segment(place.segment, place.structure, name, trains)
+        return Segment(place.segment, _structure_name(place, level), name, trains)
 
-    def _structure(self, name: str, bits: int, files: dict[str, Blob], *, returns: bool) -> Structure:
-        """A structure's graphs; the way back only where a segment of it `returns`."""
-        captured = self.program.structures[name]
+    def _structure(
+        self, name: str, place: Place, level: LevelSpec, files: dict[str, Blob], *, returns: bool
+    ) -> Structure:
+        """The graphs of places like this one; the way back only where a segment of them `returns`."""
+        captured, bits = self.program.structures[place.structure], level.bits_of(place.layer)
         matrices = _matrices(captured)
         backward = integers = ""
         kept = captured.kept if returns else {}
@@ -188,6 +191,12 @@ class ArtifactWriter:
             return ""
         Canonicalize()(graph)
         return self._graph(name, graph, (), bits, files)
+
+
+def _structure_name(place: Place, level: LevelSpec) -> str:
+    """The captured structure's, with the bits of this place where they are not the level's."""
+    bits = level.bits_of(place.layer)
+    return place.structure if bits == level.bits else f"{place.structure}.{bits}bits"
 
 
 def _matrices(captured: Captured) -> tuple[str, ...]:

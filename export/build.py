@@ -1,4 +1,4 @@
-"""Several emulator levels of one model in one process: captured once a rank, written into one folder."""
+"""Several emulator levels of one model in one process: captured once a surgery and a rank, written into one folder."""
 
 from __future__ import annotations
 
@@ -11,25 +11,29 @@ from dataclasses import dataclass
 from typing import Any
 
 from edge_sdk.wire.blobs import Blob, BlobStore
-from edge_sdk.wire.manifest import LevelSpec, Manifest, ModelSpec, TaskType
+from edge_sdk.wire.manifest import LevelSpec, Manifest, ModelSpec, Surgery, TaskType
 from edge_sdk.wire.tensors import Array
 from export.adapters import AdapterRequest, adapter_arrays, set_adapter, starting_values_at_rank
 from export.artifact import ArtifactWriter, staged, write_manifest
+from export.compress.importance import block_influence
+from export.compress.mixed import with_mixed_bits
 from export.errors import ExportError
+from export.evaluate import Rows
 from export.folder import read_manifest
 from export.foundation import Foundation, open_foundation
 from export.kinds import FACTORS
-from export.levels import LevelRequest, resolve_level
+from export.levels import Drop, LevelRequest, resolve_level
 from export.measure import measure
-from export.parity import Oracle, Parity, check_parity, integers_error, require_parity
-from export.program import Adapted, adapt, capture_program
+from export.parity import Oracle, Parity, check_parity, emulator, integers_error, require_parity
+from export.program import Adapted, Program, adapt, capture_program
 from export.progress import Progress, Report
+from export.public import WHAT_IT_IS, PublicRequest, read_public
 
 
 @dataclass(frozen=True, slots=True)
 class BuildRequest:
     """What to build. Targets that the adapter leaves open are the family's. `tokens` is where costs are measured, of
-    text; images are of one length.
+    text; images are of one length. `public` is the data that some levels are chosen or refitted by, None where none is.
     """
 
     model: pathlib.Path
@@ -41,6 +45,7 @@ class BuildRequest:
     tokens: int
     parity: bool
     seed: int
+    public: PublicRequest | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +56,18 @@ class Built:
     parity: Parity | None
 
 
-SHARED_STAGES = 2  # by the levels of one rank: load, capture
-LEVEL_STAGES = 3  # tensors, parity unless turned off, costs
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A level: what was asked for, what that is of this model, and the adapter's rank there."""
+
+    request: LevelRequest
+    spec: LevelSpec
+    rank: int
+
+    @property
+    def captured(self) -> tuple[int, Surgery]:
+        """What levels must have in common to share one captured program."""
+        return self.rank, self.spec.surgery
 
 
 def build(request: BuildRequest, report: Report) -> tuple[Built, ...]:
@@ -64,65 +79,83 @@ def build(request: BuildRequest, report: Report) -> tuple[Built, ...]:
     """
     foundation = open_foundation(request.model, request.task, request.labels)
     adapter = request.adapter.resolved(foundation)
-    levels = _resolve(request, foundation, adapter)
+    _require_possible(request, foundation, adapter)
     _require_same(request, foundation.spec, adapter)
-    groups = _by_rank(request, adapter, levels)
-    each = LEVEL_STAGES if request.parity else LEVEL_STAGES - 1
-    of = SHARED_STAGES * len(groups) + each * len(levels)
+    stages = _Stages(report, _count_stages(request, adapter))
     built: dict[str, Built] = {}
     with staged(request.out) as store:  # first of all: a folder that cannot be written is said at once
+        public = _read_public(request, foundation, stages)
         start: dict[str, Array] = {}
-        for k, (rank, group) in enumerate(groups.items()):
-            stages = _Stages(report, SHARED_STAGES * k + each * len(built), of)
-            stages.begin(0, "load")
-            adapted = adapt(foundation, adapter.at_rank(rank), request.seed)
+        for group in _groups(_resolve(request, foundation, adapter, public, stages), adapter.rank):
+            rank, surgery = group[0].captured
+            stages.begin("load")
+            adapted = adapt(foundation, adapter.at_rank(rank), request.seed, surgery, public)
             start = start or adapter_arrays(adapted.parameters)
             set_adapter(adapted.parameters, starting_values_at_rank(start, rank))
-            built |= _build_group(store, adapted, group, request, stages)
-        whole = built[groups[adapter.rank][0].name].manifest
+            built |= _build_group(store, adapted, group, request, public, stages)
+        whole = next(one.manifest for one in built.values() if one.manifest.adapter.rank == adapter.rank)
         _require_same(request, foundation.spec, adapter, whole.files[whole.adapter.initial])
-    return tuple(built[level.name] for level in levels)
+    return tuple(built[level.name] for level in request.levels)
 
 
-@dataclass(frozen=True, slots=True)
 class _Stages:
-    """Progress from stage `first` on, of `of` in all."""
+    """Numbers the stages of a build, `of` them in all, as they begin."""
 
-    report: Report
-    first: int
-    of: int
+    def __init__(self, report: Report, of: int) -> None:
+        """None has begun."""
+        self._report, self._of, self._numbers = report, of, itertools.count()
 
-    def begin(self, number: int, stage: str, level: str = "") -> None:
-        """Stage `number` from here has begun, or goes on."""
-        self.report(Progress(stage, level, self.first + number, self.of))
+    def begin(self, stage: str, level: str = "") -> None:
+        """The next stage begins."""
+        self._report(Progress(stage, level, next(self._numbers), self._of))
+
+    def begin_parts(self, stage: str) -> Callable[[str], None]:
+        """The next stage begins, part by part; what is returned is told the name of each."""
+        number = next(self._numbers)
+        return lambda name: self._report(Progress(f"{stage} {name}", "", number, self._of))
 
 
 def _build_group(
-    store: BlobStore, adapted: Adapted, levels: Sequence[LevelSpec], request: BuildRequest, stages: _Stages
+    store: BlobStore,
+    adapted: Adapted,
+    group: Sequence[_Asked],
+    request: BuildRequest,
+    public: Rows | None,
+    stages: _Stages,
 ) -> dict[str, Built]:
-    """The levels of one rank, captured once."""
-    program = capture_program(adapted, lambda name: stages.begin(1, f"capture {name}"))
+    """The levels of one surgery and rank, captured once."""
+    program = capture_program(adapted, stages.begin_parts("capture"))
     writer, oracle = ArtifactWriter(program, store), Oracle(adapted, request.seed)
-    numbers = itertools.count(SHARED_STAGES)
+    return {
+        asked.spec.name: _build_level(writer, oracle, _with_bits(program, asked, public, stages), request, stages)
+        for asked in group
+    }
 
-    def begins(level: LevelSpec) -> Callable[[str], None]:
-        return lambda stage: stages.begin(next(numbers), stage, level.name)
 
-    return {level.name: _build_level(writer, oracle, level, request, begins(level)) for level in levels}
+def _with_bits(program: Program, asked: _Asked, public: Rows | None, stages: _Stages) -> LevelSpec:
+    """The level with bits for each of its parts, where its tensors have a bound."""
+    level, tensors_mb = asked.spec, asked.request.tensors_mb
+    if tensors_mb is None:
+        return level
+    if public is None:  # it was refused
+        raise AssertionError
+    stages.begin("sensitivity", level.name)
+    model, _ = emulator(program.adapted, level)
+    return with_mixed_bits(program, level, model.get_base_model(), tensors_mb, public)
 
 
 def _build_level(
-    writer: ArtifactWriter, oracle: Oracle, level: LevelSpec, request: BuildRequest, begin: Callable[[str], None]
+    writer: ArtifactWriter, oracle: Oracle, level: LevelSpec, request: BuildRequest, stages: _Stages
 ) -> Built:
-    begin("tensors")
+    stages.begin("tensors", level.name)
     spec = writer.program.adapted.foundation.spec
     manifest = writer.write(level, spec.row_tokens(request.tokens))
     parity = None
     if request.parity:
-        begin("parity")
+        stages.begin("parity", level.name)
         parity = check_parity(oracle, writer.store, manifest)
         require_parity(parity)
-    begin("costs")
+    stages.begin("costs", level.name)
     off = parity.in_integers if parity else integers_error(oracle, writer.store, manifest)
     manifest = dataclasses.replace(manifest, integers_error=off)
     path = write_manifest(writer.store.folder, manifest)
@@ -131,7 +164,8 @@ def _build_level(
     return Built(manifest, parity)
 
 
-def _resolve(request: BuildRequest, foundation: Foundation, adapter: AdapterRequest) -> tuple[LevelSpec, ...]:
+def _require_possible(request: BuildRequest, foundation: Foundation, adapter: AdapterRequest) -> None:
+    """Raise ExportError for what can be known to be impossible before anything is loaded."""
     names = [level.name for level in request.levels]
     if not names or len(set(names)) != len(names):
         msg = "give one or more levels, each with a name of its own"
@@ -140,25 +174,65 @@ def _resolve(request: BuildRequest, foundation: Foundation, adapter: AdapterRequ
         msg = f"cannot measure at {request.tokens} tokens: the model takes 2 to {foundation.spec.max_tokens}"
         raise ExportError(msg)
     layers = foundation.spec.layers
-    return tuple(resolve_level(level, layers, adapter.first_layer(layers)) for level in request.levels)
-
-
-def _by_rank(request: BuildRequest, adapter: AdapterRequest, levels: Sequence[LevelSpec]) -> dict[int, list[LevelSpec]]:
-    """The levels by the adapter's rank there, its own first: the others start from its values, cut."""
-    groups: dict[int, list[LevelSpec]] = {adapter.rank: []}
-    for level, asked in zip(levels, request.levels, strict=True):
-        rank = adapter.rank if asked.rank is None else asked.rank
-        if asked.rank is not None and adapter.kind not in FACTORS:
-            msg = f"level {level.name} has a rank, which is for adapters of kind {', '.join(FACTORS)}"
+    for level in request.levels:
+        # As if the last layers mattered most: what trains none of the adapter even then never will.
+        resolve_level(level, layers, adapter.first_layer(layers), influence=range(layers), public_rows=1)
+        if level.needs_public and request.public is None:
+            msg = f"level {level.name} needs public data: give --public, {WHAT_IT_IS}"
             raise ExportError(msg)
-        if rank != adapter.rank and not 1 <= rank <= adapter.rank:
-            msg = f"level {level.name} cannot have rank {rank}: give 1 to {adapter.rank}, the adapter's"
-            raise ExportError(msg)
-        groups.setdefault(rank, []).append(level)
-    if not groups[adapter.rank]:
+        _require_rank(level, adapter)
+    if all(_rank(level, adapter) != adapter.rank for level in request.levels):
         msg = f"no level has the adapter's own rank, {adapter.rank}, from which the others are cut"
         raise ExportError(msg)
-    return groups
+
+
+def _require_rank(level: LevelRequest, adapter: AdapterRequest) -> None:
+    if level.rank is not None and adapter.kind not in FACTORS:
+        msg = f"level {level.name} has a rank, which is for adapters of kind {', '.join(FACTORS)}"
+        raise ExportError(msg)
+    if level.rank is not None and not 1 <= level.rank <= adapter.rank:
+        msg = f"level {level.name} cannot have rank {level.rank}: give 1 to {adapter.rank}, the adapter's"
+        raise ExportError(msg)
+
+
+def _rank(level: LevelRequest, adapter: AdapterRequest) -> int:
+    return adapter.rank if level.rank is None else level.rank
+
+
+def _count_stages(request: BuildRequest, adapter: AdapterRequest) -> int:
+    """So many will begin: those of all levels, those of each captured program (load, capture), those of each level."""
+    levels = request.levels
+    shared = any(level.needs_public for level in levels) + any(level.drop is Drop.IMPORTANCE for level in levels)
+    captured = {(_rank(level, adapter), level.ffn, level.svd, level.svd_rank, level.refit) for level in levels}
+    each = 3 if request.parity else 2
+    return shared + 2 * len(captured) + each * len(levels) + sum(level.tensors_mb is not None for level in levels)
+
+
+def _read_public(request: BuildRequest, foundation: Foundation, stages: _Stages) -> Rows | None:
+    if request.public is None or not any(level.needs_public for level in request.levels):
+        return None
+    stages.begin("public data")
+    return read_public(request.public, foundation, request.tokens)
+
+
+def _resolve(
+    request: BuildRequest, foundation: Foundation, adapter: AdapterRequest, public: Rows | None, stages: _Stages
+) -> list[_Asked]:
+    layers, influence = foundation.spec.layers, tuple[float, ...]()
+    if public is not None and any(level.drop is Drop.IMPORTANCE for level in request.levels):
+        stages.begin("influence of layers")
+        influence = block_influence(foundation.load(request.seed), public)
+    first, rows = adapter.first_layer(layers), 0 if public is None else len(public)
+    specs = (resolve_level(level, layers, first, influence=influence, public_rows=rows) for level in request.levels)
+    return [_Asked(level, spec, _rank(level, adapter)) for level, spec in zip(request.levels, specs, strict=True)]
+
+
+def _groups(levels: Sequence[_Asked], highest: int) -> list[list[_Asked]]:
+    """Those that share a captured program together; the adapter's own rank first: others start from its values, cut."""
+    groups: dict[tuple[int, Surgery], list[_Asked]] = {}
+    for level in levels:
+        groups.setdefault(level.captured, []).append(level)
+    return sorted(groups.values(), key=lambda group: group[0].rank != highest)
 
 
 def _require_same(
@@ -200,11 +274,12 @@ def parse_request(plain: Mapping[str, Any]) -> BuildRequest:
 
     {"model": dir, "task": "causal-lm", "out": dir, "adapter": {"kind": "lora", "rank": 8, "alpha": 16, "targets": []},
      "levels": [{"name": "fp32", "bits": 32, "layers": null, "train_last": null, "rank": null}],
-     "labels": [], "tokens": 128, "parity": true, "seed": 0}
+     "labels": [], "tokens": 128, "parity": true, "seed": 0,
+     "public": {"path": dir or file, "text_column": "text", "rows": 16}}
 
-    Raises KeyError, ValueError, TypeError for what is not that.
+    A level may have the other fields of LevelRequest. Raises KeyError, ValueError, TypeError for what is not that.
     """
-    adapter = plain["adapter"]
+    adapter, public = plain["adapter"], plain.get("public")
     return BuildRequest(
         model=pathlib.Path(plain["model"]),
         task=TaskType(plain["task"]),
@@ -216,9 +291,16 @@ def parse_request(plain: Mapping[str, Any]) -> BuildRequest:
             targets=tuple(adapter.get("targets") or ()),
             last=int(adapter.get("last", 0)),
         ),
-        levels=tuple(LevelRequest(**level) for level in plain["levels"]),
+        levels=tuple(parse_level(level) for level in plain["levels"]),
         labels=tuple(plain.get("labels") or ()),
         tokens=int(plain.get("tokens", 128)),
         parity=bool(plain.get("parity", True)),
         seed=int(plain.get("seed", 0)),
+        public=PublicRequest(**{**public, "path": pathlib.Path(public["path"])}) if public else None,
     )
+
+
+def parse_level(plain: Mapping[str, Any]) -> LevelRequest:
+    """A level from plain data, by the fields of LevelRequest. Raises ValueError, TypeError for what is not one."""
+    found = {**plain, "drop": Drop(plain.get("drop", Drop.UNIFORM)), "svd": tuple(plain.get("svd", ()))}
+    return LevelRequest(**found)

@@ -23,11 +23,13 @@ from edge_sdk.wire.lifeline import end_with_parent, exit_on_terminate
 from edge_sdk.wire.manifest import TaskType
 from export import manual
 from export.errors import ExportError, ParityError
+from export.levels import Drop, LevelRequest, default_name
 
 if TYPE_CHECKING:
     from edge_sdk.wire.manifest import Manifest
     from export.build import BuildRequest
     from export.progress import Progress
+    from export.public import PublicRequest
 
 FAILED, WRONG_INPUT, STOPPED = 1, 2, 130
 RUNTIMES = ("onnxruntime", "ort-training")
@@ -43,6 +45,7 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
     command = _add(subparsers, "parity", _parity, manual.PARITY)
     command.add_argument("artifact", type=pathlib.Path, metavar="DIR", help="an artifact, as export writes it")
     command.add_argument("model", type=pathlib.Path, metavar="MODEL_DIR", help="the model that it was made of")
+    _add_public(command)
     command = _add(subparsers, "inspect", _inspect, manual.INSPECT)
     command.add_argument("artifact", type=pathlib.Path, metavar="DIR", help="an artifact, as export writes it")
     _add_plug_in(subparsers)
@@ -134,9 +137,31 @@ def _add_export(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     group.add_argument("--layers", type=int, default=None, metavar="N", help="layers to keep (default: all)")
     group.add_argument("--train-last", type=int, default=None, metavar="N", help="layers to train (default: all kept)")
     group.add_argument("--level", default="", metavar="NAME", help="its name (default: as in int8-24layers-last6)")
+    group.add_argument("--drop", default="uniform", choices=[rule.value for rule in Drop], help="which layers go")
+    group.add_argument("--ffn", type=float, default=1.0, metavar="S", help="share of FFN neurons to keep (default: 1)")
+    group.add_argument("--svd", type=_names, default=(), metavar="A,B,...", help="modules to hold at a lower rank")
+    group.add_argument("--svd-rank", type=int, default=0, metavar="R", help="that rank")
+    group.add_argument("--refit", action="store_true", help="refit what these leave on public data")
+    group.add_argument("--tensors-mb", type=float, default=None, metavar="MB", help="fewer bits, where they harm least")
+    _add_public(command)
     group = command.add_argument_group("checks")
     group.add_argument("--tokens", type=int, default=None, metavar="N", help="a text's length for costs (default: 128)")
     group.add_argument("--no-parity", action="store_true", help="do not compare the gradients with torch's")
+
+
+def _add_public(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("public data, for --drop importance, --refit and --tensors-mb")
+    group.add_argument("--public", type=pathlib.Path, metavar="DATA", help="folder of .txt, .csv, or token folder")
+    group.add_argument("--text-column", default="text", metavar="NAME", help="of a .csv (default: text)")
+    group.add_argument("--public-rows", type=int, default=16, metavar="N", help="rows of it to use (default: 16)")
+
+
+def _public(arguments: argparse.Namespace) -> PublicRequest | None:
+    from export.public import PublicRequest
+
+    if arguments.public is None:
+        return None
+    return PublicRequest(arguments.public, arguments.text_column, arguments.public_rows)
 
 
 def _export(arguments: argparse.Namespace) -> int:
@@ -183,19 +208,30 @@ def request_of(arguments: argparse.Namespace) -> BuildRequest:
     """What the options of `export` ask for."""
     from export.adapters import AdapterRequest
     from export.build import BuildRequest
-    from export.levels import LevelRequest, default_name
 
-    shape = (arguments.bits, arguments.layers, arguments.train_last)
+    level = LevelRequest(
+        name=arguments.level,
+        bits=arguments.bits,
+        layers=arguments.layers,
+        train_last=arguments.train_last,
+        drop=Drop(arguments.drop),
+        ffn=arguments.ffn,
+        svd=arguments.svd,
+        svd_rank=arguments.svd_rank,
+        refit=arguments.refit,
+        tensors_mb=arguments.tensors_mb,
+    )
     return BuildRequest(
         model=arguments.model,
         task=TaskType(arguments.task),
         out=arguments.out,
         adapter=AdapterRequest(arguments.adapter, arguments.rank, arguments.alpha, arguments.targets, arguments.last),
-        levels=(LevelRequest(arguments.level or default_name(*shape), *shape),),
+        levels=(level if level.name else dataclasses.replace(level, name=default_name(level)),),
         labels=arguments.labels,
         tokens=TOKENS if arguments.tokens is None else arguments.tokens,
         parity=not arguments.no_parity,
         seed=arguments.seed,
+        public=_public(arguments),
     )
 
 
@@ -223,7 +259,7 @@ def _parity(arguments: argparse.Namespace) -> int:
     with narrated() as show:
         from export.parity import check_artifact
 
-        results = check_artifact(arguments.artifact, arguments.model, show)
+        results = check_artifact(arguments.artifact, arguments.model, show, _public(arguments))
     Console().print(parity_table(results))
     print(verdict(results))
     return 0 if all(result.holds for result in results) else FAILED

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import pathlib
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -66,6 +66,9 @@ class Images:
         return large.round().to(torch.uint8).expand(-1, self.spec.channels, -1, -1)
 
 
+Rows: TypeAlias = Tokens | Images
+
+
 @dataclass(frozen=True, slots=True)
 class Score:
     """Mean loss in nats per predicted token, or per row for a classifier, over `predicted` of them.
@@ -79,18 +82,23 @@ class Score:
     predicted: int
 
 
-def read_rows(folder: pathlib.Path, model: ModelSpec) -> Tokens | Images:
-    """Read a folder of rows of the kind that `model` takes. Raises ExportError as the two below."""
-    return read_tokens(folder, model) if model.image is None else read_images(folder, model, model.image)
+def read_rows(folder: pathlib.Path, model: ModelSpec, *, labelled: bool = True) -> Rows:
+    """Read a folder of rows of the kind that `model` takes; without a classifier's labels where they need not be
+    `labelled`. Raises ExportError as the two below.
+    """
+    if model.image is None:
+        return read_tokens(folder, model, labelled=labelled)
+    return read_images(folder, model, model.image, labelled=labelled)
 
 
-def read_images(folder: pathlib.Path, model: ModelSpec, spec: ImageSpec) -> Images:
+def read_images(folder: pathlib.Path, model: ModelSpec, spec: ImageSpec, *, labelled: bool = True) -> Images:
     """Read an image folder for `model`, whose images are of `spec`.
 
     Raises ExportError when an array is missing, or not of images and labels that the model knows.
     """
     try:
-        pixels, labels = np.load(folder / "images.npy", mmap_mode="r"), np.load(folder / "labels.npy")
+        pixels = np.load(folder / "images.npy", mmap_mode="r")
+        labels = np.load(folder / "labels.npy") if labelled else np.zeros(pixels.shape[:1], dtype=np.int64)
     except (OSError, ValueError) as error:
         msg = f"cannot read the image folder {folder}: {first_line(error)}"
         raise ExportError(msg) from error
@@ -103,14 +111,14 @@ def read_images(folder: pathlib.Path, model: ModelSpec, spec: ImageSpec) -> Imag
     return Images(pixels, labels, spec)
 
 
-def read_tokens(folder: pathlib.Path, model: ModelSpec) -> Tokens:
+def read_tokens(folder: pathlib.Path, model: ModelSpec, *, labelled: bool = True) -> Tokens:
     """Read a token folder for `model`.
 
     Raises ExportError when an array is missing, of another shape than the others, or has what the model does not know.
     """
     try:
         ids, lengths = np.load(folder / "ids.npy"), np.load(folder / "lengths.npy")
-        has_labels = model.task is TaskType.SEQUENCE_CLASSIFICATION
+        has_labels = labelled and model.task is TaskType.SEQUENCE_CLASSIFICATION
         labels = np.load(folder / "labels.npy") if has_labels else np.zeros(0, dtype=np.int64)
     except (OSError, ValueError) as error:
         msg = f"cannot read the token folder {folder}: {first_line(error)}"
@@ -134,7 +142,7 @@ def _check_numbers(folder: pathlib.Path, name: str, array: Array, bound: int) ->
         raise ExportError(msg)
 
 
-def evaluate(model: nn.Module, task: TaskType, rows: Tokens | Images, report: Report = silent) -> Score:
+def evaluate(model: nn.Module, task: TaskType, rows: Rows, report: Report = silent) -> Score:
     """Score `model`, a model of `task` in evaluation mode. Raises ExportError when nothing is predicted."""
     losses, hits, predicted = 0.0, 0, 0
     begins = range(0, len(rows), ROWS)
@@ -152,14 +160,14 @@ def evaluate(model: nn.Module, task: TaskType, rows: Tokens | Images, report: Re
     return Score(losses / predicted, accuracy, len(rows), predicted)
 
 
-def _score(model: nn.Module, task: TaskType, rows: Tokens | Images) -> tuple[float, int, int]:
+def _score(model: nn.Module, task: TaskType, rows: Rows) -> tuple[float, int, int]:
     if isinstance(rows, Images):
         return _score_images(model, rows)
     return _score_text(model, rows) if task is TaskType.CAUSAL_LM else _score_classes(model, rows)
 
 
-def _inputs(tokens: Tokens) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids (rows, longest), and where a token is."""
+def inputs(tokens: Tokens) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids (rows, longest) int64, and where a token is (rows, longest)."""
     longest = max(1, int(tokens.lengths.max()))
     ids = torch.from_numpy(tokens.ids[:, :longest].astype(np.int64))
     return ids, torch.arange(longest)[None] < torch.from_numpy(tokens.lengths.astype(np.int64))[:, None]
@@ -172,14 +180,14 @@ def _logits(model: nn.Module, ids: torch.Tensor, mask: torch.Tensor) -> torch.Te
 
 
 def _score_text(model: nn.Module, tokens: Tokens) -> tuple[float, int, int]:
-    ids, mask = _inputs(tokens)
+    ids, mask = inputs(tokens)
     logits, predicts = _logits(model, ids, mask), mask[:, 1:]
     loss = cross_entropy(logits[:, :-1][predicts], ids[:, 1:][predicts], reduction="sum")
     return loss.item(), 0, int(predicts.sum())
 
 
 def _score_classes(model: nn.Module, tokens: Tokens) -> tuple[float, int, int]:
-    ids, mask = _inputs(tokens)
+    ids, mask = inputs(tokens)
     config: Any = model.config
     if config.pad_token_id is not None:  # by which a decoder's classifier finds a row's last token
         ids = ids.masked_fill(~mask, config.pad_token_id)

@@ -1,4 +1,4 @@
-"""What is asked for -> which layers an emulator level keeps, which of them train, in how many bits.
+"""What is asked for -> which layers an emulator level keeps, which of them train, in how many bits, and what they lose.
 
 A device with less memory gets a smaller level of the model; all levels share one adapter, by layer of the full model,
 and a level may have it at a lower rank.
@@ -6,20 +6,32 @@ and a level may have it at a lower rank.
 
 from __future__ import annotations
 
+import enum
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from edge_sdk.wire.manifest import LevelSpec
-from export.compress.depth import uniform_layers
+from edge_sdk.wire.manifest import BITS, LevelSpec, Surgery
+from export.compress.depth import most_influential, uniform_layers
 from export.errors import ExportError
 
 FLOATING_BITS = (32, 16)
+
+
+class Drop(enum.Enum):
+    """Which layers go where not all are kept: at even distances, or those with the least influence on public data."""
+
+    UNIFORM = "uniform"
+    IMPORTANCE = "importance"
 
 
 @dataclass(frozen=True, slots=True)
 class LevelRequest:
     """One level: how many layers to keep (None: all), how many of the last kept ones train (None: all of them).
 
-    `rank` is that of the adapter there (None: the adapter's own); `export.build` checks it.
+    `rank` is that of the adapter there (None: the adapter's own); `export.build` checks it. `drop` says which layers
+    go. `ffn` is the share of FFN neurons that each block keeps; modules called as in `svd` get matrices of rank
+    `svd_rank`; `refit`: what is left is then refitted on public data. `tensors_mb` (None: no bound) is what the frozen
+    tensors may take, in MB: some are held in fewer than `bits`, where that harms least.
     """
 
     name: str
@@ -27,24 +39,48 @@ class LevelRequest:
     layers: int | None
     train_last: int | None
     rank: int | None = None
+    drop: Drop = Drop.UNIFORM
+    ffn: float = 1.0
+    svd: tuple[str, ...] = ()
+    svd_rank: int = 0
+    refit: bool = False
+    tensors_mb: float | None = None
+
+    @property
+    def needs_public(self) -> bool:
+        """Whether public data must be there to make it."""
+        return self.refit or self.drop is Drop.IMPORTANCE or self.tensors_mb is not None
 
 
-def default_name(bits: int, layers: int | None, train_last: int | None) -> str:
-    """A name that says what the level is: `fp32`, `int8-24layers-last6`."""
-    parts = [f"fp{bits}" if bits in FLOATING_BITS else f"int{bits}"]
-    if layers is not None:
-        parts.append(f"{layers}layers")
-    if train_last is not None:
-        parts.append(f"last{train_last}")
+def default_name(request: LevelRequest) -> str:
+    """A name that says what the level is: `fp32`, `int8-24layers-last6`, `int8-60mb-ffn50-refit`."""
+    parts = [f"fp{request.bits}" if request.bits in FLOATING_BITS else f"int{request.bits}"]
+    if request.tensors_mb is not None:
+        parts.append(f"{request.tensors_mb:g}mb")
+    if request.layers is not None:
+        parts.append(f"{request.layers}layers")
+    if request.drop is not Drop.UNIFORM:
+        parts.append(request.drop.value)
+    if request.ffn != 1:
+        parts.append(f"ffn{100 * request.ffn:g}")
+    if request.svd:
+        parts.append(f"svd{request.svd_rank}")
+    if request.refit:
+        parts.append("refit")
+    if request.train_last is not None:
+        parts.append(f"last{request.train_last}")
     return "-".join(parts)
 
 
-def resolve_level(request: LevelRequest, total: int, first: int = 0) -> LevelSpec:
+def resolve_level(
+    request: LevelRequest, total: int, first: int = 0, *, influence: Sequence[float] = (), public_rows: int = 0
+) -> LevelSpec:
     """The level of a model of `total` layers, of which those from `first` on have a part of the adapter, if any.
 
-    Raises ExportError for one that cannot be.
+    As yet all layers are held in the same bits. `influence` is that of each layer, by which some may be dropped; a
+    refit is on `public_rows` rows. Raises ExportError for a level that cannot be.
     """
-    kept = uniform_layers(total, total if request.layers is None else request.layers)
+    kept = _kept_layers(request, total, influence)
     last = len(kept) if request.train_last is None else request.train_last
     if not 1 <= last <= len(kept):
         msg = f"cannot train the last {last} of {len(kept)} layers: give 1 to {len(kept)}"
@@ -53,7 +89,21 @@ def resolve_level(request: LevelRequest, total: int, first: int = 0) -> LevelSpe
     if not trained and first < total:
         msg = f"level {request.name} keeps none of the layers from {first} on, which are those that train: keep more"
         raise ExportError(msg)
+    if request.tensors_mb is not None and not (request.tensors_mb > 0 and request.bits > min(BITS)):
+        bound = f"{request.tensors_mb:g} MB of tensors in {request.bits} bits or fewer"
+        msg = f"{bound}: give more MB, and more than {min(BITS)} bits"
+        raise ExportError(msg)
     try:
-        return LevelSpec(name=request.name, layers=kept, trained_layers=trained, bits=request.bits)
+        surgery = Surgery(request.ffn, request.svd, request.svd_rank, public_rows if request.refit else 0)
+        return LevelSpec(request.name, kept, trained, request.bits, surgery=surgery)
     except ValueError as error:
         raise ExportError(str(error)) from error
+
+
+def _kept_layers(request: LevelRequest, total: int, influence: Sequence[float]) -> tuple[int, ...]:
+    if request.drop is Drop.UNIFORM:
+        return uniform_layers(total, total if request.layers is None else request.layers)
+    if request.layers is None:
+        msg = f"level {request.name} keeps all layers: give how many, where they are dropped by {request.drop.value}"
+        raise ExportError(msg)
+    return most_influential(influence, request.layers)

@@ -9,6 +9,7 @@ The error of a tensor is max |ours - torch's| / max |torch's|.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 import pathlib
 from collections.abc import Mapping
@@ -21,11 +22,12 @@ from peft import PeftModel
 from torch import nn
 
 from edge_sdk.wire.blobs import BlobStore
-from edge_sdk.wire.manifest import LevelSpec, Manifest, TaskType
+from edge_sdk.wire.manifest import LevelSpec, Manifest, Surgery, TaskType
 from edge_sdk.wire.tensors import Array
 from export.adapters import AdapterRequest, adapter_arrays, adapter_parameters, set_adapter
 from export.compress.quantize import FULL_BITS, is_quantized, rounded
-from export.errors import ParityError
+from export.errors import ExportError, ParityError
+from export.evaluate import Rows
 from export.folder import read_artifact, verify_files
 from export.foundation import Foundation, open_same_foundation
 from export.kinds import FACTORS
@@ -33,6 +35,7 @@ from export.parts import backbone_of, blocks_of
 from export.patches import scaled
 from export.program import Adapted, adapt
 from export.progress import Progress, Report, silent
+from export.public import PublicRequest, read_public
 from export.reference import Batch, Outcome, ReferenceWalk
 
 HALF_BITS, HALF_BOUND = 16, 2e-2  # rounding to 11 bits, through all layers of a small model: a few thousandths
@@ -80,7 +83,8 @@ def badness(error: float) -> tuple[bool, float]:
 class Oracle:
     """What torch says of one model: of one adapter and one batch, both drawn from `seed`.
 
-    `outcome` is computed once for all levels that keep the same layers in the same bits.
+    Levels that differ in their surgery are of different models. `outcome` is computed once for all levels that keep the
+    same layers in the same bits.
     """
 
     def __init__(self, adapted: Adapted, seed: int = 0) -> None:
@@ -93,11 +97,11 @@ class Oracle:
             for name, start in adapter_arrays(adapted.parameters).items()
         }
         self.batch = draw_batch(adapted.foundation, seed)
-        self._outcomes: dict[tuple[tuple[int, ...], int], Outcome] = {}
+        self._outcomes: dict[tuple[tuple[int, ...], int, tuple[int, ...]], Outcome] = {}
 
     def outcome(self, level: LevelSpec) -> Outcome:
         """Loss, and the gradient by every adapter tensor of the layers kept, whether or not the level trains it."""
-        state = (level.layers, level.bits)
+        state = (level.layers, level.bits, level.layer_bits)
         if state not in self._outcomes:
             self._outcomes[state] = _torch_outcome(self.adapted, level, self.adapter, self.batch)
         return self._outcomes[state]
@@ -146,21 +150,39 @@ def _joined(outcome: Outcome) -> Array:
     return np.concatenate([gradient.ravel() for gradient in blocks])
 
 
-def check_artifact(folder: pathlib.Path, model: pathlib.Path, report: Report = silent) -> list[Parity]:
-    """Compare every level of an artifact with the model, files verified first. Raises ExportError."""
+def check_artifact(
+    folder: pathlib.Path, model: pathlib.Path, report: Report = silent, public: PublicRequest | None = None
+) -> list[Parity]:
+    """Compare every level of an artifact with the model, files verified first.
+
+    `public` is the data that levels were refitted on. Raises ExportError.
+    """
     manifests = read_artifact(folder)
     of = len(manifests) + 1
     report(Progress("verify files", "", 0, of))
     verify_files(folder, manifests.values())
-    oracles: dict[AdapterRequest, Oracle] = {}
+    oracles: dict[tuple[AdapterRequest, Surgery], Oracle] = {}
     results = []
     for k, (name, manifest) in enumerate(manifests.items(), 1):
         report(Progress("parity", name, k, of))
         foundation, request = open_same_foundation(model, manifest), AdapterRequest.of(manifest.adapter)
-        if request not in oracles:
-            oracles[request] = Oracle(adapt(foundation, request, seed=0))
-        results.append(check_parity(oracles[request], BlobStore(folder), manifest))
+        surgery = manifest.level.surgery
+        if (request, surgery) not in oracles:
+            tokens = _refitted_on(manifest, foundation, public)
+            oracles[request, surgery] = Oracle(adapt(foundation, request, 0, surgery, tokens))
+        results.append(check_parity(oracles[request, surgery], BlobStore(folder), manifest))
     return results
+
+
+def _refitted_on(manifest: Manifest, foundation: Foundation, public: PublicRequest | None) -> Rows | None:
+    """The rows of public data that a level was refitted on, None where it was not."""
+    rows = manifest.level.surgery.refit_rows
+    if not rows:
+        return None
+    if public is None:
+        msg = f"level {manifest.level.name} was refitted on public data: give the same with --public"
+        raise ExportError(msg)
+    return read_public(dataclasses.replace(public, rows=rows), foundation, manifest.reference_tokens)
 
 
 def require_parity(parity: Parity) -> None:
@@ -188,8 +210,7 @@ def emulator(adapted: Adapted, level: LevelSpec) -> tuple[PeftModel, dict[str, n
     model = copy.deepcopy(adapted.peft_model)
     parameters = adapter_parameters(model, adapted.foundation)
     _keep_layers(model.get_base_model(), level.layers)
-    if level.bits != FULL_BITS:
-        _round_matrices(model, level.bits)
+    _round_matrices(model, level)
     return model, parameters
 
 
@@ -203,11 +224,15 @@ def _keep_layers(base: Any, layers: tuple[int, ...]) -> None:  # noqa: ANN401 - 
         base.config.layer_types = [kinds[k] for k in layers]
 
 
-def _round_matrices(model: PeftModel, bits: int) -> None:
+def _round_matrices(model: PeftModel, level: LevelSpec) -> None:
+    blocks = blocks_of(backbone_of(model.get_base_model()))
+    own = {
+        p: level.bits_of(layer) for layer, block in zip(level.layers, blocks, strict=True) for p in block.parameters()
+    }
     with torch.no_grad():
         for parameter in model.parameters():  # each once, tied or not
-            array = parameter.detach().numpy()
-            if not parameter.requires_grad and is_quantized(array.shape):
+            array, bits = parameter.detach().numpy(), own.get(parameter, level.bits)
+            if bits != FULL_BITS and not parameter.requires_grad and is_quantized(array.shape):
                 parameter.copy_(torch.from_numpy(rounded(array, bits)))
 
 

@@ -6,15 +6,18 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 import torch
 from peft import PeftModel
 from torch import nn
 
-from edge_sdk.wire.manifest import TaskType
+from edge_sdk.wire.manifest import Surgery, TaskType
 from edge_sdk.wire.tensors import Array
-from export.adapters import AdapterRequest, adapter_parameters, attach, named
+from export.adapters import AdapterRequest, adapter_arrays, adapter_parameters, attach, named
+from export.compress.surgery import WHOLE, operate
 from export.errors import ExportError
+from export.evaluate import Rows
 from export.families import Family
 from export.foundation import Foundation
 from export.parts import Part, backbone_of, blocks_of
@@ -80,10 +83,32 @@ class Program:
     head: Part | None
 
 
-def adapt(foundation: Foundation, request: AdapterRequest, seed: int) -> Adapted:
-    """Load the model and put a new adapter on it, both drawn from `seed`. Raises ExportError."""
-    peft_model = attach(foundation.load(seed), foundation, request, seed)
-    return Adapted(foundation, request, peft_model, adapter_parameters(peft_model, foundation))
+def adapt(
+    foundation: Foundation,
+    request: AdapterRequest,
+    seed: int,
+    surgery: Surgery = WHOLE,
+    public: Rows | None = None,
+) -> Adapted:
+    """Load the model, operate on its blocks, and put a new adapter on it; what is drawn is drawn from `seed`.
+
+    `public` is the data that a surgery with a refit needs. Raises ExportError, also where the adapter is not, to the
+    bit, that of the full model.
+    """
+    wanted = {} if surgery == WHOLE else adapter_arrays(adapt(foundation, request, seed).parameters)
+    model = foundation.load(seed)
+    operate(model, surgery, request.targets, public)
+    peft_model = attach(model, foundation, request, seed)
+    adapted = Adapted(foundation, request, peft_model, adapter_parameters(peft_model, foundation))
+    found = adapter_arrays(adapted.parameters) if wanted else {}
+    if changed := [name for name in wanted.keys() | found.keys() if not _equal(wanted.get(name), found.get(name))]:
+        msg = f"the adapter's {min(changed)} would not fit the full model: adapt other modules, or leave these whole"
+        raise ExportError(msg)
+    return adapted
+
+
+def _equal(one: Array | None, other: Array | None) -> bool:
+    return one is not None and other is not None and np.array_equal(one, other)
 
 
 def capture_program(adapted: Adapted, report: Report) -> Program:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from edge_sdk.wire.manifest import AdapterSpec, Manifest
+from edge_sdk.wire.manifest import AdapterSpec, LevelSpec, Manifest, Surgery
 from export.folder import size_bytes
 
 if TYPE_CHECKING:
@@ -65,8 +65,8 @@ def level_table(manifests: Mapping[str, Manifest]) -> Table:
         shared = {blob for blob in blobs if users[blob] > 1}
         table.add_row(
             name,
-            str(manifest.level.bits),
-            f"{len(manifest.level.layers)} of {manifest.model.layers}",
+            _bits(manifest.level),
+            f"{len(manifest.level.layers)} of {manifest.model.layers}{_cut(manifest.level.surgery)}",
             str(len(manifest.level.trained_layers)),
             str(len(manifest.files)),
             f"{size_bytes(blobs) / MB:.1f}",
@@ -76,6 +76,18 @@ def level_table(manifests: Mapping[str, Manifest]) -> Table:
         )
     table.caption = f"{size_bytes(set(users)) / MB:.1f} MB on disk in {len(users)} files"
     return table
+
+
+def _bits(level: LevelSpec) -> str:
+    """The level's bits, of layers as well as of what is beside them: `8`, `8, 4`."""
+    return ", ".join(str(bits) for bits in sorted({level.bits, *level.layer_bits}, reverse=True))
+
+
+def _cut(surgery: Surgery) -> str:
+    """What these layers lost, as in `, ffn 50%, svd 64, refit`."""
+    ffn = f", ffn {surgery.ffn:.0%}" if surgery.ffn < 1 else ""
+    svd = f", svd {surgery.svd_rank}" if surgery.svd else ""
+    return ffn + svd + (", refit" if surgery.refit_rows else "")
 
 
 def cost_table(manifest: Manifest) -> Table:

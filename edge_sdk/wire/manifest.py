@@ -111,16 +111,46 @@ class ModelSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class Surgery:
+    """What every block lost before it was captured. No device needs to know it, whoever proves the level does.
+
+    `ffn` is the share of its FFN's neurons that a block keeps. `svd` names modules by the last parts of their names;
+    each of their matrices is the product of two of rank `svd_rank`. `refit_rows` is how many rows of public text what
+    was left was refitted on, 0 where it was not.
+    """
+
+    ffn: float = 1.0
+    svd: tuple[str, ...] = ()
+    svd_rank: int = 0
+    refit_rows: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be done to any model."""
+        if not 0 < self.ffn <= 1:
+            msg = f"a share of {self.ffn:g} of an FFN's neurons: give more than 0 and at most 1"
+            raise ValueError(msg)
+        if bool(self.svd) != (self.svd_rank > 0):
+            msg = f"svd of {len(self.svd)} modules at rank {self.svd_rank}: give modules and a rank of 1 or more"
+            raise ValueError(msg)
+        if self.refit_rows and (self.refit_rows < 0 or (self.ffn == 1 and not self.svd)):
+            msg = "a refit is of what was cut: give a share of FFN neurons below 1, or modules for svd"
+            raise ValueError(msg)
+
+
+@dataclass(frozen=True, slots=True)
 class LevelSpec:
     """The emulator's place on the ladder: which layers it keeps, which of them train, and bits per frozen weight.
 
-    None of them trains where the adapter is the classifier alone.
+    None of them trains where the adapter is the classifier alone. `layer_bits` are those of the kept layers where they
+    are not all held in `bits`, else it is empty.
     """
 
     name: str
     layers: tuple[int, ...]
     trained_layers: tuple[int, ...]
     bits: int
+    layer_bits: tuple[int, ...] = ()
+    surgery: Surgery = Surgery()
 
     def __post_init__(self) -> None:
         """Refuse a name that could be a path, trained layers that are not kept, and bits that are not in BITS."""
@@ -130,9 +160,19 @@ class LevelSpec:
         if not set(self.trained_layers) <= set(self.layers):
             msg = f"level {self.name} trains layers it does not keep"
             raise ValueError(msg)
-        if self.bits not in BITS:
-            msg = f"{self.bits} bits are not supported; supported are {', '.join(map(str, BITS))}"
+        for bits in (self.bits, *self.layer_bits):
+            if bits not in BITS:
+                msg = f"{bits} bits are not supported; supported are {', '.join(map(str, BITS))}"
+                raise ValueError(msg)
+        if self.layer_bits and len(self.layer_bits) != len(self.layers):
+            msg = f"level {self.name} has bits for {len(self.layer_bits)} layers and keeps {len(self.layers)}"
             raise ValueError(msg)
+
+    def bits_of(self, layer: int | None) -> int:
+        """In how many bits the matrices of a kept layer are held; None: of what is no layer."""
+        if layer is None or not self.layer_bits:
+            return self.bits
+        return self.layer_bits[self.layers.index(layer)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,18 +1,32 @@
-"""Fewer layers: drop blocks at even distances, keep the first and the last.
+"""Fewer layers: drop blocks at even distances, keeping the first and the last; or those with the least influence.
 
-Offsite-Tuning, https://arxiv.org/abs/2302.04870, section 3.3; the index rule is that of its published code.
+Even distances: Offsite-Tuning, https://arxiv.org/abs/2302.04870, section 3.3; the index rule is that of its published
+code. Influence is measured by `export.compress.importance`.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from export.errors import ExportError
 
 
 def uniform_layers(total: int, keep: int) -> tuple[int, ...]:
     """Which of `total` layers stay when `keep` of them shall. Raises ExportError when that is impossible."""
-    if not 1 <= keep <= total:
-        msg = f"cannot keep {keep} of {total} layers: give 1 to {total}"
-        raise ExportError(msg)
+    _require_layers(total, keep)
     if keep == 1:
         return (0,)
     return tuple(round(k * (total - 1) / (keep - 1)) for k in range(keep))
+
+
+def most_influential(influence: Sequence[float], keep: int) -> tuple[int, ...]:
+    """The `keep` layers with the largest influence, in order; of equals the earlier. Raises ExportError."""
+    _require_layers(len(influence), keep)
+    ranked = sorted(range(len(influence)), key=lambda layer: (-influence[layer], layer))
+    return tuple(sorted(ranked[:keep]))
+
+
+def _require_layers(total: int, keep: int) -> None:
+    if not 1 <= keep <= total:
+        msg = f"cannot keep {keep} of {total} layers: give 1 to {total}"
+        raise ExportError(msg)

@@ -72,6 +72,16 @@ def quantize_tensors(tensors: Mapping[str, Array], bits: int) -> dict[str, Array
     return found
 
 
+def held_bytes(tensors: Mapping[str, Array], bits: int) -> int:
+    """Bytes of frozen tensors as a level of so many bits holds them: what `quantize_tensors` gives takes as many."""
+    return sum(
+        len(array) * sum(part.nbytes for part in STORAGES[bits].hold(np.zeros((1, array.shape[1]), np.float32)))
+        if bits != FULL_BITS and is_quantized(array.shape)
+        else array.nbytes
+        for array in tensors.values()
+    )
+
+
 def rounded(matrix: Array, bits: int) -> Array:
     """A float32 matrix as the graphs of a level compute with it."""
     storage = STORAGES[bits]

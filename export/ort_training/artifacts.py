@@ -23,7 +23,7 @@ from export.artifact import new_folder
 from export.build import BuildRequest
 from export.errors import ExportError
 from export.foundation import open_foundation
-from export.levels import resolve_level
+from export.levels import LevelRequest, resolve_level
 from export.lowering import serialize
 from export.optimizers import BETA1, BETA2, EPSILON
 from export.ort_training.environment import VERSION, python_of
@@ -46,6 +46,7 @@ def write_artifacts(request: BuildRequest, report: Report = silent) -> Parity | 
     if request.out.exists():
         msg = f"{request.out} exists: give a folder that does not"
         raise ExportError(msg)
+    _require_plain(asked)
     require_bits(asked.bits)
     require_text(request.task)
     require_factors(request.adapter.kind)
@@ -72,6 +73,13 @@ def write_artifacts(request: BuildRequest, report: Report = silent) -> Parity | 
         parity = check_parity(Oracle(adapted, request.seed), level, whole, folder)
         require_parity(parity)
         return parity
+
+
+def _require_plain(level: LevelRequest) -> None:
+    """Raise ExportError for a level that is more than fewer layers and bits."""
+    if level != LevelRequest(level.name, level.bits, level.layers, level.train_last):
+        msg = f"level {level.name} is not supported for ort-training: there, a level is bits, layers and trained layers"
+        raise ExportError(msg)
 
 
 def check_parity(oracle: Oracle, level: LevelSpec, whole: Whole, folder: pathlib.Path) -> Parity:

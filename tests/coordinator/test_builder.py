@@ -18,7 +18,7 @@ from coordinator.builder import (
     record_of,
     request_of,
 )
-from coordinator.config import Config, LevelConfig
+from coordinator.config import Config, LevelConfig, PublicConfig
 from coordinator.errors import ConfigError, JobError
 from coordinator.jobs import Jobs
 from coordinator.places import artifact_folder
@@ -65,12 +65,19 @@ def test_levels_of_one_model_are_told_by_what_trains(tmp_path: pathlib.Path) -> 
 
 
 def test_another_request_is_built_anew(tmp_path: pathlib.Path) -> None:
-    """Another rank, another level or a changed model is another artifact; another learning rate is the same."""
+    """Another rank or level, a changed model or public data is another artifact; another learning rate is the same."""
     config = built(tmp_path)
     rank = dataclasses.replace(config, adapter=dataclasses.replace(config.adapter, rank=4))
     level = dataclasses.replace(config, levels=(*config.levels, LevelConfig(name="tiny")))
     rate = dataclasses.replace(config, training=dataclasses.replace(config.training, learning_rate=0.5))
-    assert [is_built(c) for c in (config, rank, level, rate)] == [True, False, False, True]
+    (tmp_path / "public").mkdir()
+    public = dataclasses.replace(config, public=PublicConfig(path=tmp_path / "public"))
+    assert [is_built(c) for c in (config, rank, level, rate, public)] == [True, False, False, True, False]
+    (artifact_folder(config) / RECORD).write_text(json.dumps(record_of(public)))
+    assert is_built(public)
+    (tmp_path / "public" / "text.txt").write_text("other public data")
+    assert not is_built(public)
+    (artifact_folder(config) / RECORD).write_text(json.dumps(record_of(config)))
     (config.model.dir / "config.json").write_text("{ }")
     assert not is_built(config)
 
@@ -142,7 +149,8 @@ def test_a_level_may_have_a_lower_rank(tmp_path: pathlib.Path) -> None:
 def test_the_request_says_all_layers_as_null(tmp_path: pathlib.Path) -> None:
     """Zero, all of them, is null for the exporter; paths and numbers are plain JSON."""
     request = json.loads(json.dumps(request_of(make_config(tmp_path))))
-    everything = {"layers": None, "train_last": None, "rank": None}
-    assert request["levels"][0] == {"name": "large", "bits": 32, **everything}
+    level = {"name": "large", "bits": 32, "layers": None, "train_last": None, "rank": None, "drop": "uniform"}
+    surgery = {"ffn": 1.0, "svd": [], "svd_rank": 0, "refit": False}
+    assert request["levels"][0] == {**level, **surgery, "tensors_mb": None}
     assert request["levels"][1]["train_last"] == 1
     assert np.isclose(request["adapter"]["alpha"], 16.0)

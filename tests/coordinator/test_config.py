@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import pathlib
 
 import pytest
 
+from coordinator.builder import request_of
 from coordinator.config import Config, Rule, ServerOptimizer, load_config
 from coordinator.errors import ConfigError
 from coordinator.policy.caff import Caff
@@ -16,6 +18,9 @@ from coordinator.task_book import TaskMaker
 from edge_sdk.wire.blobs import blob_of
 from edge_sdk.wire.codecs import NEEDS_RESIDUAL
 from edge_sdk.wire.messages import DeltaCodec
+from export.build import read_request
+from export.levels import Drop, LevelRequest
+from export.public import PublicRequest
 from tests.coordinator.samples import CONFIG
 
 
@@ -38,6 +43,27 @@ def test_a_minimal_file_is_enough(tmp_path: pathlib.Path) -> None:
     assert config.aggregation.rule is Rule.LORA_SVD
     assert config.evaluation is None
     assert config.training.integer_gradients is False
+
+
+def test_a_level_says_what_its_blocks_lose(tmp_path: pathlib.Path) -> None:
+    """Every technique is a key of the level, public data a table, and the exporter is asked for just that."""
+    text = CONFIG.replace(
+        "bits = 8", 'bits = 8\ndrop = "importance"\nlayers = 9\nffn = 0.5\nrefit = true\ntensors_mb = 60'
+    )
+    text = (
+        text.replace("layers = 9", 'layers = 9\nsvd = ["o_proj"]\nsvd_rank = 64')
+        + "[public]\npath = 'texts'\nrows = 5\n"
+    )
+    path = tmp_path / "coordinator.toml"
+    path.write_text(text)
+    (tmp_path / "request.json").write_text(json.dumps(request_of(load_config(path))))
+    request = read_request(tmp_path / "request.json")
+    level = LevelRequest("int8", 8, 9, 6, None, Drop.IMPORTANCE, 0.5, ("o_proj",), 64, refit=True, tensors_mb=60)
+    assert request.levels == (LevelRequest("fp32", 32, None, None), level)
+    assert request.public == PublicRequest(tmp_path / "texts", rows=5)
+    path.write_text(CONFIG)
+    (tmp_path / "request.json").write_text(json.dumps(request_of(load_config(path))))
+    assert read_request(tmp_path / "request.json").public is None
 
 
 def test_integers_are_the_tasks_choice(tmp_path: pathlib.Path) -> None:
@@ -136,6 +162,11 @@ def test_the_adapter_chooses_the_rule(tmp_path: pathlib.Path, kind: str, rule: R
         ),
         ("bits = 8", "bits = 7", "levels.int8.bits is 7; allowed: 32, 16, 8, 4"),
         ("bits = 8", "layers = 4", "levels.int8 trains more layers than it keeps"),
+        ("bits = 8", "ffn = 0", "levels[1].ffn is 0; it must be from 0.001 to 1"),
+        ("bits = 8", 'drop = "evenly"', "levels[1].drop is 'evenly'; allowed: uniform, importance"),
+        ("bits = 8", "refit = true", "levels.int8 needs a [public] table with a path"),
+        ("bits = 8", "tensors_mb = 9", "levels.int8 needs a [public] table with a path"),
+        ("bits = 8", 'drop = "importance"', "levels.int8 needs a [public] table with a path"),
         ('name = "int8"', 'name = "fp32"', "levels share a name"),
         ("bits = 8", "rank = 9", "levels.int8.rank is 9, more than adapter.rank, 8"),
         ("bits = 8", "rank = 1025", "levels[1].rank is 1025; it must be from 0 to 1024"),

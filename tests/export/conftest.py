@@ -5,6 +5,7 @@ from __future__ import annotations
 import pathlib
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 
 from edge_sdk.wire.blobs import BlobStore
@@ -12,10 +13,11 @@ from edge_sdk.wire.manifest import Manifest, TaskType
 from edge_sdk.wire.tensors import Array, read_tensors
 from export.adapters import AdapterRequest
 from export.artifact import ArtifactWriter, staged, write_manifest
-from export.foundation import open_foundation
+from export.evaluate import Images, Rows, Tokens
+from export.foundation import Foundation, open_foundation
 from export.levels import LevelRequest, resolve_level
 from export.program import Program, adapt, capture_program
-from tests.models import tiny_model
+from tests.models import SPECIAL, VOCABULARY, tiny_model
 
 LEVELS = (
     LevelRequest("fp32", 32, None, None),
@@ -98,9 +100,23 @@ def export_tiny(
     return Exported(model, folder, program, manifests)
 
 
+def public_rows(rows: int = 3, tokens: int = 12) -> Tokens:
+    """Public data: rows of drawn tokens, of many lengths up to `tokens`."""
+    ids = np.random.default_rng(0).integers(SPECIAL, VOCABULARY, (rows, tokens))
+    return Tokens(ids, tokens - np.arange(rows) % (tokens - 1), np.zeros(0, np.int64))
+
+
 def contents(folder: pathlib.Path) -> dict[str, bytes]:
     """Every file of a folder with its bytes."""
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def public_for(foundation: Foundation, rows: int = 3) -> Rows:
+    """Public data that the model reads: drawn tokens, or drawn images."""
+    if foundation.spec.image is None:
+        return public_rows(rows)
+    pixels = np.random.default_rng(0).integers(0, 256, (rows, *foundation.spec.image.shape), np.uint8)
+    return Images(pixels, np.zeros(rows, np.int64), foundation.spec.image)
 
 
 class Exports:

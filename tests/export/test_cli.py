@@ -16,7 +16,8 @@ from edge_sdk.wire.blobs import BlobStore
 from edge_sdk.wire.manifest import TaskType, decode_manifest
 from export.adapters import AdapterRequest
 from export.cli import add_commands, main, request_of
-from export.levels import LevelRequest
+from export.levels import Drop, LevelRequest
+from export.public import PublicRequest
 from tests.export.conftest import Exported, contents
 from tests.models import tiny_model
 
@@ -96,13 +97,19 @@ def test_options_reach_the_request() -> None:
     assert (plain.model, plain.out, plain.task) == (pathlib.Path("in"), pathlib.Path("out"), TaskType.CAUSAL_LM)
     assert plain.adapter == AdapterRequest("lora", 8, 16.0, ())
     assert plain.levels == (LevelRequest("fp32", 32, None, None),)
-    assert (plain.tokens, plain.parity, plain.seed) == (128, True, 0)
+    assert (plain.tokens, plain.parity, plain.seed, plain.public) == (128, True, 0, None)
     options = "--adapter lora --rank 4 --alpha 2 --targets a,b --bits 8 --layers 24 --train-last 6 --labels x,y"
     more = "--tokens 64 --no-parity --seed 3"
     asked = request_of(parser.parse_args(["export", "in", "--out", "out", *CLASSES, *options.split(), *more.split()]))
     assert asked.adapter == AdapterRequest("lora", 4, 2.0, ("a", "b"))
     assert asked.levels == (LevelRequest("int8-24layers-last6", 8, 24, 6),)
     assert (asked.tokens, asked.parity, asked.seed, asked.labels) == (64, False, 3, ("x", "y"))
+    options = "--layers 24 --drop importance --ffn 0.5 --refit --svd a,b --svd-rank 7 --tensors-mb 9.5 --level mine"
+    more = "--public texts.csv --text-column said --public-rows 5"
+    asked = request_of(parser.parse_args(["export", "in", "--out", "out", *CLASSES, *options.split(), *more.split()]))
+    wanted = LevelRequest("mine", 32, 24, None, None, Drop.IMPORTANCE, 0.5, ("a", "b"), 7, refit=True, tensors_mb=9.5)
+    assert asked.levels == (wanted,)
+    assert asked.public == PublicRequest(pathlib.Path("texts.csv"), "said", 5)
     blocks = ["export", "in", "--out", "out", *CAUSAL, "--adapter", "layers", "--last", "3"]
     assert request_of(parser.parse_args(blocks)).adapter.last == 3
 
@@ -251,6 +258,19 @@ def test_weights_are_checked(model: pathlib.Path, tmp_path: pathlib.Path, capsys
         (("--targets", "embed_tokens"), "outside the blocks"),
         (("--tokens", "1000"), "the model takes 2 to 256"),
         (("--labels", "a,b"), "a causal-lm has none"),
+        (("--ffn", "0"), "a share of 0 of an FFN's neurons: give more than 0 and at most 1"),
+        (("--ffn", "0.5", "--targets", "up_proj"), "cannot slim mlp.up_proj, which is adapted"),
+        (("--svd", "o_proj", "--svd-rank", "16"), "saves nothing of self_attn.o_proj (32 x 32): give at most 15"),
+        (("--svd", "q_proj", "--svd-rank", "4"), "cannot factor self_attn.q_proj, which is adapted"),
+        (("--svd", "nothing", "--svd-rank", "4"), "svd of nothing: a LlamaDecoderLayer has no module of that name"),
+        (("--svd", "mlp", "--svd-rank", "4"), "mlp is a LlamaMLP, not a product with a matrix"),
+        (("--svd", "o_proj"), "svd of 1 modules at rank 0"),
+        (("--layers", "2", "--drop", "importance"), "level fp32-2layers-importance needs public data: give --public"),
+        (("--bits", "8", "--tensors-mb", "1"), "level int8-1mb needs public data"),
+        (("--ffn", "0.5", "--refit"), "level fp32-ffn50-refit needs public data"),
+        (("--refit", "--public", "."), "a refit is of what was cut: give a share"),
+        (("--ffn", "0.5", "--refit", "--public", "none"), "there is no public data none"),
+        (("--ffn", "0.5", "--refit", "--public", ".", "--public-rows", "0"), "0 rows of public data: give 1 or more"),
     ],
 )
 def test_options_are_checked(

@@ -8,10 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from edge_sdk.wire.manifest import NAME
 from export.compress.depth import uniform_layers
-from export.compress.quantize import BLOCK, STORAGES, quantize_tensors, rounded
+from export.compress.quantize import BLOCK, STORAGES, held_bytes, quantize_tensors, rounded
 from export.errors import ExportError
-from export.levels import LevelRequest, default_name, resolve_level
+from export.levels import Drop, LevelRequest, default_name, resolve_level
 
 
 @given(st.integers(1, 200), st.data())
@@ -115,6 +116,7 @@ def test_only_matrices_are_quantized(bits: int, kinds: dict[str, str], row_bytes
     found = quantize_tensors({"norm": np.ones(4, np.float32), "w": np.ones((2, 80), np.float32)}, bits)
     assert {name: array.dtype.name for name, array in found.items()} == {"norm": "float32", **kinds}
     assert sum(found[name].nbytes for name in kinds) == 2 * row_bytes
+    assert held_bytes({"norm": np.ones(4, np.float32), "w": np.ones((2, 80), np.float32)}, bits) == 16 + 2 * row_bytes
 
 
 @pytest.mark.parametrize(("bits", "largest"), [(16, 1e5), (4, 1e6), (8, np.inf), (4, np.nan)])
@@ -131,16 +133,28 @@ def test_weights_beyond_what_is_held_are_refused(bits: int, largest: float) -> N
         (LevelRequest("a", 32, None, 5), "give 1 to 4"),
         (LevelRequest("a", 32, 2, 3), "give 1 to 2"),
         (LevelRequest("../a", 32, None, None), "is no level name"),
+        (LevelRequest("a", 32, None, None, ffn=0), "a share of 0 of an FFN's neurons: give more than 0 and at most 1"),
+        (LevelRequest("a", 32, None, None, ffn=1.5), "a share of 1.5 of an FFN's neurons"),
+        (LevelRequest("a", 32, None, None, ffn=float("nan")), "a share of nan of an FFN's neurons"),
+        (LevelRequest("a", 32, None, None, svd=("o_proj",)), "svd of 1 modules at rank 0: give modules and a rank"),
+        (LevelRequest("a", 32, None, None, svd_rank=4), "svd of 0 modules at rank 4"),
+        (LevelRequest("a", 32, None, None, refit=True), "a refit is of what was cut: give a share"),
+        (LevelRequest("a", 8, None, None, tensors_mb=0), "0 MB of tensors in 8 bits or fewer"),
+        (LevelRequest("a", 4, None, None, tensors_mb=9), "9 MB of tensors in 4 bits or fewer"),
+        (LevelRequest("a", 8, None, None, drop=Drop.IMPORTANCE), "level a keeps all layers: give how many"),
     ],
 )
 def test_impossible_levels_are_refused(request_: LevelRequest, message: str) -> None:
     """One line that says what is possible."""
     with pytest.raises(ExportError, match=message):
-        resolve_level(request_, 4)
+        resolve_level(request_, 4, influence=range(4), public_rows=16)
 
 
 def test_levels_are_named_by_what_they_are() -> None:
-    """The default name tells bits, layers and trained layers, where they are not all."""
-    assert default_name(32, None, None) == "fp32"
-    assert default_name(16, None, None) == "fp16"
-    assert default_name(8, 24, 6) == "int8-24layers-last6"
+    """The default name tells bits, layers and trained layers, where they are not all, and what was done to it."""
+    assert default_name(LevelRequest("", 32, None, None)) == "fp32"
+    assert default_name(LevelRequest("", 16, None, None)) == "fp16"
+    assert default_name(LevelRequest("", 8, 24, 6)) == "int8-24layers-last6"
+    everything = LevelRequest("", 8, 24, 6, None, Drop.IMPORTANCE, 0.5, ("o_proj",), 64, refit=True, tensors_mb=60.5)
+    assert default_name(everything) == "int8-60.5mb-24layers-importance-ffn50-svd64-refit-last6"
+    assert NAME.fullmatch(default_name(everything))

@@ -81,6 +81,12 @@ def test_tensors_are_held_as_on_a_device(exports: Exports, name: str, level: str
     assert all(found[key].dtype == wanted[key].dtype and np.array_equal(found[key], wanted[key]) for key in wanted)
 
 
+def test_other_levels_are_refused(llama: Exported, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What that target has not is said before its environment is made."""
+    assert main(["export", str(llama.model), *CAUSAL, "--out", str(tmp_path / "out"), "--ffn", "0.5"]) == 2
+    assert "level fp32-ffn50 is not supported for ort-training" in capsys.readouterr().err
+
+
 def test_what_one_file_cannot_hold_is_refused(llama: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
     """A level over protobuf's limit is refused with its size, before anything is traced."""
     monkeypatch.setattr(whole, "LARGEST_BYTES", 100_000)

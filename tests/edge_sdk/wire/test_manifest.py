@@ -139,6 +139,13 @@ def test_levels_are_no_paths_train_what_they_keep_and_have_known_bits() -> None:
         LevelSpec("fp32", (0,), (1,), 32)
     with pytest.raises(ValueError, match="5 bits are not supported; supported are 32, 16, 8, 4"):
         LevelSpec("int5", (0,), (0,), 5)
+    with pytest.raises(ValueError, match="5 bits are not supported"):
+        LevelSpec("mixed", (0,), (0,), 8, (5,))
+    with pytest.raises(ValueError, match="level mixed has bits for 1 layers and keeps 2"):
+        LevelSpec("mixed", (0, 1), (0,), 8, (4,))
+    mixed = LevelSpec("mixed", (0, 3), (0,), 8, (4, 16))
+    assert [mixed.bits_of(layer) for layer in (None, 0, 3)] == [8, 4, 16]
+    assert LevelSpec("int8", (0, 3), (0,), 8).bits_of(3) == 8
 
 
 @pytest.mark.parametrize(
