@@ -211,7 +211,7 @@ SCENES: Mapping[str, Callable[[Effort], Scene]] = {
     "minilm-1x128": lambda effort: minilm(effort, 1),
     "minilm-4x128": lambda effort: minilm(effort, 4),
     "vit-1": lambda effort: vit(effort, 1),
-    "vit-8": lambda effort: vit(effort, 8),
+    "vit-4": lambda effort: vit(effort, 4),
     "tinyllama-1x128": tinyllama,
 }
 QUICK = ("smollm2-1x128", "gpt2-1x128")
