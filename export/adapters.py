@@ -10,6 +10,7 @@ for a factor in layer 3 of the full model, `block.3/self_attn.q_proj.weight` whe
 - the norms: https://arxiv.org/abs/2312.11420, peft's LNTuning
 - the biases (BitFit, https://arxiv.org/abs/2106.10199), the classifier, whole blocks: peft has no kind for these, and
   its LoRA can train biases and whole modules beside its factors. So they are LoRA without targets, which peft loads.
+- bottlenecks, prompts: modules of ours, see `export.inserted`, trained in the same way
 """
 
 from __future__ import annotations
@@ -31,10 +32,10 @@ from torch import Tensor, nn
 
 from edge_sdk.wire.manifest import AdapterSpec, TaskType
 from edge_sdk.wire.tensors import Array
-from export.bottleneck import insert
 from export.errors import ExportError
 from export.families import Family
 from export.foundation import NEW_WITH_THE_TASK, Foundation, first_line, quiet, seeded
+from export.inserted import insert
 from export.kinds import FACTORS, KINDS, why_not
 from export.parts import Part, backbone_of, blocks_of
 
@@ -54,14 +55,24 @@ class AdapterRequest:
     alpha: float = 0.0
     targets: tuple[str, ...] = ()
     last: int = 0
+    first: int = 0
+    length: int = 0
 
     def __post_init__(self) -> None:
         """Refuse what no model could have."""
-        if why := why_not(self.kind, self.targets, self.last, classifies=True):
+        if why := why_not(self.kind, self.options):
             raise ExportError(why)
         if "rank" in KINDS[self.kind].options and self.rank < 1:
             msg = f"a rank of {self.rank}: give 1 or more"
             raise ExportError(msg)
+        if negative := next((name for name in ("first", "last", "length") if getattr(self, name) < 0), None):
+            msg = f"{negative} is {getattr(self, negative)}: give 0 or more"
+            raise ExportError(msg)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """All but its kind, by name."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "kind"}
 
     def at_rank(self, rank: int) -> AdapterRequest:
         """The same adapter at another rank, and of the same scale: B A counts alpha / rank times, for rslora alpha /
@@ -77,27 +88,29 @@ class AdapterRequest:
     @staticmethod
     def of(spec: AdapterSpec) -> AdapterRequest:
         """The adapter that a manifest describes."""
-        return AdapterRequest(spec.kind, spec.rank, spec.alpha, spec.targets, spec.last)
+        return AdapterRequest(spec.kind, spec.rank, spec.alpha, spec.targets, spec.last, spec.first, spec.length)
 
     def resolved(self, foundation: Foundation) -> AdapterRequest:
         """The same for this model: with the family's targets where it has none, without what its kind does not take.
 
         Raises ExportError for what the model lacks.
         """
-        classifies = foundation.family.heads[foundation.spec.task] is not None
-        if why := why_not(self.kind, self.targets, self.last, classifies=classifies):
+        if why := why_not(self.kind, self.options, foundation.spec.task):
             raise ExportError(why)
-        if self.last > (layers := foundation.spec.layers):
-            msg = f"cannot train the last {self.last} of {layers} blocks: give 1 to {layers}"
+        if self.first + self.last > (layers := foundation.spec.layers):
+            first = f"the first {self.first} and " if self.first else ""
+            msg = f"cannot train {first}the last {self.last} of {layers} blocks: give 1 to {layers} in all"
             raise ExportError(msg)
-        taken = {name: getattr(self, name) for name in KINDS[self.kind].options}
+        taken = {name: self.options[name] for name in KINDS[self.kind].options}
         if "targets" in taken:
             taken["targets"] = self.targets or _own_targets(self.kind, foundation.family)
         return AdapterRequest(self.kind, **taken)
 
-    def first_layer(self, layers: int) -> int:
-        """The lowest of so many layers of the full model that has a part of it; `layers` where none has."""
-        return {"head": layers, "layers": layers - self.last}.get(self.kind, 0)
+    def layers_of(self, total: int) -> tuple[int, ...]:
+        """Which of so many layers of the full model have a part of it."""
+        every = range(total)
+        outer = (*every[: self.first], *every[total - self.last :])
+        return {"head": (), "layers": outer}.get(self.kind, tuple(every))
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +169,16 @@ def _bottlenecks(model: nn.Module, foundation: Foundation, request: AdapterReque
     if not modules:
         msg = f"cannot adapt {', '.join(request.targets)}: the model has no such module"
         raise ExportError(msg)
-    return LoraConfig(target_modules=DUMMY_TARGET_MODULES, modules_to_save=insert(model, modules, request.rank))
+    return _trained_whole(insert(model, "bottleneck", request.rank, modules))
+
+
+def _prompts(model: nn.Module, _foundation: Foundation, request: AdapterRequest) -> PeftConfig:
+    blocks = _names(model, list(blocks_of(backbone_of(model))))
+    return _trained_whole(insert(model, "prompt", request.length, blocks))
+
+
+def _trained_whole(modules: list[str]) -> PeftConfig:
+    return LoraConfig(target_modules=DUMMY_TARGET_MODULES, modules_to_save=modules)
 
 
 def _biases(model: nn.Module, foundation: Foundation, _request: AdapterRequest) -> PeftConfig:
@@ -177,16 +199,17 @@ def _norms(model: nn.Module, foundation: Foundation, _request: AdapterRequest) -
 
 def _whole(model: nn.Module, foundation: Foundation, request: AdapterRequest) -> PeftConfig:
     """The modules that train whole: blocks; for all of them, the norm above as well; for the classifier alone, none."""
-    blocks = list(blocks_of(backbone_of(model)))[request.first_layer(foundation.spec.layers) :]
-    chosen = _walked(model, foundation) if request.kind == "full" else blocks
-    names = _names(model, [module for module in chosen if any(True for _ in module.parameters())])
-    return LoraConfig(target_modules=DUMMY_TARGET_MODULES, modules_to_save=names)
+    blocks = blocks_of(backbone_of(model))
+    outer = [blocks[k] for k in request.layers_of(foundation.spec.layers)]
+    chosen = _walked(model, foundation) if request.kind == "full" else outer
+    return _trained_whole(_names(model, [module for module in chosen if any(True for _ in module.parameters())]))
 
 
 _CONFIGURATIONS: Mapping[str, Callable[[nn.Module, Foundation, AdapterRequest], PeftConfig]] = {
     **dict.fromkeys(FACTORS, _factors),
     "ia3": _scales,
     "bottleneck": _bottlenecks,
+    "prompt": _prompts,
     "bias": _biases,
     "layernorm": _norms,
     **dict.fromkeys(("head", "layers", "full"), _whole),

@@ -154,7 +154,7 @@ class ArtifactWriter:
         request = self.program.adapted.request
         values = adapter_arrays(self.program.adapted.parameters)
         initial = self._tensors("adapter.safetensors", values, FULL_BITS, files)
-        return AdapterSpec(request.kind, request.rank, request.alpha, request.targets, initial, request.last)
+        return AdapterSpec(request.kind, initial=initial, **request.options)
 
     def _tokenizer(self, files: dict[str, Blob]) -> str:
         path = self.program.adapted.foundation.tokenizer

@@ -140,7 +140,7 @@ def _resolve(request: BuildRequest, foundation: Foundation, adapter: AdapterRequ
         msg = f"cannot measure at {request.tokens} tokens: the model takes 2 to {foundation.spec.max_tokens}"
         raise ExportError(msg)
     layers = foundation.spec.layers
-    return tuple(resolve_level(level, layers, adapter.first_layer(layers)) for level in request.levels)
+    return tuple(resolve_level(level, layers, adapter.layers_of(layers)) for level in request.levels)
 
 
 def _by_rank(request: BuildRequest, adapter: AdapterRequest, levels: Sequence[LevelSpec]) -> dict[int, list[LevelSpec]]:
@@ -215,6 +215,8 @@ def parse_request(plain: Mapping[str, Any]) -> BuildRequest:
             alpha=float(adapter.get("alpha", 0)),
             targets=tuple(adapter.get("targets") or ()),
             last=int(adapter.get("last", 0)),
+            first=int(adapter.get("first", 0)),
+            length=int(adapter.get("length", 0)),
         ),
         levels=tuple(LevelRequest(**level) for level in plain["levels"]),
         labels=tuple(plain.get("labels") or ()),

@@ -127,7 +127,9 @@ def _add_export(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     group.add_argument("--rank", type=int, default=8, metavar="R", help="rank of its factors (default: 8)")
     group.add_argument("--alpha", type=float, default=16.0, metavar="A", help="scaled by A / R (default: 16)")
     group.add_argument("--targets", type=_names, default=(), metavar="A,B,...", help="modules (default: the family's)")
-    group.add_argument("--last", type=int, default=0, metavar="K", help="blocks that train, for layers")
+    group.add_argument("--first", type=int, default=0, metavar="K", help="first blocks that train, for layers")
+    group.add_argument("--last", type=int, default=0, metavar="K", help="last blocks that train, for layers")
+    group.add_argument("--length", type=int, default=0, metavar="N", help="tokens that each block gets, for prompt")
     group.add_argument("--seed", type=int, default=0, metavar="N", help="draws its starting values (default: 0)")
     group = command.add_argument_group("emulator level")
     group.add_argument("--bits", type=int, default=32, metavar="32|16|8|4", help="of a frozen weight (default: 32)")
@@ -190,7 +192,15 @@ def request_of(arguments: argparse.Namespace) -> BuildRequest:
         model=arguments.model,
         task=TaskType(arguments.task),
         out=arguments.out,
-        adapter=AdapterRequest(arguments.adapter, arguments.rank, arguments.alpha, arguments.targets, arguments.last),
+        adapter=AdapterRequest(
+            arguments.adapter,
+            arguments.rank,
+            arguments.alpha,
+            arguments.targets,
+            arguments.last,
+            arguments.first,
+            arguments.length,
+        ),
         levels=(LevelRequest(arguments.level or default_name(*shape), *shape),),
         labels=arguments.labels,
         tokens=TOKENS if arguments.tokens is None else arguments.tokens,

@@ -6,10 +6,11 @@ and a level may have it at a lower rank.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from edge_sdk.wire.manifest import LevelSpec
-from export.compress.depth import uniform_layers
+from export.compress.depth import layers_beside
 from export.errors import ExportError
 
 FLOATING_BITS = (32, 16)
@@ -39,20 +40,17 @@ def default_name(bits: int, layers: int | None, train_last: int | None) -> str:
     return "-".join(parts)
 
 
-def resolve_level(request: LevelRequest, total: int, first: int = 0) -> LevelSpec:
-    """The level of a model of `total` layers, of which those from `first` on have a part of the adapter, if any.
+def resolve_level(request: LevelRequest, total: int, adapted: Sequence[int]) -> LevelSpec:
+    """The level of a model of `total` layers, of which those `adapted` have a part of the adapter.
 
     Raises ExportError for one that cannot be.
     """
-    kept = uniform_layers(total, total if request.layers is None else request.layers)
+    kept = layers_beside(total, total if request.layers is None else request.layers, adapted)
     last = len(kept) if request.train_last is None else request.train_last
     if not 1 <= last <= len(kept):
         msg = f"cannot train the last {last} of {len(kept)} layers: give 1 to {len(kept)}"
         raise ExportError(msg)
-    trained = tuple(layer for layer in kept[-last:] if layer >= first)
-    if not trained and first < total:
-        msg = f"level {request.name} keeps none of the layers from {first} on, which are those that train: keep more"
-        raise ExportError(msg)
+    trained = tuple(layer for layer in kept if layer in adapted)[-last:]
     try:
         return LevelSpec(name=request.name, layers=kept, trained_layers=trained, bits=request.bits)
     except ValueError as error:

@@ -91,7 +91,7 @@ def capture_program(adapted: Adapted, report: Report) -> Program:
     family, backbone, width = adapted.foundation.family, adapted.backbone, adapted.foundation.spec.width
     walk = places(adapted)
     image = adapted.foundation.spec.image
-    sizes = sizes_for(adapted.base, image)
+    sizes, row_tokens = sizes_for(adapted.base, image), adapted.foundation.spec.row_tokens(1)
     attention_mask = torch.ones(sizes.batch, sizes.tokens, dtype=torch.int64)
     context = family.context(backbone, attention_mask)
     report("context")
@@ -105,7 +105,7 @@ def capture_program(adapted: Adapted, report: Report) -> Program:
             captured = capture_embed(place.part, sizes) if image is None else capture_patches(place.part, image, sizes)
             structures["embed"] = captured
         else:
-            structures[place.structure] = capture_block(place.part, context, width, sizes)
+            structures[place.structure] = capture_block(place.part, context, width, sizes, row_tokens)
     report("loss")
     make_head = family.heads[adapted.foundation.spec.task]
     head = None if make_head is None else make_head(adapted.base)

@@ -139,8 +139,8 @@ class LevelSpec:
 class AdapterSpec:
     """The adapter as peft would configure it. `initial` names the file with its starting values.
 
-    A kind without factors has `rank` 0, `alpha` 0 and no `targets`; `last` is how many blocks train in one of kind
-    `layers`.
+    A kind without factors has `rank` 0, `alpha` 0 and no `targets`; of one of kind `layers`, the `first` and the `last`
+    so many blocks train; in one of kind `prompt`, each block has `length` tokens of its own.
     """
 
     kind: str
@@ -149,6 +149,8 @@ class AdapterSpec:
     targets: tuple[str, ...]
     initial: str
     last: int = 0
+    first: int = 0
+    length: int = 0
 
 
 @dataclass(frozen=True, slots=True)
