@@ -18,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,7 @@ from peft.tuners.ln_tuning.layer import LNTuningLayer
 from peft.utils import ModulesToSaveWrapper
 from peft.utils.constants import DUMMY_TARGET_MODULES
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from edge_sdk.wire.manifest import AdapterSpec, TaskType
 from edge_sdk.wire.tensors import Array
@@ -144,7 +145,8 @@ def attach(model: nn.Module, foundation: Foundation, request: AdapterRequest, se
     return adapted
 
 
-def _factors(_model: nn.Module, _foundation: Foundation, request: AdapterRequest) -> PeftConfig:
+def _factors(model: nn.Module, foundation: Foundation, request: AdapterRequest) -> PeftConfig:
+    _targeted(model, foundation.family, request)
     return LoraConfig(
         r=request.rank,
         lora_alpha=request.alpha,  # type: ignore[arg-type]  # peft says int, and divides
@@ -154,22 +156,19 @@ def _factors(_model: nn.Module, _foundation: Foundation, request: AdapterRequest
     )
 
 
-def _scales(_model: nn.Module, foundation: Foundation, request: AdapterRequest) -> PeftConfig:
+def _scales(model: nn.Module, foundation: Foundation, request: AdapterRequest) -> PeftConfig:
+    not_meant = _not_meant(foundation.family, request)
+    _targeted(model, foundation.family, request, not_meant)
     return IA3Config(
         target_modules=list(request.targets),
         feedforward_modules=[name for name in request.targets if name in foundation.family.feedforward],
-        exclude_modules=_not_meant(foundation.family, request) or None,
+        exclude_modules=not_meant or None,
     )
 
 
 def _bottlenecks(model: nn.Module, foundation: Foundation, request: AdapterRequest) -> PeftConfig:
-    ends = tuple(f".{name}" for name in request.targets)
-    not_meant = tuple(f".{name}" for name in _not_meant(foundation.family, request))
-    modules = [name for name, _ in model.named_modules() if name.endswith(ends) and not name.endswith(not_meant)]
-    if not modules:
-        msg = f"cannot adapt {', '.join(request.targets)}: the model has no such module"
-        raise ExportError(msg)
-    return _trained_whole(insert(model, "bottleneck", request.rank, modules))
+    modules = _targeted(model, foundation.family, request, _not_meant(foundation.family, request))
+    return _trained_whole(insert(model, "bottleneck", request.rank, list(modules)))
 
 
 def _prompts(model: nn.Module, _foundation: Foundation, request: AdapterRequest) -> PeftConfig:
@@ -223,6 +222,30 @@ def _own_targets(kind: str, family: Family) -> tuple[str, ...]:
         msg = f"an adapter of kind {kind} needs targets: export/families/{family.name}.py names none for it"
         raise ExportError(msg)
     return found
+
+
+def _targeted(
+    model: nn.Module, family: Family, request: AdapterRequest, not_meant: Sequence[str] = ()
+) -> dict[str, nn.Module]:
+    """The modules whose names end as the targets do, without those not meant.
+
+    Raises ExportError for a target that there is not (of a family's own, one will do: its models differ), and for a
+    rank that is higher than a matrix has rows or columns.
+    """
+    excluded = tuple(f".{name}" for name in not_meant)
+    inner = {name: module for name, module in model.named_modules() if not name.endswith(excluded)}
+    found = {target: [name for name in inner if f".{name}".endswith(f".{target}")] for target in request.targets}
+    missing = [target for target, names in found.items() if not names]
+    if missing and (len(missing) == len(found) or request.targets != _own_targets(request.kind, family)):
+        msg = f"cannot adapt {', '.join(missing)}: the model has no such module"
+        raise ExportError(msg)
+    targeted = {name: inner[name] for names in found.values() for name in names}
+    for name, module in targeted.items():
+        sides = tuple(module.weight.shape) if isinstance(module, nn.Linear | Conv1D) else ()
+        if sides and request.rank > min(sides):
+            msg = f"a rank of {request.rank} at {name}, a matrix of {sides[0]} x {sides[1]}: give 1 to {min(sides)}"
+            raise ExportError(msg)
+    return targeted
 
 
 def _not_meant(family: Family, request: AdapterRequest) -> list[str]:

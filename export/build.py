@@ -74,7 +74,7 @@ def build(request: BuildRequest, report: Report) -> tuple[Built, ...]:
         start: dict[str, Array] = {}
         for k, (rank, group) in enumerate(groups.items()):
             stages = _Stages(report, SHARED_STAGES * k + each * len(built), of)
-            stages.begin(0, "load")
+            stages.begin(0, "load, without dropout" if foundation.dropout else "load")
             adapted = adapt(foundation, adapter.at_rank(rank), request.seed)
             start = start or adapter_arrays(adapted.parameters)
             set_adapter(adapted.parameters, starting_values_at_rank(start, rank))

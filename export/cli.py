@@ -151,13 +151,11 @@ def _export(arguments: argparse.Namespace) -> int:
     begin = time.monotonic()
     with narrated() as show:
         from export.build import build
-        from export.foundation import open_foundation
 
         (built,) = build(request_of(arguments), show)
     if built.parity is not None:
         print(f"largest relative gradient error {built.parity.worst:.1e}")
-    if dropout := open_foundation(arguments.model, TaskType(arguments.task), arguments.labels).dropout:
-        print(f"dropout is zero on devices; config.json has {', '.join(f'{k} {v:g}' for k, v in dropout.items())}")
+    _say_dropout(arguments)
     print(f"level {built.manifest.level.name} is in {arguments.out} after {time.monotonic() - begin:.0f} s")
     return _show(read_artifact(arguments.out))
 
@@ -175,10 +173,18 @@ def _export_ort_training(arguments: argparse.Namespace) -> int:
         parity = write_artifacts(request_of(arguments), show)
     if parity is not None:
         print(f"largest relative error of loss and gradients {parity.worst:.1e}")
+    _say_dropout(arguments)
     files = sorted(arguments.out.iterdir())
     sizes = ", ".join(f"{path.name} ({path.stat().st_size / 1e6:.1f} MB)" for path in files)
     print(f"{sizes} are in {arguments.out} after {time.monotonic() - begin:.0f} s")
     return 0
+
+
+def _say_dropout(arguments: argparse.Namespace) -> None:
+    from export.foundation import open_foundation
+
+    if dropout := open_foundation(arguments.model, TaskType(arguments.task), arguments.labels).dropout:
+        print(f"dropout is zero on devices; config.json has {', '.join(f'{k} {v:g}' for k, v in dropout.items())}")
 
 
 def request_of(arguments: argparse.Namespace) -> BuildRequest:

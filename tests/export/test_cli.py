@@ -136,10 +136,11 @@ def test_another_kind_and_no_dropout(
     """The classifier alone is exported; that devices train without the model's dropout is said."""
     out = ("--out", str(tmp_path / "artifact"), "--tokens", "16")
     assert main(["export", str(tiny_bert_folder), *CLASSES, "--adapter", "head", *out]) == 0
-    said = capsys.readouterr().out
-    assert "\nhead\n" in said
-    assert "dropout is zero on devices; config.json has " in said
-    assert "hidden_dropout_prob 0.1" in said
+    said = capsys.readouterr()
+    assert "\nhead\n" in said.out
+    assert "dropout is zero on devices; config.json has " in said.out
+    assert "hidden_dropout_prob 0.1" in said.out
+    assert "load, without dropout" in said.err
 
 
 def test_damage_is_found(llama: Exported, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -255,7 +256,11 @@ def test_weights_are_checked(model: pathlib.Path, tmp_path: pathlib.Path, capsys
         (("--adapter", "bottleneck", "--targets", "mlp"), "no projection"),
         (("--adapter", "ia3", "--targets", "embed_tokens"), "cannot adapt embed_tokens"),
         (("--rank", "0"), "a rank of 0"),
+        (("--rank", "17"), "a rank of 17 at model.layers.0.self_attn.v_proj, a matrix of 16 x 32: give 1 to 16"),
+        (("--adapter", "bottleneck", "--rank", "33"), "mlp.down_proj, a matrix of 32 x 48: give 1 to 32"),
         (("--targets", "nothing"), "cannot adapt nothing"),
+        (("--targets", "q_proj,nothing,none"), "cannot adapt nothing, none: the model has no such module"),
+        (("--targets", "lm_head"), "outside the blocks"),
         (("--targets", "embed_tokens"), "outside the blocks"),
         (("--tokens", "1000"), "the model takes 2 to 256"),
         (("--labels", "a,b"), "a causal-lm has none"),
