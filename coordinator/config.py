@@ -92,7 +92,7 @@ class AdapterConfig:
     """The adapter: its kind, one of `export.kinds`, and what that takes; the family's own choice without `targets`.
 
     `rank` and `alpha` are LoRA's; `first` and `last` how many of the first and the last blocks train in one of kind
-    `layers`; `length` how many tokens each block gets in one of kind `prompt`.
+    `layers`; `length` how many tokens each block gets in one of kind `prompt` or `prefix`.
     """
 
     kind: str = "lora"

@@ -11,6 +11,7 @@ for a factor in layer 3 of the full model, `block.3/self_attn.q_proj.weight` whe
 - the biases (BitFit, https://arxiv.org/abs/2106.10199), the classifier, whole blocks: peft has no kind for these, and
   its LoRA can train biases and whole modules beside its factors. So they are LoRA without targets, which peft loads.
 - bottlenecks, prompts: modules of ours, see `export.inserted`, trained in the same way
+- prefixes: peft's, its one tensor taken apart, see `export.prefix`
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from peft import IA3Config, LNTuningConfig, LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft import IA3Config, LNTuningConfig, LoraConfig, PeftConfig, PeftModel, PrefixTuningConfig, get_peft_model
 from peft.tuners.ln_tuning.layer import LNTuningLayer
 from peft.utils import ModulesToSaveWrapper
 from peft.utils.constants import DUMMY_TARGET_MODULES
@@ -37,11 +38,13 @@ from export.errors import ExportError
 from export.families import Family
 from export.foundation import NEW_WITH_THE_TASK, Foundation, first_line, quiet, seeded
 from export.inserted import insert
-from export.kinds import FACTORS, KINDS, why_not
+from export.kinds import FACTORS, KINDS, beside, why_not
 from export.parts import Part, backbone_of, blocks_of
+from export.prefix import cache_of, place_prefixes, prefixes_of, with_prefix
 
 PEFT_TASKS = {TaskType.CAUSAL_LM: "CAUSAL_LM", TaskType.SEQUENCE_CLASSIFICATION: "SEQ_CLS"}  # it has none for images
 SAVED_BY_PEFT = {TaskType.SEQUENCE_CLASSIFICATION: ("classifier", "score")}  # without being told
+MIN_TOKENS = 2  # in a row: one predicts nothing
 _COPIES = {LNTuningLayer: "base_layer", ModulesToSaveWrapper: "original_module"}  # of what trains, not called
 _AROUND = re.compile(r"\b(?:base_layer|(?:modules_to_save|ln_tuning_layers)\.default)\.")
 _BEHIND = re.compile(r"\.default(?:\.weight)?$")
@@ -102,6 +105,10 @@ class AdapterRequest:
             first = f"the first {self.first} and " if self.first else ""
             msg = f"cannot train {first}the last {self.last} of {layers} blocks: give 1 to {layers} in all"
             raise ExportError(msg)
+        if beside(self, foundation.spec).max_tokens < MIN_TOKENS:
+            most = foundation.spec.max_tokens - MIN_TOKENS
+            msg = f"a {self.kind} of length {self.length} in {foundation.spec.max_tokens} positions: give 1 to {most}"
+            raise ExportError(msg)
         taken = {name: self.options[name] for name in KINDS[self.kind].options}
         if "targets" in taken:
             taken["targets"] = self.targets or _own_targets(self.kind, foundation.family)
@@ -138,6 +145,8 @@ def attach(model: nn.Module, foundation: Foundation, request: AdapterRequest, se
     with seeded(seed), quiet():
         try:
             adapted: PeftModel = get_peft_model(model, config).eval()
+            if request.kind == "prefix":
+                place_prefixes(adapted)
         except ValueError as error:
             msg = f"cannot adapt {', '.join(request.targets) or 'this model'}: {first_line(error)}"
             raise ExportError(msg) from error
@@ -176,6 +185,17 @@ def _prompts(model: nn.Module, _foundation: Foundation, request: AdapterRequest)
     return _trained_whole(insert(model, "prompt", request.length, blocks))
 
 
+def _prefixes(model: nn.Module, foundation: Foundation, request: AdapterRequest) -> PeftConfig:
+    family, blocks = foundation.family, list(blocks_of(backbone_of(model)))
+    if not all(cache_of(block) for block in blocks):
+        msg = f"the blocks of this {family.name} take no keys and values but their own: choose another kind, as lora"
+        raise ExportError(msg)
+    if any("window_mask" in family.block(block).context for block in blocks):
+        msg = "a prefix beside windowed attention is not supported: choose another kind, as lora"
+        raise ExportError(msg)
+    return PrefixTuningConfig(num_virtual_tokens=request.length)
+
+
 def _trained_whole(modules: list[str]) -> PeftConfig:
     return LoraConfig(target_modules=DUMMY_TARGET_MODULES, modules_to_save=modules)
 
@@ -209,6 +229,7 @@ _CONFIGURATIONS: Mapping[str, Callable[[nn.Module, Foundation, AdapterRequest], 
     "ia3": _scales,
     "bottleneck": _bottlenecks,
     "prompt": _prompts,
+    "prefix": _prefixes,
     "bias": _biases,
     "layernorm": _norms,
     **dict.fromkeys(("head", "layers", "full"), _whole),
@@ -281,6 +302,13 @@ def _freeze(adapted: PeftModel, foundation: Foundation, request: AdapterRequest)
             value.requires_grad_(False)  # noqa: FBT003 - torch takes it by place
 
 
+def block_parts(adapted: PeftModel, family: Family) -> list[Part]:
+    """The blocks, with what the adapter gives each from outside."""
+    parts = [family.block(module) for module in blocks_of(backbone_of(adapted.get_base_model()))]
+    prefixes = prefixes_of(adapted)
+    return [with_prefix(*both) for both in zip(parts, prefixes, strict=True)] if prefixes else parts
+
+
 def named(part: Part) -> dict[str, Named]:
     """The part's parameters by input name: frozen ones first, each in the module's order."""
     copies = tuple(_copies(part.module))
@@ -304,7 +332,7 @@ def _trained(adapted: PeftModel, foundation: Foundation) -> Iterator[tuple[str, 
     """What trains in blocks, norm and classifier, by global name, in walking order."""
     base: Any = adapted.get_base_model()
     family, backbone = foundation.family, backbone_of(base)
-    parts = {f"block.{k}": family.block(module) for k, module in enumerate(blocks_of(backbone))}
+    parts = {f"block.{k}": part for k, part in enumerate(block_parts(adapted, family))}
     if (norm := family.norm(backbone)) is not None:
         parts["norm"] = norm
     if (head := family.heads[foundation.spec.task]) is not None:

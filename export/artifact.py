@@ -35,6 +35,7 @@ from export.adapters import adapter_arrays
 from export.compress.integers import INTEGER_BITS, MultiplyBackInIntegers
 from export.compress.quantize import FULL_BITS, STORAGES, QuantizeInputs, is_quantized, quantize_tensors
 from export.errors import ExportError
+from export.kinds import beside
 from export.lowering import Canonicalize, serialize
 from export.optimizers import optimizer_graphs
 from export.program import Place, Program, frozen_arrays, uses_vocabulary, vocabulary_matrix
@@ -60,7 +61,7 @@ class ArtifactWriter:
         }
         return Manifest(
             format=FORMAT,
-            model=self.program.adapted.foundation.spec,
+            model=beside(self.program.adapted.request, self.program.adapted.foundation.spec),
             level=level,
             adapter=self._adapter(files),
             context=self._context(files),

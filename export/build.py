@@ -18,7 +18,7 @@ from export.artifact import ArtifactWriter, staged, write_manifest
 from export.errors import ExportError
 from export.folder import read_manifest
 from export.foundation import Foundation, open_foundation
-from export.kinds import FACTORS
+from export.kinds import FACTORS, beside
 from export.levels import LevelRequest, resolve_level
 from export.measure import measure
 from export.parity import Oracle, Parity, check_parity, integers_error, require_parity
@@ -65,7 +65,8 @@ def build(request: BuildRequest, report: Report) -> tuple[Built, ...]:
     foundation = open_foundation(request.model, request.task, request.labels)
     adapter = request.adapter.resolved(foundation)
     levels = _resolve(request, foundation, adapter)
-    _require_same(request, foundation.spec, adapter)
+    model = beside(adapter, foundation.spec)
+    _require_same(request, model, adapter)
     groups = _by_rank(request, adapter, levels)
     each = LEVEL_STAGES if request.parity else LEVEL_STAGES - 1
     of = SHARED_STAGES * len(groups) + each * len(levels)
@@ -80,7 +81,7 @@ def build(request: BuildRequest, report: Report) -> tuple[Built, ...]:
             set_adapter(adapted.parameters, starting_values_at_rank(start, rank))
             built |= _build_group(store, adapted, group, request, stages)
         whole = built[groups[adapter.rank][0].name].manifest
-        _require_same(request, foundation.spec, adapter, whole.files[whole.adapter.initial])
+        _require_same(request, model, adapter, whole.files[whole.adapter.initial])
     return tuple(built[level.name] for level in levels)
 
 
@@ -136,8 +137,9 @@ def _resolve(request: BuildRequest, foundation: Foundation, adapter: AdapterRequ
     if not names or len(set(names)) != len(names):
         msg = "give one or more levels, each with a name of its own"
         raise ExportError(msg)
-    if not 2 <= foundation.spec.row_tokens(request.tokens) <= foundation.spec.max_tokens:  # noqa: PLR2004 - one token predicts nothing
-        msg = f"cannot measure at {request.tokens} tokens: the model takes 2 to {foundation.spec.max_tokens}"
+    model = beside(adapter, foundation.spec)
+    if not 2 <= model.row_tokens(request.tokens) <= model.max_tokens:  # noqa: PLR2004 - one token predicts nothing
+        msg = f"cannot measure at {request.tokens} tokens: the model takes 2 to {model.max_tokens}"
         raise ExportError(msg)
     layers = foundation.spec.layers
     return tuple(resolve_level(level, layers, adapter.layers_of(layers)) for level in request.levels)

@@ -5,10 +5,12 @@ Free of torch, so that a daemon can ask. What each is to peft, `export.adapters`
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
-from edge_sdk.wire.manifest import TaskType
+from edge_sdk.wire.manifest import ModelSpec, TaskType
 
 FACTORS = ("lora", "rslora")  # whose tensors are pairs of factors: never averaged apart
 ALL_TASKS = frozenset(TaskType)
@@ -37,6 +39,12 @@ KINDS = {
         ("length",),
         needs="how many tokens each block gets",
         tasks=frozenset({TaskType.IMAGE_CLASSIFICATION}),
+    ),
+    "prefix": Kind(
+        "so many keys and values before a text's, in each block",
+        ("length",),
+        needs="how many of them each block gets",
+        tasks=ALL_TASKS - {TaskType.IMAGE_CLASSIFICATION},
     ),
     "bias": Kind("the biases, as BitFit does"),
     "layernorm": Kind("the norms' weights and biases"),
@@ -68,6 +76,28 @@ def why_not(kind: str, given: Mapping[str, object], task: TaskType | None = None
         allowed = ", ".join(one.value for one in TaskType if one in found.tasks)
         return f"an adapter of kind {kind} is for {allowed}, not for {task.value}: choose another kind"
     return None
+
+
+class HasLength(Protocol):
+    """An adapter, asked for or made."""
+
+    @property
+    def kind(self) -> str:
+        """One of KINDS."""
+
+    @property
+    def length(self) -> int:
+        """Of a prompt or a prefix, else 0."""
+
+
+def taken_positions(adapter: HasLength) -> int:
+    """How many positions it takes before a row's first token: to peft, a prefix is what was read before."""
+    return adapter.length if adapter.kind == "prefix" else 0
+
+
+def beside(adapter: HasLength, model: ModelSpec) -> ModelSpec:
+    """The model as whoever trains it sees it: its rows are as long as the adapter leaves positions for."""
+    return dataclasses.replace(model, max_tokens=model.max_tokens - taken_positions(adapter))
 
 
 def _taking(option: str) -> list[str]:

@@ -23,6 +23,7 @@ from export.formulas import lean
 from export.keeping import PRECISIONS, Kept, keep_products
 from export.lowering import Canonicalize, FreeRows, lower, restrict, simplify
 from export.parts import Part
+from export.prefix import context_behind
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +52,11 @@ def sizes_for(model: nn.Module, image: ImageSpec | None = None) -> Sizes:
     return Sizes.unlike({n for p in model.parameters() for n in p.shape} | set(image.shape if image else ()))
 
 
-def capture_context(family: Family, backbone: Any, sizes: Sizes) -> ir.Model:  # noqa: ANN401
-    """`attention_mask` (batch, tokens) int64 -> the context tensors by name."""
+def capture_context(family: Family, backbone: Any, before: int, sizes: Sizes) -> ir.Model:  # noqa: ANN401
+    """`attention_mask` (batch, tokens) int64 -> the context tensors by name, the first token at position `before`."""
     return lower(
         capture(
-            lambda t: family.context(backbone, t["attention_mask"]),
+            lambda t: context_behind(family, backbone, t["attention_mask"], before),
             {"attention_mask": torch.ones(sizes.batch, sizes.tokens, dtype=torch.int64)},
             sizes,
         )

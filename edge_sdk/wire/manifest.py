@@ -140,7 +140,7 @@ class AdapterSpec:
     """The adapter as peft would configure it. `initial` names the file with its starting values.
 
     A kind without factors has `rank` 0, `alpha` 0 and no `targets`; of one of kind `layers`, the `first` and the `last`
-    so many blocks train; in one of kind `prompt`, each block has `length` tokens of its own.
+    so many blocks train; of `prompt` or `prefix`, each block has `length` tokens, or keys and values, of its own.
     """
 
     kind: str

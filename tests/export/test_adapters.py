@@ -29,6 +29,7 @@ from export.parity import BOUND, Oracle, check_parity, draw_batch, relative_erro
 from export.plug_in import plug_in, reload
 from export.program import adapt
 from export.prompt import Prompt
+from export.reference import Batch as Rows
 from export.reference import ReferenceWalk
 from tests.export.conftest import CLASSES, LABELS, LM, Exported, Exports
 from tests.export.test_plug_in import manifest_path, moved_adapter
@@ -39,6 +40,7 @@ CASES = {
     "ia3": (AdapterRequest("ia3"), ("gpt2", "bert", "deit")),
     "bottleneck": (AdapterRequest("bottleneck", rank=3), ("roberta", "dinov2")),
     "prompt": (AdapterRequest("prompt", length=3), ("vit", "dinov2")),
+    "prefix": (AdapterRequest("prefix", length=7), ("llama", "gpt2", "gpt_neox", "roberta")),
     "bias": (AdapterRequest("bias"), ("opt", "distilbert", "vit")),
     "layernorm": (AdapterRequest("layernorm"), ("qwen3", "bert")),
     "head": (AdapterRequest("head"), ("distilbert",)),
@@ -262,6 +264,45 @@ def test_prompts_are_tokens_of_each_block(exports: Exports) -> None:
     kept = (*[WIDTH] * 4, FFN)  # queries, keys, values, what lies between attention and feed-forward, and in the latter
     floats = sum(math.ceil(numbers * (tokens + 3) / tokens) for numbers in kept)
     assert {keeping.floats for keeping in manifest.structures["block"].keepings} == {floats}
+
+
+def test_prefixes_are_keys_and_values_of_each_block(exports: Exports) -> None:
+    """Every block has its own, of as many heads as its keys have; in the checkpoint they are peft's one tensor."""
+    llama = exports.of("llama", CASES["prefix"][0])
+    assert names_in(llama, "block.1") == {"prefix.key", "prefix.value"}
+    shapes = llama.manifests["fp32"].adapter_shapes()
+    assert shapes["block.3/prefix.value"] == (2, 7, 8)  # heads, length, width of a head
+    files = exports["llama"].manifests["int8"].files
+    assert llama.manifests["int8"].files["block.0.safetensors"] == files["block.0.safetensors"]
+
+
+def test_a_prefix_takes_the_first_positions(exports: Exports) -> None:
+    """As in peft, where a prefix was read before: of 64 positions 57 are left, and the longest row takes them all."""
+    gpt2 = exports.of("gpt2", CASES["prefix"][0])
+    manifest = gpt2.manifests["fp32"]
+    assert manifest.model.max_tokens == 57
+    ids = np.random.default_rng(0).integers(0, manifest.model.vocabulary, (2, 57))
+    batch = Rows(ids, np.ones_like(ids), np.zeros(2, np.int64))
+    found = ReferenceWalk(gpt2.store, manifest).run(gpt2.initial_adapter(), batch)
+    model = gpt2.program.adapted.peft_model
+    assert found.loss == pytest.approx(torch_loss(model, manifest.model.task, batch).item(), rel=1e-5)
+    with pytest.raises(ExportError, match="a prefix of length 63 in 64 positions: give 1 to 62"):
+        AdapterRequest("prefix", length=63).resolved(gpt2.program.adapted.foundation)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("distilbert", "the blocks of this distilbert take no keys and values but their own: choose another kind"),
+        ("mistral", "a prefix beside windowed attention is not supported: choose another kind"),
+    ],
+)
+def test_prefixes_that_cannot_be_are_refused(exports: Exports, model: str, message: str) -> None:
+    """Where a block cannot be given any, or would lose sight of them: one line."""
+    task, labels = (CLASSES, LABELS) if model == "distilbert" else (LM, ())
+    foundation = open_foundation(exports.model(model), task, labels)
+    with pytest.raises(ExportError, match=message):
+        adapt(foundation, AdapterRequest("prefix", length=2).resolved(foundation), seed=0)
 
 
 def test_prompts_are_as_many_parameters_as_in_the_papers() -> None:

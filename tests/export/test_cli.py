@@ -233,7 +233,8 @@ def test_weights_are_checked(model: pathlib.Path, tmp_path: pathlib.Path, capsys
         (("--layers", "9"), "cannot keep 9 of 4 layers"),
         (("--train-last", "0"), "cannot train the last 0 of 4 layers"),
         (("--level", "../up"), "is no level name"),
-        (("--adapter", "prefix"), "adapters of kind 'prefix' are not supported; supported are lora, rslora, "),
+        (("--adapter", "dora"), "adapters of kind 'dora' are not supported; supported are lora, rslora, "),
+        (("--adapter", "prefix"), "an adapter of kind prefix needs length, how many of them each block gets: give 1"),
         (("--adapter", "bias"), "this llama has no biases: choose another kind, as lora or layernorm"),
         (
             ("--adapter", "bias", "--targets", "q_proj"),
@@ -245,7 +246,10 @@ def test_weights_are_checked(model: pathlib.Path, tmp_path: pathlib.Path, capsys
         ),
         (("--adapter", "prompt", "--length", "4"), "kind prompt is for image-classification, not for causal-lm"),
         (("--adapter", "prompt"), "an adapter of kind prompt needs length, how many tokens each block gets"),
-        (("--adapter", "lora", "--length", "4"), "an adapter of kind lora takes no length; those of kind prompt do"),
+        (
+            ("--adapter", "lora", "--length", "4"),
+            "an adapter of kind lora takes no length; those of kind prompt, prefix do",
+        ),
         (("--adapter", "layers"), "an adapter of kind layers needs first or last, how many of the first and"),
         (("--adapter", "layers", "--last", "5"), "cannot train the last 5 of 4 blocks: give 1 to 4"),
         (("--adapter", "layers", "--last", "-1"), "last is -1: give 0 or more"),
