@@ -309,17 +309,16 @@ def test_a_device_is_killed_between_result_and_receipt(tmp_path: pathlib.Path, t
 @pytest.mark.parametrize(
     ("model", "adapter"),
     [
-        ("gpt2", {"kind": "bias"}),
         ("gpt2", {"kind": "layers", "first": 1, "last": 1}),
         ("deit", {"kind": "prompt", "length": 3}),
         ("gpt2", {"kind": "prefix", "length": 3}),
     ],
-    ids=["bias", "layers", "prompt", "prefix"],
+    ids=["layers", "prompt", "prefix"],
 )
 def test_another_kind_of_adapter_is_a_line_in_the_configuration(
     tmp_path: pathlib.Path, model: str, adapter: dict[str, Any]
 ) -> None:
-    """The same fleet trains biases, whole blocks, prompts, prefixes; after a round every tensor is another one."""
+    """The same fleet trains whole blocks, prompts, prefixes; after a round every tensor is another one."""
     folder = tiny_model(model, tmp_path / "model")
     changes: dict[str, Any] = {
         "adapter": adapter,
