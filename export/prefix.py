@@ -49,8 +49,8 @@ class Prefixes(nn.Module):
     @property
     def weight(self) -> Tensor:
         """All of them as peft has them, (length, blocks x 2 x heads x width of a head)."""
-        each = [one for prefix in self.blocks for one in (prefix.key, prefix.value)]
-        return torch.stack(each).permute(2, 0, 1, 3).flatten(1)
+        keys_and_values = list(self.blocks.parameters())  # in turn
+        return torch.stack(keys_and_values).permute(2, 0, 1, 3).flatten(1)
 
     @property
     def embedding(self) -> Prefixes:
