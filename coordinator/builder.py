@@ -85,6 +85,8 @@ def request_of(config: Config) -> dict[str, Any]:
             "alpha": adapter.alpha,
             "targets": list(adapter.targets),
             "last": adapter.last,
+            "first": adapter.first,
+            "length": adapter.length,
         },
         "levels": [
             {

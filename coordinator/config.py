@@ -92,7 +92,8 @@ class ModelConfig:
 class AdapterConfig:
     """The adapter: its kind, one of `export.kinds`, and what that takes; the family's own choice without `targets`.
 
-    `rank` and `alpha` are LoRA's; `last` is how many of the last blocks train in one of kind `layers`.
+    `rank` and `alpha` are LoRA's; `first` and `last` how many of the first and the last blocks train in one of kind
+    `layers`; `length` how many tokens each block gets in one of kind `prompt` or `prefix`.
     """
 
     kind: str = "lora"
@@ -100,6 +101,8 @@ class AdapterConfig:
     alpha: float = number(0.001, 1e6, 16.0)
     targets: tuple[str, ...] = ()
     last: int = number(0, 10_000, 0)
+    first: int = number(0, 10_000, 0)
+    length: int = number(0, 1024, 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -275,7 +278,7 @@ def _complaints(config: Config) -> dict[str, bool]:
     names = [level.name for level in config.levels]
     task, rounds, adapter, rule = config.model.task, config.rounds, config.adapter, config.aggregation.rule
     codec, rules = config.training.delta_codec, rules_for(adapter.kind)
-    no_adapter = why_not(adapter.kind, adapter.targets, adapter.last, classifies=task is not TaskType.CAUSAL_LM)
+    no_adapter = why_not(adapter.kind, dataclasses.asdict(adapter), task)
     complaints = {
         "at least one [[levels]] table is needed": not names,
         f"levels share a name: {', '.join(names)}": len(set(names)) != len(names),

@@ -147,6 +147,8 @@ FIELDS: Final = {
     "AdapterSpec.alpha": "numerator of their scale, which is in the graphs already; 0 where there are none",
     "AdapterSpec.targets": "the modules it adapts, where its kind has a choice",
     "AdapterSpec.last": "how many of the last blocks train, for `layers`; else 0",
+    "AdapterSpec.first": "how many of the first blocks train, for `layers`; else 0",
+    "AdapterSpec.length": "how many tokens each block gets, for `prompt` and `prefix`; else 0",
     "AdapterSpec.initial": "file with the starting values of the full model's adapter",
     "Structure.forward": "file of the forward graph",
     "Structure.backward": "file of the backward graph, or empty",

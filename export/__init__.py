@@ -3,7 +3,7 @@
 - `foundation`  a model folder -> the model, its family and its sizes
 - `families/`   where each family's blocks are and how they are called
 - `kinds`       the kinds of adapter, without torch
-- `adapters`    the trained tensors and their names; `bottleneck` the kind that peft lacks
+- `adapters`    the trained tensors and their names; `inserted` (`bottleneck` `prompt`) those that peft lacks, `prefix`
 - `capture`     a part of the model -> ONNX graphs, forward and backward
 - `lowering`    graph passes, each with a contract
 - `compress/`   what makes a level smaller than the model: fewer layers, bits, neurons, ranks

@@ -10,6 +10,8 @@ for a factor in layer 3 of the full model, `block.3/self_attn.q_proj.weight` whe
 - the norms: https://arxiv.org/abs/2312.11420, peft's LNTuning
 - the biases (BitFit, https://arxiv.org/abs/2106.10199), the classifier, whole blocks: peft has no kind for these, and
   its LoRA can train biases and whole modules beside its factors. So they are LoRA without targets, which peft loads.
+- bottlenecks, prompts: modules of ours, see `export.inserted`, trained in the same way
+- prefixes: peft's, its one tensor taken apart, see `export.prefix`
 """
 
 from __future__ import annotations
@@ -17,29 +19,32 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from peft import IA3Config, LNTuningConfig, LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft import IA3Config, LNTuningConfig, LoraConfig, PeftConfig, PeftModel, PrefixTuningConfig, get_peft_model
 from peft.tuners.ln_tuning.layer import LNTuningLayer
 from peft.utils import ModulesToSaveWrapper
 from peft.utils.constants import DUMMY_TARGET_MODULES
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from edge_sdk.wire.manifest import AdapterSpec, TaskType
 from edge_sdk.wire.tensors import Array
-from export.bottleneck import insert
 from export.errors import ExportError
 from export.families import Family
 from export.foundation import NEW_WITH_THE_TASK, Foundation, first_line, quiet, seeded
-from export.kinds import FACTORS, KINDS, why_not
+from export.inserted import insert
+from export.kinds import FACTORS, KINDS, beside, why_not
 from export.parts import Part, backbone_of, blocks_of
+from export.prefix import cache_of, place_prefixes, prefixes_of, with_prefix
 
 PEFT_TASKS = {TaskType.CAUSAL_LM: "CAUSAL_LM", TaskType.SEQUENCE_CLASSIFICATION: "SEQ_CLS"}  # it has none for images
 SAVED_BY_PEFT = {TaskType.SEQUENCE_CLASSIFICATION: ("classifier", "score")}  # without being told
+MIN_TOKENS = 2  # in a row: one predicts nothing
 _COPIES = {LNTuningLayer: "base_layer", ModulesToSaveWrapper: "original_module"}  # of what trains, not called
 _AROUND = re.compile(r"\b(?:base_layer|(?:modules_to_save|ln_tuning_layers)\.default)\.")
 _BEHIND = re.compile(r"\.default(?:\.weight)?$")
@@ -54,14 +59,24 @@ class AdapterRequest:
     alpha: float = 0.0
     targets: tuple[str, ...] = ()
     last: int = 0
+    first: int = 0
+    length: int = 0
 
     def __post_init__(self) -> None:
         """Refuse what no model could have."""
-        if why := why_not(self.kind, self.targets, self.last, classifies=True):
+        if why := why_not(self.kind, self.options):
             raise ExportError(why)
         if "rank" in KINDS[self.kind].options and self.rank < 1:
             msg = f"a rank of {self.rank}: give 1 or more"
             raise ExportError(msg)
+        if negative := next((name for name in ("first", "last", "length") if getattr(self, name) < 0), None):
+            msg = f"{negative} is {getattr(self, negative)}: give 0 or more"
+            raise ExportError(msg)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """All but its kind, by name."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "kind"}
 
     def at_rank(self, rank: int) -> AdapterRequest:
         """The same adapter at another rank, and of the same scale: B A counts alpha / rank times, for rslora alpha /
@@ -77,27 +92,33 @@ class AdapterRequest:
     @staticmethod
     def of(spec: AdapterSpec) -> AdapterRequest:
         """The adapter that a manifest describes."""
-        return AdapterRequest(spec.kind, spec.rank, spec.alpha, spec.targets, spec.last)
+        return AdapterRequest(spec.kind, spec.rank, spec.alpha, spec.targets, spec.last, spec.first, spec.length)
 
     def resolved(self, foundation: Foundation) -> AdapterRequest:
         """The same for this model: with the family's targets where it has none, without what its kind does not take.
 
         Raises ExportError for what the model lacks.
         """
-        classifies = foundation.family.heads[foundation.spec.task] is not None
-        if why := why_not(self.kind, self.targets, self.last, classifies=classifies):
+        if why := why_not(self.kind, self.options, foundation.spec.task):
             raise ExportError(why)
-        if self.last > (layers := foundation.spec.layers):
-            msg = f"cannot train the last {self.last} of {layers} blocks: give 1 to {layers}"
+        if self.first + self.last > (layers := foundation.spec.layers):
+            first = f"the first {self.first} and " if self.first else ""
+            msg = f"cannot train {first}the last {self.last} of {layers} blocks: give 1 to {layers} in all"
             raise ExportError(msg)
-        taken = {name: getattr(self, name) for name in KINDS[self.kind].options}
+        if beside(self, foundation.spec).max_tokens < MIN_TOKENS:
+            most = foundation.spec.max_tokens - MIN_TOKENS
+            msg = f"a {self.kind} of length {self.length} in {foundation.spec.max_tokens} positions: give 1 to {most}"
+            raise ExportError(msg)
+        taken = {name: self.options[name] for name in KINDS[self.kind].options}
         if "targets" in taken:
             taken["targets"] = self.targets or _own_targets(self.kind, foundation.family)
         return AdapterRequest(self.kind, **taken)
 
-    def first_layer(self, layers: int) -> int:
-        """The lowest of so many layers of the full model that has a part of it; `layers` where none has."""
-        return {"head": layers, "layers": layers - self.last}.get(self.kind, 0)
+    def layers_of(self, total: int) -> tuple[int, ...]:
+        """Which of so many layers of the full model have a part of it."""
+        every = range(total)
+        outer = (*every[: self.first], *every[total - self.last :])
+        return {"head": (), "layers": outer}.get(self.kind, tuple(every))
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +145,8 @@ def attach(model: nn.Module, foundation: Foundation, request: AdapterRequest, se
     with seeded(seed), quiet():
         try:
             adapted: PeftModel = get_peft_model(model, config).eval()
+            if request.kind == "prefix":
+                place_prefixes(adapted)
         except ValueError as error:
             msg = f"cannot adapt {', '.join(request.targets) or 'this model'}: {first_line(error)}"
             raise ExportError(msg) from error
@@ -131,7 +154,8 @@ def attach(model: nn.Module, foundation: Foundation, request: AdapterRequest, se
     return adapted
 
 
-def _factors(_model: nn.Module, _foundation: Foundation, request: AdapterRequest) -> PeftConfig:
+def _factors(model: nn.Module, foundation: Foundation, request: AdapterRequest) -> PeftConfig:
+    _targeted(model, foundation.family, request)
     return LoraConfig(
         r=request.rank,
         lora_alpha=request.alpha,  # type: ignore[arg-type]  # peft says int, and divides
@@ -141,22 +165,39 @@ def _factors(_model: nn.Module, _foundation: Foundation, request: AdapterRequest
     )
 
 
-def _scales(_model: nn.Module, foundation: Foundation, request: AdapterRequest) -> PeftConfig:
+def _scales(model: nn.Module, foundation: Foundation, request: AdapterRequest) -> PeftConfig:
+    not_meant = _not_meant(foundation.family, request)
+    _targeted(model, foundation.family, request, not_meant)
     return IA3Config(
         target_modules=list(request.targets),
         feedforward_modules=[name for name in request.targets if name in foundation.family.feedforward],
-        exclude_modules=_not_meant(foundation.family, request) or None,
+        exclude_modules=not_meant or None,
     )
 
 
 def _bottlenecks(model: nn.Module, foundation: Foundation, request: AdapterRequest) -> PeftConfig:
-    ends = tuple(f".{name}" for name in request.targets)
-    not_meant = tuple(f".{name}" for name in _not_meant(foundation.family, request))
-    modules = [name for name, _ in model.named_modules() if name.endswith(ends) and not name.endswith(not_meant)]
-    if not modules:
-        msg = f"cannot adapt {', '.join(request.targets)}: the model has no such module"
+    modules = _targeted(model, foundation.family, request, _not_meant(foundation.family, request))
+    return _trained_whole(insert(model, "bottleneck", request.rank, list(modules)))
+
+
+def _prompts(model: nn.Module, _foundation: Foundation, request: AdapterRequest) -> PeftConfig:
+    blocks = _names(model, list(blocks_of(backbone_of(model))))
+    return _trained_whole(insert(model, "prompt", request.length, blocks))
+
+
+def _prefixes(model: nn.Module, foundation: Foundation, request: AdapterRequest) -> PeftConfig:
+    family, blocks = foundation.family, list(blocks_of(backbone_of(model)))
+    if not all(cache_of(block) for block in blocks):
+        msg = f"the blocks of this {family.name} take no keys and values but their own: choose another kind, as lora"
         raise ExportError(msg)
-    return LoraConfig(target_modules=DUMMY_TARGET_MODULES, modules_to_save=insert(model, modules, request.rank))
+    if any("window_mask" in family.block(block).context for block in blocks):
+        msg = "a prefix beside windowed attention is not supported: choose another kind, as lora"
+        raise ExportError(msg)
+    return PrefixTuningConfig(num_virtual_tokens=request.length)
+
+
+def _trained_whole(modules: list[str]) -> PeftConfig:
+    return LoraConfig(target_modules=DUMMY_TARGET_MODULES, modules_to_save=modules)
 
 
 def _biases(model: nn.Module, foundation: Foundation, _request: AdapterRequest) -> PeftConfig:
@@ -177,16 +218,18 @@ def _norms(model: nn.Module, foundation: Foundation, _request: AdapterRequest) -
 
 def _whole(model: nn.Module, foundation: Foundation, request: AdapterRequest) -> PeftConfig:
     """The modules that train whole: blocks; for all of them, the norm above as well; for the classifier alone, none."""
-    blocks = list(blocks_of(backbone_of(model)))[request.first_layer(foundation.spec.layers) :]
-    chosen = _walked(model, foundation) if request.kind == "full" else blocks
-    names = _names(model, [module for module in chosen if any(True for _ in module.parameters())])
-    return LoraConfig(target_modules=DUMMY_TARGET_MODULES, modules_to_save=names)
+    blocks = blocks_of(backbone_of(model))
+    outer = [blocks[k] for k in request.layers_of(foundation.spec.layers)]
+    chosen = _walked(model, foundation) if request.kind == "full" else outer
+    return _trained_whole(_names(model, [module for module in chosen if any(True for _ in module.parameters())]))
 
 
 _CONFIGURATIONS: Mapping[str, Callable[[nn.Module, Foundation, AdapterRequest], PeftConfig]] = {
     **dict.fromkeys(FACTORS, _factors),
     "ia3": _scales,
     "bottleneck": _bottlenecks,
+    "prompt": _prompts,
+    "prefix": _prefixes,
     "bias": _biases,
     "layernorm": _norms,
     **dict.fromkeys(("head", "layers", "full"), _whole),
@@ -200,6 +243,30 @@ def _own_targets(kind: str, family: Family) -> tuple[str, ...]:
         msg = f"an adapter of kind {kind} needs targets: export/families/{family.name}.py names none for it"
         raise ExportError(msg)
     return found
+
+
+def _targeted(
+    model: nn.Module, family: Family, request: AdapterRequest, not_meant: Sequence[str] = ()
+) -> dict[str, nn.Module]:
+    """The modules whose names end as the targets do, without those not meant.
+
+    Raises ExportError for a target that there is not (of a family's own, one will do: its models differ), and for a
+    rank that is higher than a matrix has rows or columns.
+    """
+    excluded = tuple(f".{name}" for name in not_meant)
+    inner = {name: module for name, module in model.named_modules() if not name.endswith(excluded)}
+    found = {target: [name for name in inner if f".{name}".endswith(f".{target}")] for target in request.targets}
+    missing = [target for target, names in found.items() if not names]
+    if missing and (len(missing) == len(found) or request.targets != _own_targets(request.kind, family)):
+        msg = f"cannot adapt {', '.join(missing)}: the model has no such module"
+        raise ExportError(msg)
+    targeted = {name: inner[name] for names in found.values() for name in names}
+    for name, module in targeted.items():
+        sides = tuple(module.weight.shape) if isinstance(module, nn.Linear | Conv1D) else ()
+        if sides and request.rank > min(sides):
+            msg = f"a rank of {request.rank} at {name}, a matrix of {sides[0]} x {sides[1]}: give 1 to {min(sides)}"
+            raise ExportError(msg)
+    return targeted
 
 
 def _not_meant(family: Family, request: AdapterRequest) -> list[str]:
@@ -235,6 +302,13 @@ def _freeze(adapted: PeftModel, foundation: Foundation, request: AdapterRequest)
             value.requires_grad_(False)  # noqa: FBT003 - torch takes it by place
 
 
+def block_parts(adapted: PeftModel, family: Family) -> list[Part]:
+    """The blocks, with what the adapter gives each from outside."""
+    parts = [family.block(module) for module in blocks_of(backbone_of(adapted.get_base_model()))]
+    prefixes = prefixes_of(adapted)
+    return [with_prefix(*both) for both in zip(parts, prefixes, strict=True)] if prefixes else parts
+
+
 def named(part: Part) -> dict[str, Named]:
     """The part's parameters by input name: frozen ones first, each in the module's order."""
     copies = tuple(_copies(part.module))
@@ -258,7 +332,7 @@ def _trained(adapted: PeftModel, foundation: Foundation) -> Iterator[tuple[str, 
     """What trains in blocks, norm and classifier, by global name, in walking order."""
     base: Any = adapted.get_base_model()
     family, backbone = foundation.family, backbone_of(base)
-    parts = {f"block.{k}": family.block(module) for k, module in enumerate(blocks_of(backbone))}
+    parts = {f"block.{k}": part for k, part in enumerate(block_parts(adapted, family))}
     if (norm := family.norm(backbone)) is not None:
         parts["norm"] = norm
     if (head := family.heads[foundation.spec.task]) is not None:

@@ -35,6 +35,7 @@ from export.adapters import adapter_arrays
 from export.compress.integers import INTEGER_BITS, MultiplyBackInIntegers
 from export.compress.quantize import FULL_BITS, STORAGES, QuantizeInputs, is_quantized, quantize_tensors
 from export.errors import ExportError
+from export.kinds import beside
 from export.lowering import Canonicalize, serialize
 from export.optimizers import optimizer_graphs
 from export.program import Place, Program, frozen_arrays, uses_vocabulary, vocabulary_matrix
@@ -61,7 +62,7 @@ class ArtifactWriter:
         }
         return Manifest(
             format=FORMAT,
-            model=self.program.adapted.foundation.spec,
+            model=beside(self.program.adapted.request, self.program.adapted.foundation.spec),
             level=level,
             adapter=self._adapter(files),
             context=self._context(files),
@@ -157,7 +158,7 @@ class ArtifactWriter:
         request = self.program.adapted.request
         values = adapter_arrays(self.program.adapted.parameters)
         initial = self._tensors("adapter.safetensors", values, FULL_BITS, files)
-        return AdapterSpec(request.kind, request.rank, request.alpha, request.targets, initial, request.last)
+        return AdapterSpec(request.kind, initial=initial, **request.options)
 
     def _tokenizer(self, files: dict[str, Blob]) -> str:
         path = self.program.adapted.foundation.tokenizer

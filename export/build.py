@@ -21,7 +21,7 @@ from export.errors import ExportError
 from export.evaluate import Rows
 from export.folder import read_manifest
 from export.foundation import Foundation, open_foundation
-from export.kinds import FACTORS
+from export.kinds import FACTORS, beside
 from export.levels import Drop, LevelRequest, resolve_level
 from export.measure import measure
 from export.parity import Oracle, Parity, check_parity, emulator, integers_error, require_parity
@@ -79,8 +79,9 @@ def build(request: BuildRequest, report: Report) -> tuple[Built, ...]:
     """
     foundation = open_foundation(request.model, request.task, request.labels)
     adapter = request.adapter.resolved(foundation)
-    _require_possible(request, foundation, adapter)
-    _require_same(request, foundation.spec, adapter)
+    model = beside(adapter, foundation.spec)
+    _require_possible(request, model, adapter)
+    _require_same(request, model, adapter)
     stages = _Stages(report, _count_stages(request, adapter))
     built: dict[str, Built] = {}
     with staged(request.out) as store:  # first of all: a folder that cannot be written is said at once
@@ -88,13 +89,13 @@ def build(request: BuildRequest, report: Report) -> tuple[Built, ...]:
         start: dict[str, Array] = {}
         for group in _groups(_resolve(request, foundation, adapter, public, stages), adapter.rank):
             rank, surgery = group[0].captured
-            stages.begin("load")
+            stages.begin("load, without dropout" if foundation.dropout else "load")
             adapted = adapt(foundation, adapter.at_rank(rank), request.seed, surgery, public)
             start = start or adapter_arrays(adapted.parameters)
             set_adapter(adapted.parameters, starting_values_at_rank(start, rank))
             built |= _build_group(store, adapted, group, request, public, stages)
         whole = next(one.manifest for one in built.values() if one.manifest.adapter.rank == adapter.rank)
-        _require_same(request, foundation.spec, adapter, whole.files[whole.adapter.initial])
+        _require_same(request, model, adapter, whole.files[whole.adapter.initial])
     return tuple(built[level.name] for level in request.levels)
 
 
@@ -164,19 +165,19 @@ def _build_level(
     return Built(manifest, parity)
 
 
-def _require_possible(request: BuildRequest, foundation: Foundation, adapter: AdapterRequest) -> None:
+def _require_possible(request: BuildRequest, model: ModelSpec, adapter: AdapterRequest) -> None:
     """Raise ExportError for what can be known to be impossible before anything is loaded."""
     names = [level.name for level in request.levels]
     if not names or len(set(names)) != len(names):
         msg = "give one or more levels, each with a name of its own"
         raise ExportError(msg)
-    if not 2 <= foundation.spec.row_tokens(request.tokens) <= foundation.spec.max_tokens:  # noqa: PLR2004 - one token predicts nothing
-        msg = f"cannot measure at {request.tokens} tokens: the model takes 2 to {foundation.spec.max_tokens}"
+    if not 2 <= model.row_tokens(request.tokens) <= model.max_tokens:  # noqa: PLR2004 - one token predicts nothing
+        msg = f"cannot measure at {request.tokens} tokens: the model takes 2 to {model.max_tokens}"
         raise ExportError(msg)
-    layers = foundation.spec.layers
+    layers = model.layers
     for level in request.levels:
-        # As if the last layers mattered most: what trains none of the adapter even then never will.
-        resolve_level(level, layers, adapter.first_layer(layers), influence=range(layers), public_rows=1)
+        # Whatever layers matter most: which of them train does not depend on that.
+        resolve_level(level, layers, adapter.layers_of(layers), influence=range(layers), public_rows=1)
         if level.needs_public and request.public is None:
             msg = f"level {level.name} needs public data: give --public, {WHAT_IT_IS}"
             raise ExportError(msg)
@@ -222,8 +223,8 @@ def _resolve(
     if public is not None and any(level.drop is Drop.IMPORTANCE for level in request.levels):
         stages.begin("influence of layers")
         influence = block_influence(foundation.load(request.seed), public)
-    first, rows = adapter.first_layer(layers), 0 if public is None else len(public)
-    specs = (resolve_level(level, layers, first, influence=influence, public_rows=rows) for level in request.levels)
+    adapted, rows = adapter.layers_of(layers), 0 if public is None else len(public)
+    specs = (resolve_level(level, layers, adapted, influence=influence, public_rows=rows) for level in request.levels)
     return [_Asked(level, spec, _rank(level, adapter)) for level, spec in zip(request.levels, specs, strict=True)]
 
 
@@ -290,6 +291,8 @@ def parse_request(plain: Mapping[str, Any]) -> BuildRequest:
             alpha=float(adapter.get("alpha", 0)),
             targets=tuple(adapter.get("targets") or ()),
             last=int(adapter.get("last", 0)),
+            first=int(adapter.get("first", 0)),
+            length=int(adapter.get("length", 0)),
         ),
         levels=tuple(parse_level(level) for level in plain["levels"]),
         labels=tuple(plain.get("labels") or ()),

@@ -130,7 +130,9 @@ def _add_export(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     group.add_argument("--rank", type=int, default=8, metavar="R", help="rank of its factors (default: 8)")
     group.add_argument("--alpha", type=float, default=16.0, metavar="A", help="scaled by A / R (default: 16)")
     group.add_argument("--targets", type=_names, default=(), metavar="A,B,...", help="modules (default: the family's)")
-    group.add_argument("--last", type=int, default=0, metavar="K", help="blocks that train, for layers")
+    group.add_argument("--first", type=int, default=0, metavar="K", help="first blocks that train, for layers")
+    group.add_argument("--last", type=int, default=0, metavar="K", help="last blocks that train, for layers")
+    group.add_argument("--length", type=int, default=0, metavar="N", help="tokens of a prompt or a prefix")
     group.add_argument("--seed", type=int, default=0, metavar="N", help="draws its starting values (default: 0)")
     group = command.add_argument_group("emulator level")
     group.add_argument("--bits", type=int, default=32, metavar="32|16|8|4", help="of a frozen weight (default: 32)")
@@ -174,13 +176,11 @@ def _export(arguments: argparse.Namespace) -> int:
     begin = time.monotonic()
     with narrated() as show:
         from export.build import build
-        from export.foundation import open_foundation
 
         (built,) = build(request_of(arguments), show)
     if built.parity is not None:
         print(f"largest relative gradient error {built.parity.worst:.1e}")
-    if dropout := open_foundation(arguments.model, TaskType(arguments.task), arguments.labels).dropout:
-        print(f"dropout is zero on devices; config.json has {', '.join(f'{k} {v:g}' for k, v in dropout.items())}")
+    _say_dropout(arguments)
     print(f"level {built.manifest.level.name} is in {arguments.out} after {time.monotonic() - begin:.0f} s")
     return _show(read_artifact(arguments.out))
 
@@ -198,10 +198,18 @@ def _export_ort_training(arguments: argparse.Namespace) -> int:
         parity = write_artifacts(request_of(arguments), show)
     if parity is not None:
         print(f"largest relative error of loss and gradients {parity.worst:.1e}")
+    _say_dropout(arguments)
     files = sorted(arguments.out.iterdir())
     sizes = ", ".join(f"{path.name} ({path.stat().st_size / 1e6:.1f} MB)" for path in files)
     print(f"{sizes} are in {arguments.out} after {time.monotonic() - begin:.0f} s")
     return 0
+
+
+def _say_dropout(arguments: argparse.Namespace) -> None:
+    from export.foundation import open_foundation
+
+    if dropout := open_foundation(arguments.model, TaskType(arguments.task), arguments.labels).dropout:
+        print(f"dropout is zero on devices; config.json has {', '.join(f'{k} {v:g}' for k, v in dropout.items())}")
 
 
 def request_of(arguments: argparse.Namespace) -> BuildRequest:
@@ -225,7 +233,15 @@ def request_of(arguments: argparse.Namespace) -> BuildRequest:
         model=arguments.model,
         task=TaskType(arguments.task),
         out=arguments.out,
-        adapter=AdapterRequest(arguments.adapter, arguments.rank, arguments.alpha, arguments.targets, arguments.last),
+        adapter=AdapterRequest(
+            arguments.adapter,
+            arguments.rank,
+            arguments.alpha,
+            arguments.targets,
+            arguments.last,
+            arguments.first,
+            arguments.length,
+        ),
         levels=(level if level.name else dataclasses.replace(level, name=default_name(level)),),
         labels=arguments.labels,
         tokens=TOKENS if arguments.tokens is None else arguments.tokens,

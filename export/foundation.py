@@ -22,6 +22,7 @@ from torch import nn
 from edge_sdk.wire.manifest import Manifest, ModelSpec, TaskType
 from export.errors import ExportError, UnsupportedError
 from export.families import Family, family_of
+from export.kinds import beside
 from export.parts import backbone_of, classify_last_token, sizes_of
 from export.patches import see_images, stretch_positions
 
@@ -136,7 +137,7 @@ def open_foundation(folder: pathlib.Path, task: TaskType, labels: tuple[str, ...
 def open_same_foundation(folder: pathlib.Path, manifest: Manifest) -> Foundation:
     """Look at the model folder that an artifact was made of. Raises ExportError when it is of another kind or size."""
     foundation = open_foundation(folder, manifest.model.task, manifest.model.labels)
-    if foundation.spec != manifest.model:
+    if beside(manifest.adapter, foundation.spec) != manifest.model:
         msg = f"{folder} is not the model that level {manifest.level.name} was made of: {foundation.spec}"
         raise ExportError(msg)
     return foundation

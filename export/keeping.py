@@ -10,6 +10,7 @@ each value is an edge whose capacity is its size, products with weights are the 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -39,12 +40,15 @@ class Kept:
     floats: int
 
 
-def keep_products(joint: ir.Model, weights: Iterable[str], bits: int) -> Kept:
-    """Cut `joint` (inputs `x`, `dy`, context, `weights`; outputs `y` and gradients), keeping in 32 or 16 bits."""
+def keep_products(joint: ir.Model, weights: Iterable[str], bits: int, tokens: int = 1) -> Kept:
+    """Cut `joint` (inputs `x`, `dy`, context, `weights`; outputs `y` and gradients), keeping in 32 or 16 bits.
+
+    What is kept is counted for rows of so many `tokens`: a block may add tokens of its own to every row.
+    """
     values = _cut(joint, set(weights))
     origin = [value.name or "" for value in values]
     names = tuple(f"kept.{k}" for k in range(len(values)))
-    floats = sum(_numbers(value, tokens=1) for value in values)
+    floats = sum(-(-_numbers(value, tokens) // tokens) for value in values)
     return Kept(_forward(joint, origin, names, bits), _backward(joint, origin, names, bits), names, floats)
 
 
@@ -105,14 +109,17 @@ def _is_product_with(node: ir.Node, weights: set[str]) -> bool:
 
 
 def _numbers(value: ir.Value, tokens: int) -> int:
-    """How many numbers one row of `tokens` tokens has of it, a token. Each value has batch and tokens once, or more."""
+    """How many numbers one row of `tokens` tokens has of it."""
     if value.shape is None:
         msg = f"{value.name} has no shape"
         raise ValueError(msg)
-    factors = [factor for n in value.shape for factor in str(getattr(n, "value", n)).split("*")]
-    numbers = math.prod(int(factor) for factor in factors if factor.isdigit())
-    symbols = sum(not factor.isdigit() for factor in factors)
-    return numbers * int(tokens ** max(symbols - 2, 0))
+    return math.prod(_size(str(getattr(n, "value", n)), tokens) for n in value.shape)
+
+
+@functools.cache
+def _size(dimension: str, tokens: int) -> int:
+    """A dimension, as `2*tokens + 6`, of one row of so many tokens."""
+    return int(eval(dimension, {"__builtins__": {}}, {"batch": 1, "tokens": tokens}))  # noqa: S307 - torch wrote it
 
 
 def _forward(joint: ir.Model, origin: Sequence[str], names: Sequence[str], bits: int) -> ir.Model:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from edge_sdk.wire.manifest import BITS, LevelSpec, Surgery
-from export.compress.depth import most_influential, uniform_layers
+from export.compress.depth import Choice, layers_beside, most_influential, uniform_layers
 from export.errors import ExportError
 
 FLOATING_BITS = (32, 16)
@@ -73,22 +73,24 @@ def default_name(request: LevelRequest) -> str:
 
 
 def resolve_level(
-    request: LevelRequest, total: int, first: int = 0, *, influence: Sequence[float] = (), public_rows: int = 0
+    request: LevelRequest,
+    total: int,
+    adapted: Sequence[int],
+    *,
+    influence: Sequence[float] = (),
+    public_rows: int = 0,
 ) -> LevelSpec:
-    """The level of a model of `total` layers, of which those from `first` on have a part of the adapter, if any.
+    """The level of a model of `total` layers, of which those `adapted` have a part of the adapter.
 
     As yet all layers are held in the same bits. `influence` is that of each layer, by which some may be dropped; a
     refit is on `public_rows` rows. Raises ExportError for a level that cannot be.
     """
-    kept = _kept_layers(request, total, influence)
+    kept = _kept_layers(request, total, adapted, influence)
     last = len(kept) if request.train_last is None else request.train_last
     if not 1 <= last <= len(kept):
         msg = f"cannot train the last {last} of {len(kept)} layers: give 1 to {len(kept)}"
         raise ExportError(msg)
-    trained = tuple(layer for layer in kept[-last:] if layer >= first)
-    if not trained and first < total:
-        msg = f"level {request.name} keeps none of the layers from {first} on, which are those that train: keep more"
-        raise ExportError(msg)
+    trained = tuple(layer for layer in kept if layer in adapted)[-last:]
     if request.tensors_mb is not None and not (request.tensors_mb > 0 and request.bits > min(BITS)):
         bound = f"{request.tensors_mb:g} MB of tensors in {request.bits} bits or fewer"
         msg = f"{bound}: give more MB, and more than {min(BITS)} bits"
@@ -100,10 +102,19 @@ def resolve_level(
         raise ExportError(str(error)) from error
 
 
-def _kept_layers(request: LevelRequest, total: int, influence: Sequence[float]) -> tuple[int, ...]:
-    if request.drop is Drop.UNIFORM:
-        return uniform_layers(total, total if request.layers is None else request.layers)
-    if request.layers is None:
+def _kept_layers(
+    request: LevelRequest, total: int, adapted: Sequence[int], influence: Sequence[float]
+) -> tuple[int, ...]:
+    if request.drop is not Drop.UNIFORM and request.layers is None:
         msg = f"level {request.name} keeps all layers: give how many, where they are dropped by {request.drop.value}"
         raise ExportError(msg)
-    return most_influential(influence, request.layers)
+    choose = _evenly if request.drop is Drop.UNIFORM else _by(influence)
+    return layers_beside(total, total if request.layers is None else request.layers, adapted, choose)
+
+
+def _evenly(layers: Sequence[int], keep: int) -> tuple[int, ...]:
+    return tuple(layers[k] for k in uniform_layers(len(layers), keep))
+
+
+def _by(influence: Sequence[float]) -> Choice:
+    return lambda layers, keep: tuple(layers[k] for k in most_influential([influence[layer] for layer in layers], keep))

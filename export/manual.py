@@ -61,6 +61,7 @@ examples:
   fedpeat export SmolLM2-135M --task causal-lm --out four-files --runtime ort-training --bits 8
   fedpeat export ViT --task image-classification --labels whole,torn --out textile
   fedpeat export SmolLM2-135M --task causal-lm --out blocks --bits 8 --adapter layers --last 6
+  fedpeat export ViT --task image-classification --labels whole,torn --out prompts --adapter prompt --length 10
 
 exit status: 0 exported, 1 the gradients are not torch's, 2 wrong input, 130 stopped; unless 0, nothing is written
 """
@@ -109,8 +110,8 @@ Put a trained adapter into the full model: a PEFT checkpoint.
 
 Tensors that the file lacks (of layers that no device trained) keep their starting values. The checkpoint is loaded
 again and must give the same loss; then a line of JSON tells where it is. Load it with
-peft.PeftModel.from_pretrained(model, DIR). peft has no bottlenecks: before, export.bottleneck.restore(Path(DIR), model)
-puts them into the model.
+peft.PeftModel.from_pretrained(model, DIR). peft has no bottlenecks and no prompts in blocks: before, for these,
+export.inserted.restore(Path(DIR), model) puts them into the model.
 
 exit status: 0 written, 1 the checkpoint, loaded again, is another model, 2 wrong input; unless 0, nothing is written
 """

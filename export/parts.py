@@ -96,12 +96,12 @@ def embed_tokens(tokens: nn.Module) -> Part:
     return Part(tokens, names={"weight": "matrix"})
 
 
-def embed_tokens_and_positions(tokens: nn.Module, positions: nn.Module, first: int = 0) -> Part:
+def embed_tokens_and_positions(tokens: nn.Module, positions: nn.Module, first: int) -> Part:
     """The sum of two embeddings; the first token's position is row `first` of the second."""
     return Part(TokensAndPositions(tokens, positions, first), names={"tokens.weight": "matrix"})
 
 
-def embed_for_encoder(embeddings: nn.Module, first: int = 0) -> Part:
+def embed_for_encoder(embeddings: nn.Module, first: int) -> Part:
     """BERT's module of tokens, positions from row `first`, and types (all of them the first) under a norm."""
 
     def arguments(ids: Tensor, _context: Mapping[str, Tensor]) -> Arguments:

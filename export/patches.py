@@ -159,7 +159,7 @@ class Patches(nn.Module):
         return torch.cat([*before, patches], dim=1) + self.position_embeddings
 
 
-def embed_patches(backbone: Any) -> Part:  # noqa: ANN401
+def embed_patches(backbone: Any, _first: int) -> Part:  # noqa: ANN401
     """The embedding of a vision model, whose configuration has the folder's `scaling`, see `export.foundation`."""
     return Part(Patches(backbone.embeddings, backbone.config.scaling))
 

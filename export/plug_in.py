@@ -15,10 +15,10 @@ from edge_sdk.wire.manifest import Manifest
 from edge_sdk.wire.tensors import Array, read_tensors
 from export.adapters import AdapterRequest, set_adapter
 from export.artifact import new_folder
-from export.bottleneck import note, restore
 from export.errors import ExportError, ParityError
 from export.folder import read_manifest
 from export.foundation import Foundation, first_line, open_same_foundation, quiet
+from export.inserted import note, restore
 from export.parity import draw_batch, torch_loss
 from export.program import Adapted, adapt
 from export.progress import Progress, Report, silent

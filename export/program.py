@@ -14,13 +14,14 @@ from torch import nn
 
 from edge_sdk.wire.manifest import Surgery, TaskType
 from edge_sdk.wire.tensors import Array
-from export.adapters import AdapterRequest, adapter_arrays, adapter_parameters, attach, named
+from export.adapters import AdapterRequest, adapter_arrays, adapter_parameters, attach, block_parts, named
 from export.compress.surgery import WHOLE, operate
 from export.errors import ExportError
 from export.evaluate import Rows
-from export.families import Family
 from export.foundation import Foundation
-from export.parts import Part, backbone_of, blocks_of
+from export.kinds import taken_positions
+from export.parts import Part, backbone_of
+from export.prefix import context_behind
 from export.structures import (
     Captured,
     capture_block,
@@ -116,11 +117,12 @@ def capture_program(adapted: Adapted, report: Report) -> Program:
     family, backbone, width = adapted.foundation.family, adapted.backbone, adapted.foundation.spec.width
     walk = places(adapted)
     image = adapted.foundation.spec.image
-    sizes = sizes_for(adapted.base, image)
+    sizes, row_tokens = sizes_for(adapted.peft_model, image), adapted.foundation.spec.row_tokens(1)
     attention_mask = torch.ones(sizes.batch, sizes.tokens, dtype=torch.int64)
-    context = family.context(backbone, attention_mask)
+    before = taken_positions(adapted.request)
+    context = context_behind(family, backbone, attention_mask, before)
     report("context")
-    context_graph = capture_context(family, backbone, sizes) if context else None
+    context_graph = capture_context(family, backbone, before, sizes) if context else None
     structures: dict[str, Captured] = {}
     for place in walk:
         if place.structure in structures:
@@ -130,7 +132,7 @@ def capture_program(adapted: Adapted, report: Report) -> Program:
             captured = capture_embed(place.part, sizes) if image is None else capture_patches(place.part, image, sizes)
             structures["embed"] = captured
         else:
-            structures[place.structure] = capture_block(place.part, context, width, sizes)
+            structures[place.structure] = capture_block(place.part, context, width, sizes, row_tokens)
     report("loss")
     make_head = family.heads[adapted.foundation.spec.task]
     head = None if make_head is None else make_head(adapted.base)
@@ -164,14 +166,14 @@ def uses_vocabulary(program: Program) -> bool:
 
 def places(adapted: Adapted) -> tuple[Place, ...]:
     """The walk of the full model. Blocks of one structure share their graphs, which know shapes and no values."""
-    return tuple(_walk(adapted.foundation.family, adapted.backbone))
+    return tuple(_walk(adapted))
 
 
-def _walk(family: Family, backbone: Any) -> Iterator[Place]:  # noqa: ANN401
-    yield Place("embed", "embed", family.embed(backbone), None)
+def _walk(adapted: Adapted) -> Iterator[Place]:
+    family, backbone = adapted.foundation.family, adapted.backbone
+    yield Place("embed", "embed", family.embed(backbone, taken_positions(adapted.request)), None)
     structures: dict[tuple[Any, ...], str] = {}
-    for layer, module in enumerate(blocks_of(backbone)):
-        part = family.block(module)
+    for layer, part in enumerate(block_parts(adapted.peft_model, family)):
         number = len(structures) + 1
         structure = structures.setdefault(signature(part), "block" if number == 1 else f"block{number}")
         yield Place(f"block.{layer}", structure, part, layer)

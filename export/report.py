@@ -37,7 +37,8 @@ def _adapter_line(adapter: AdapterSpec) -> str:
     """`lora of rank 8, alpha 16, on q_proj, v_proj`, with what its kind takes."""
     factors = f" of rank {adapter.rank}, alpha {adapter.alpha:g}" if adapter.rank else ""
     targets = f", on {', '.join(adapter.targets)}" if adapter.targets else ""
-    return f"{adapter.kind}{factors}{targets}{f', the last {adapter.last}' if adapter.last else ''}"
+    sizes = {"the first": adapter.first, "the last": adapter.last, "of length": adapter.length}
+    return f"{adapter.kind}{factors}{targets}{''.join(f', {what} {size}' for what, size in sizes.items() if size)}"
 
 
 def family_table(families: Sequence[Family]) -> Table:

@@ -23,6 +23,7 @@ from export.formulas import lean
 from export.keeping import PRECISIONS, Kept, keep_products
 from export.lowering import Canonicalize, FreeRows, lower, restrict, simplify
 from export.parts import Part
+from export.prefix import context_behind
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +52,11 @@ def sizes_for(model: nn.Module, image: ImageSpec | None = None) -> Sizes:
     return Sizes.unlike({n for p in model.parameters() for n in p.shape} | set(image.shape if image else ()))
 
 
-def capture_context(family: Family, backbone: Any, sizes: Sizes) -> ir.Model:  # noqa: ANN401
-    """`attention_mask` (batch, tokens) int64 -> the context tensors by name."""
+def capture_context(family: Family, backbone: Any, before: int, sizes: Sizes) -> ir.Model:  # noqa: ANN401
+    """`attention_mask` (batch, tokens) int64 -> the context tensors by name, the first token at position `before`."""
     return lower(
         capture(
-            lambda t: family.context(backbone, t["attention_mask"]),
+            lambda t: context_behind(family, backbone, t["attention_mask"], before),
             {"attention_mask": torch.ones(sizes.batch, sizes.tokens, dtype=torch.int64)},
             sizes,
         )
@@ -79,9 +80,9 @@ def capture_patches(part: Part, image: ImageSpec, sizes: Sizes) -> Captured:
     return _captured(part, graph, None, {})
 
 
-def capture_block(part: Part, context: Tensors, width: int, sizes: Sizes) -> Captured:
+def capture_block(part: Part, context: Tensors, width: int, sizes: Sizes, tokens: int = 1) -> Captured:
     """`x` (batch, tokens, width) -> `y`; `x`, `dy` -> `dx`, `d.<trained>`, recomputing the forward pass; and both again
-    with activations kept between them.
+    with activations kept between them, counted for rows of so many `tokens`.
 
     Traced once, for tracing is what an export's time goes to; each graph is what it needs of the joint one.
     """
@@ -92,7 +93,7 @@ def capture_block(part: Part, context: Tensors, width: int, sizes: Sizes) -> Cap
     joint = lean(simplify(joint))
     forward = restrict(joint, lambda name: name != "dy", lambda name: name == "y")
     backward = restrict(joint, lambda _: True, lambda name: name != "y")
-    kept = {bits: pair for bits in PRECISIONS if (pair := keep_products(joint, _examples(part), bits)).names}
+    kept = {bits: pair for bits in PRECISIONS if (pair := keep_products(joint, _examples(part), bits, tokens)).names}
     for graph in (forward, backward, *(g for pair in kept.values() for g in (pair.forward, pair.backward))):
         Canonicalize()(graph)
     return _captured(part, forward, backward, kept)

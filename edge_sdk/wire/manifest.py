@@ -179,8 +179,8 @@ class LevelSpec:
 class AdapterSpec:
     """The adapter as peft would configure it. `initial` names the file with its starting values.
 
-    A kind without factors has `rank` 0, `alpha` 0 and no `targets`; `last` is how many blocks train in one of kind
-    `layers`.
+    A kind without factors has `rank` 0, `alpha` 0 and no `targets`; of one of kind `layers`, the `first` and the `last`
+    so many blocks train; of `prompt` or `prefix`, each block has `length` tokens, or keys and values, of its own.
     """
 
     kind: str
@@ -189,6 +189,8 @@ class AdapterSpec:
     targets: tuple[str, ...]
     initial: str
     last: int = 0
+    first: int = 0
+    length: int = 0
 
 
 @dataclass(frozen=True, slots=True)

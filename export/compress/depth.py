@@ -6,9 +6,11 @@ code. Influence is measured by `export.compress.importance`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from export.errors import ExportError
+
+Choice = Callable[[Sequence[int], int], tuple[int, ...]]  # of these layers, so many
 
 
 def uniform_layers(total: int, keep: int) -> tuple[int, ...]:
@@ -24,6 +26,20 @@ def most_influential(influence: Sequence[float], keep: int) -> tuple[int, ...]:
     _require_layers(len(influence), keep)
     ranked = sorted(range(len(influence)), key=lambda layer: (-influence[layer], layer))
     return tuple(sorted(ranked[:keep]))
+
+
+def layers_beside(total: int, keep: int, trained: Sequence[int], choose: Choice) -> tuple[int, ...]:
+    """Which of `total` layers stay when `keep` of them shall, and some are `trained`: those all do, as the emulator is
+    what lies beside them; `choose` chooses of all, where all train or none. Raises ExportError when that is impossible.
+    """
+    frozen = [layer for layer in range(total) if layer not in trained]
+    if not frozen or not trained or not 1 <= keep <= total:
+        return choose(range(total), keep)
+    if keep < len(trained):
+        msg = f"cannot keep {keep} of {total} layers: {len(trained)} of them train, give {len(trained)} to {total}"
+        raise ExportError(msg)
+    beside = choose(frozen, keep - len(trained)) if keep > len(trained) else ()
+    return tuple(sorted({*trained, *beside}))
 
 
 def _require_layers(total: int, keep: int) -> None:

@@ -35,7 +35,8 @@ class Family:
       scales their inputs, a bottleneck comes behind them. `not_feedforward` are others whose names end alike
     - `idle`: how the names of parameters end that the loss does not depend on: where positions are in the hidden state,
       a key's bias shifts all scores of a query alike, and their softmax does not see it
-    - `embed`, `block`, `norm`: parts; `norm` is None where blocks flow into the head directly
+    - `embed`, `block`, `norm`: parts; `embed` is told the position of a row's first token, which texts alone have;
+      `norm` is None where blocks flow into the head directly
     - `context(backbone, attention_mask)`: what all blocks need, by name; (batch, tokens) int64, 1 where a token is
     - `heads`: by task, the classifier as a part, called with (hidden state, attention_mask) -> logits; None where the
       loss is over the vocabulary
@@ -46,7 +47,7 @@ class Family:
     name: str
     model_types: tuple[str, ...]
     targets: tuple[str, ...]
-    embed: Callable[[Any], Part]
+    embed: Callable[[Any, int], Part]
     block: Callable[[nn.Module], Part]
     norm: Callable[[Any], Part | None]
     context: Callable[[Any, Tensor], dict[str, Tensor]]

@@ -11,9 +11,9 @@ from export.families import Family
 from export.parts import DECODER_HEADS, Part, block_with_mask, causal_context, embed_tokens_and_positions
 
 
-def _embed(backbone: Any) -> Part:  # noqa: ANN401 - transformers' modules are typed by attribute
-    decoder = backbone.decoder
-    return embed_tokens_and_positions(decoder.embed_tokens, decoder.embed_positions, decoder.embed_positions.offset)
+def _embed(backbone: Any, first: int) -> Part:  # noqa: ANN401 - transformers' modules are typed by attribute
+    tokens, positions = backbone.decoder.embed_tokens, backbone.decoder.embed_positions
+    return embed_tokens_and_positions(tokens, positions, positions.offset + first)
 
 
 def _norm(backbone: Any) -> Part | None:  # noqa: ANN401

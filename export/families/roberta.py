@@ -29,8 +29,8 @@ class Classifier(nn.Module):
         return logits
 
 
-def _embed(backbone: Any) -> Part:  # noqa: ANN401 - transformers' modules are typed by attribute
-    return embed_for_encoder(backbone.embeddings, backbone.config.pad_token_id + 1)
+def _embed(backbone: Any, first: int) -> Part:  # noqa: ANN401 - transformers' modules are typed by attribute
+    return embed_for_encoder(backbone.embeddings, backbone.config.pad_token_id + 1 + first)
 
 
 def _max_tokens(config: Any) -> int:  # noqa: ANN401

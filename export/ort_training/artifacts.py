@@ -52,7 +52,7 @@ def write_artifacts(request: BuildRequest, report: Report = silent) -> Parity | 
     require_factors(request.adapter.kind)
     foundation = open_foundation(request.model, request.task, request.labels)
     adapter, layers = request.adapter.resolved(foundation), foundation.spec.layers
-    level = resolve_level(asked, layers, adapter.first_layer(layers))
+    level = resolve_level(asked, layers, adapter.layers_of(layers))
     stages = ["environment", "load", "trace", "artifacts", *(["parity"] if request.parity else [])]
 
     def begin(stage: str) -> None:

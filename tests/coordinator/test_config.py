@@ -182,9 +182,9 @@ def test_the_adapter_chooses_the_rule(tmp_path: pathlib.Path, kind: str, rule: R
         ),
         ('name = "int8"', 'name = "a/b"', "levels[1].name is 'a/b'; allowed: letters"),
         ('fleet = "demo"', 'fleet = "a/+"', "fleet is 'a/+'"),
-        ("[training]", '[adapter]\nkind = "prefix"\n[training]', "adapters of kind 'prefix' are not supported; supp"),
-        ("[training]", '[adapter]\nkind = "head"\n[training]', "adapter: an adapter of kind head is for classifiers"),
-        ("[training]", '[adapter]\nkind = "layers"\n[training]', "adapter: an adapter of kind layers needs last"),
+        ("[training]", '[adapter]\nkind = "dora"\n[training]', "adapters of kind 'dora' are not supported; supp"),
+        ("[training]", '[adapter]\nkind = "head"\n[training]', "adapter: an adapter of kind head is for sequence-"),
+        ("[training]", '[adapter]\nkind = "layers"\n[training]', "adapter: an adapter of kind layers needs first or"),
         ("[training]", '[adapter]\nkind = "bias"\ntargets = ["q"]\n[training]', "of kind bias takes no targets"),
         (
             "[training]",

@@ -93,7 +93,7 @@ def export_tiny(
     layers = foundation.spec.layers
     with staged(folder) as store:
         writer = ArtifactWriter(program, store)
-        levels = [resolve_level(level, layers, request.first_layer(layers)) for level in LEVELS]
+        levels = [resolve_level(level, layers, request.layers_of(layers)) for level in LEVELS]
         manifests = {level.name: writer.write(level, 16) for level in levels}
         for manifest in manifests.values():
             write_manifest(store.folder, manifest)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import pathlib
 from typing import Any
 
@@ -18,7 +19,7 @@ from edge_sdk.engine.plan import Plan, choose_plan
 from edge_sdk.engine.train import batch_gradient
 from edge_sdk.engine.walk import Walk
 from edge_sdk.wire.tensors import TensorFile, write_tensors
-from export import bottleneck
+from export import inserted
 from export.adapters import AdapterRequest
 from export.errors import ExportError
 from export.foundation import open_foundation, quiet
@@ -27,19 +28,24 @@ from export.measure import measure
 from export.parity import BOUND, Oracle, check_parity, draw_batch, relative_error, require_parity, torch_loss
 from export.plug_in import plug_in, reload
 from export.program import adapt
+from export.prompt import Prompt
+from export.reference import Batch as Rows
 from export.reference import ReferenceWalk
 from tests.export.conftest import CLASSES, LABELS, LM, Exported, Exports
 from tests.export.test_plug_in import manifest_path, moved_adapter
-from tests.models import tiny_model
+from tests.models import FFN, WIDTH, tiny_model
 
 CASES = {
     "rslora": (AdapterRequest("rslora", 2, 4.0), ("llama",)),
     "ia3": (AdapterRequest("ia3"), ("gpt2", "bert", "deit")),
     "bottleneck": (AdapterRequest("bottleneck", rank=3), ("roberta", "dinov2")),
+    "prompt": (AdapterRequest("prompt", length=3), ("vit", "dinov2")),
+    "prefix": (AdapterRequest("prefix", length=7), ("gpt2", "gpt_neox", "roberta")),
     "bias": (AdapterRequest("bias"), ("opt", "distilbert", "vit")),
     "layernorm": (AdapterRequest("layernorm"), ("qwen3", "bert")),
     "head": (AdapterRequest("head"), ("distilbert",)),
     "layers": (AdapterRequest("layers", last=2), ("llama",)),
+    "outer": (AdapterRequest("layers", first=1, last=1), ("gpt2",)),
     "full": (AdapterRequest("full"), ("gpt2", "bert")),
 }
 LEVELS = ("fp32", "int8", "int8-2layers-last1")
@@ -56,7 +62,7 @@ def trained(request: pytest.FixtureRequest, exports: Exports) -> Exported:
 
 def test_every_kind_is_tested() -> None:
     """Each kind but LoRA itself, which all other tests have, is among the cases."""
-    assert {*CASES, "lora"} == set(KINDS)
+    assert {"lora", *(request.kind for request, _ in CASES.values())} == set(KINDS)
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -87,7 +93,7 @@ def test_every_tensor_learns(trained: Exported) -> None:
 def test_the_checkpoint_is_the_model_that_devices_trained(
     trained: Exported, level: str, tmp_path: pathlib.Path
 ) -> None:
-    """Loaded by peft, a bottleneck's by way of our own loader, it has the loss of the fp32 artifact."""
+    """Loaded by peft, by way of our own loader where peft lacks the kind, it has the loss of the fp32 artifact."""
     start = trained.initial_adapter()
     adapter = {name: start[name] + 0.5 * value for name, value in moved_adapter(trained, level).items()}
     write_tensors(tmp_path / "adapter", adapter)
@@ -96,7 +102,7 @@ def test_the_checkpoint_is_the_model_that_devices_trained(
     foundation = trained.program.adapted.foundation
     batch = draw_batch(foundation, seed=0)
     base = foundation.load(seed=9)
-    bottleneck.restore(out, base)
+    inserted.restore(out, base)
     with quiet(), torch.no_grad():
         model = PeftModel.from_pretrained(base, str(out)).eval()
         loss = torch_loss(model, foundation.spec.task, batch).item()
@@ -215,6 +221,16 @@ def test_layers_are_frozen_below_and_whole_above(exports: Exports) -> None:
     assert [segment.name for segment in last.walk if segment.trains] == ["block.3"]
 
 
+def test_outer_layers_stay_where_others_are_dropped(exports: Exports) -> None:
+    """The first and the last block train, and the emulator is what lies between: a level of two layers is those two."""
+    outer = exports.of("gpt2", CASES["outer"][0])
+    int8, two = outer.manifests["int8"], outer.manifests["int8-2layers-last1"]
+    assert {name.partition("/")[0] for name in int8.adapter_shapes()} == {"block.0", "block.2"}
+    assert [segment.name for segment in int8.walked_back()] == ["block.0", "block.1", "block.2", "norm"]
+    assert [segment.structure for segment in int8.walk] == ["embed", "block", "block2", "block", "norm"]
+    assert (two.level.layers, two.level.trained_layers) == ((0, 2), (2,))
+
+
 def test_full_is_all_blocks_and_the_norm(exports: Exports) -> None:
     """Every tensor between embedding and loss, and neither of those."""
     gpt2 = exports.of("gpt2", CASES["full"][0])
@@ -232,9 +248,68 @@ def test_bottlenecks_stand_where_they_are_asked_for(exports: Exports, tmp_path: 
     both = AdapterRequest("bottleneck", rank=2, targets=("output.dense", "attention.output.dense"))
     adapted = adapt(foundation, both.resolved(foundation), seed=0)
     assert len(adapted.parameters) == 3 * 2 * 4 + len(names_in(roberta, "head"))
-    (tmp_path / bottleneck.FILE).write_text(json.dumps({"rank": 2, "modules": ["roberta.nothing"]}))
-    with pytest.raises(ExportError, match=r"behind roberta\.nothing: it is no projection"):
-        reload(foundation, tmp_path)
+    for module, why in (("roberta.nothing", "no such module"), ("roberta.encoder", "it is no projection")):
+        (tmp_path / inserted.FILE).write_text(json.dumps({"kind": "bottleneck", "size": 2, "modules": [module]}))
+        with pytest.raises(ExportError, match=f"cannot put a bottleneck at {module}: {why}"):
+            reload(foundation, tmp_path)
+
+
+def test_prompts_are_tokens_of_each_block(exports: Exports) -> None:
+    """Every block has tokens of its own, which its output lacks; activations are counted with them."""
+    vit = exports.of("vit", CASES["prompt"][0])
+    manifest = vit.manifests["fp32"]
+    assert names_in(vit, "block.1") == {"prompt.weight"}
+    assert manifest.adapter_shapes()["block.2/prompt.weight"] == (3, WIDTH)
+    tokens = manifest.model.max_tokens
+    kept = (*[WIDTH] * 4, FFN)  # queries, keys, values, what lies between attention and feed-forward, and in the latter
+    floats = sum(math.ceil(numbers * (tokens + 3) / tokens) for numbers in kept)
+    assert {keeping.floats for keeping in manifest.structures["block"].keepings} == {floats}
+
+
+def test_prefixes_are_keys_and_values_of_each_block(exports: Exports) -> None:
+    """Every block has its own, of as many heads as its keys have, and is else as it was."""
+    llama = exports.of("llama", CASES["prefix"][0])
+    assert names_in(llama, "block.1") == {"prefix.key", "prefix.value"}
+    shapes = llama.manifests["fp32"].adapter_shapes()
+    assert shapes["block.3/prefix.value"] == (2, 7, 8)  # heads, length, width of a head
+    int8, files = llama.manifests["int8"], exports["llama"].manifests["int8"].files
+    assert int8.files["block.0.safetensors"] == files["block.0.safetensors"]
+    require_parity(check_parity(Oracle(llama.program.adapted), llama.store, int8))
+
+
+def test_a_prefix_takes_the_first_positions(exports: Exports) -> None:
+    """As in peft, where a prefix was read before: of 64 positions 57 are left, and the longest row takes them all."""
+    gpt2 = exports.of("gpt2", CASES["prefix"][0])
+    manifest = gpt2.manifests["fp32"]
+    assert manifest.model.max_tokens == 57
+    ids = np.random.default_rng(0).integers(0, manifest.model.vocabulary, (2, 57))
+    batch = Rows(ids, np.ones_like(ids), np.zeros(2, np.int64))
+    found = ReferenceWalk(gpt2.store, manifest).run(gpt2.initial_adapter(), batch)
+    model = gpt2.program.adapted.peft_model
+    assert found.loss == pytest.approx(torch_loss(model, manifest.model.task, batch).item(), rel=1e-5)
+    with pytest.raises(ExportError, match="a prefix of length 63 in 64 positions: give 1 to 62"):
+        AdapterRequest("prefix", length=63).resolved(gpt2.program.adapted.foundation)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("distilbert", "the blocks of this distilbert take no keys and values but their own: choose another kind"),
+        ("mistral", "a prefix beside windowed attention is not supported: choose another kind"),
+    ],
+)
+def test_prefixes_that_cannot_be_are_refused(exports: Exports, model: str, message: str) -> None:
+    """Where a block cannot be given any, or would lose sight of them: one line."""
+    task, labels = (CLASSES, LABELS) if model == "distilbert" else (LM, ())
+    foundation = open_foundation(exports.model(model), task, labels)
+    with pytest.raises(ExportError, match=message):
+        adapt(foundation, AdapterRequest("prefix", length=2).resolved(foundation), seed=0)
+
+
+def test_prompts_are_as_many_parameters_as_in_the_papers() -> None:
+    """ViT-B/16 with ten tokens a block and a classifier of 100: FedPEFT's 169,060."""
+    blocks, width, classes = 12, 768, 100
+    assert blocks * sum(p.numel() for p in Prompt(10, width).parameters()) + (width + 1) * classes == 169_060
 
 
 @pytest.mark.parametrize(

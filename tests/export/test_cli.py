@@ -143,10 +143,11 @@ def test_another_kind_and_no_dropout(
     """The classifier alone is exported; that devices train without the model's dropout is said."""
     out = ("--out", str(tmp_path / "artifact"), "--tokens", "16")
     assert main(["export", str(tiny_bert_folder), *CLASSES, "--adapter", "head", *out]) == 0
-    said = capsys.readouterr().out
-    assert "\nhead\n" in said
-    assert "dropout is zero on devices; config.json has " in said
-    assert "hidden_dropout_prob 0.1" in said
+    said = capsys.readouterr()
+    assert "\nhead\n" in said.out
+    assert "dropout is zero on devices; config.json has " in said.out
+    assert "hidden_dropout_prob 0.1" in said.out
+    assert "load, without dropout" in said.err
 
 
 def test_damage_is_found(llama: Exported, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -239,22 +240,38 @@ def test_weights_are_checked(model: pathlib.Path, tmp_path: pathlib.Path, capsys
         (("--layers", "9"), "cannot keep 9 of 4 layers"),
         (("--train-last", "0"), "cannot train the last 0 of 4 layers"),
         (("--level", "../up"), "is no level name"),
-        (("--adapter", "prefix"), "adapters of kind 'prefix' are not supported; supported are lora, rslora, "),
+        (("--adapter", "dora"), "adapters of kind 'dora' are not supported; supported are lora, rslora, "),
+        (("--adapter", "prefix"), "an adapter of kind prefix needs length, how many of them each block gets: give 1"),
         (("--adapter", "bias"), "this llama has no biases: choose another kind, as lora or layernorm"),
         (
             ("--adapter", "bias", "--targets", "q_proj"),
             "an adapter of kind bias takes no targets; those of kind lora, ",
         ),
-        (("--adapter", "head"), "a language model has none: choose another kind"),
-        (("--adapter", "layers"), "an adapter of kind layers needs last"),
+        (
+            ("--adapter", "head"),
+            "an adapter of kind head is for sequence-classification, image-classification, not for causal-lm: choose",
+        ),
+        (("--adapter", "prompt", "--length", "4"), "kind prompt is for image-classification, not for causal-lm"),
+        (("--adapter", "prompt"), "an adapter of kind prompt needs length, how many tokens each block gets"),
+        (
+            ("--adapter", "lora", "--length", "4"),
+            "an adapter of kind lora takes no length; those of kind prompt, prefix do",
+        ),
+        (("--adapter", "layers"), "an adapter of kind layers needs first or last, how many of the first and"),
         (("--adapter", "layers", "--last", "5"), "cannot train the last 5 of 4 blocks: give 1 to 4"),
+        (("--adapter", "layers", "--last", "-1"), "last is -1: give 0 or more"),
+        (("--adapter", "layers", "--first", "2", "--last", "3"), "the first 2 and the last 3 of 4 blocks: give 1 to 4"),
         (("--last", "2"), "an adapter of kind lora takes no last; those of kind layers do"),
-        (("--adapter", "layers", "--last", "1", "--layers", "1"), "keeps none of the layers from 3 on"),
+        (("--adapter", "layers", "--last", "2", "--layers", "1"), "cannot keep 1 of 4 layers: 2 of them train"),
         (("--adapter", "bottleneck", "--targets", "nothing"), "cannot adapt nothing: the model has no such module"),
         (("--adapter", "bottleneck", "--targets", "mlp"), "no projection"),
         (("--adapter", "ia3", "--targets", "embed_tokens"), "cannot adapt embed_tokens"),
         (("--rank", "0"), "a rank of 0"),
+        (("--rank", "17"), "a rank of 17 at model.layers.0.self_attn.v_proj, a matrix of 16 x 32: give 1 to 16"),
+        (("--adapter", "bottleneck", "--rank", "33"), "mlp.down_proj, a matrix of 32 x 48: give 1 to 32"),
         (("--targets", "nothing"), "cannot adapt nothing"),
+        (("--targets", "q_proj,nothing,none"), "cannot adapt nothing, none: the model has no such module"),
+        (("--targets", "lm_head"), "outside the blocks"),
         (("--targets", "embed_tokens"), "outside the blocks"),
         (("--tokens", "1000"), "the model takes 2 to 256"),
         (("--labels", "a,b"), "a causal-lm has none"),

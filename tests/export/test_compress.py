@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -147,7 +149,39 @@ def test_weights_beyond_what_is_held_are_refused(bits: int, largest: float) -> N
 def test_impossible_levels_are_refused(request_: LevelRequest, message: str) -> None:
     """One line that says what is possible."""
     with pytest.raises(ExportError, match=message):
-        resolve_level(request_, 4, influence=range(4), public_rows=16)
+        resolve_level(request_, 4, range(4), influence=range(4), public_rows=16)
+
+
+@pytest.mark.parametrize(
+    ("keep", "adapted", "layers"),
+    [
+        (5, (0, 1, 8, 9), (0, 1, 2, 8, 9)),
+        (7, (0, 1, 8, 9), (0, 1, 2, 4, 7, 8, 9)),
+        (4, (0, 1, 8, 9), (0, 1, 8, 9)),
+        (4, (9,), (0, 4, 8, 9)),
+        (4, (), (0, 3, 6, 9)),
+        (4, range(10), (0, 3, 6, 9)),
+    ],
+)
+def test_layers_go_beside_those_that_train(keep: int, adapted: Sequence[int], layers: tuple[int, ...]) -> None:
+    """Blocks that train whole stay, and the others go evenly; where all have a part of the adapter or none, of all."""
+    level = resolve_level(LevelRequest("a", 8, keep, None), 10, adapted)
+    assert level.layers == layers
+    assert level.trained_layers == tuple(layer for layer in layers if layer in adapted)
+
+
+def test_layers_that_train_stay_whatever_their_influence() -> None:
+    """By importance, too, it is the others that go."""
+    request = LevelRequest("a", 8, 4, None, drop=Drop.IMPORTANCE)
+    level = resolve_level(request, 6, (4, 5), influence=(1, 9, 2, 8, 0, 0))
+    assert level.layers == (1, 3, 4, 5)
+    assert level.trained_layers == (4, 5)
+
+
+def test_layers_that_train_are_not_dropped() -> None:
+    """Fewer layers than those that train are refused, with how many it takes."""
+    with pytest.raises(ExportError, match="cannot keep 3 of 10 layers: 4 of them train, give 4 to 10"):
+        resolve_level(LevelRequest("a", 8, 3, None), 10, (0, 1, 8, 9))
 
 
 def test_levels_are_named_by_what_they_are() -> None:

@@ -306,16 +306,31 @@ def test_a_device_is_killed_between_result_and_receipt(tmp_path: pathlib.Path, t
     assert missing.norm() <= 0.05 * before.norm()
 
 
-@pytest.mark.parametrize("adapter", [{"kind": "bias"}, {"kind": "layers", "last": 2}], ids=["bias", "layers"])
+@pytest.mark.parametrize(
+    ("model", "adapter"),
+    [
+        ("gpt2", {"kind": "layers", "first": 1, "last": 1}),
+        ("deit", {"kind": "prompt", "length": 3}),
+        ("gpt2", {"kind": "prefix", "length": 3}),
+    ],
+    ids=["layers", "prompt", "prefix"],
+)
 def test_another_kind_of_adapter_is_a_line_in_the_configuration(
-    tmp_path: pathlib.Path, adapter: dict[str, Any]
+    tmp_path: pathlib.Path, model: str, adapter: dict[str, Any]
 ) -> None:
-    """The same fleet trains biases, or whole blocks; every tensor of the adapter is another one after a round."""
-    levels = [{"name": "fp32", "bits": 32}, {"name": "int8-last1", "bits": 8, "train_last": 1}]
-    rounds = {"count": 1, "devices": 2, "quorum": 2}
-    model = tiny_model("gpt2", tmp_path / "model")
-    fleet = Fleet(tmp_path, built(tmp_path, model, adapter=adapter, levels=levels, rounds=rounds), MemoryBroker())
-    with fleet.device("a"), fleet.device("b"):
+    """The same fleet trains whole blocks, prompts, prefixes; after a round every tensor is another one."""
+    folder = tiny_model(model, tmp_path / "model")
+    changes: dict[str, Any] = {
+        "adapter": adapter,
+        "levels": [{"name": "fp32", "bits": 32}, {"name": "int8-last1", "bits": 8, "train_last": 1}],
+        "rounds": {"count": 1, "devices": 2, "quorum": 2},
+    }
+    data: dict[str, Any] = {}
+    if model == "deit":
+        changes["model"] = {"dir": str(folder), "task": "image-classification", "labels": ["dark", "grey", "bright"]}
+        data["data"] = image_data(tmp_path / "images")
+    fleet = Fleet(tmp_path, built(tmp_path, folder, **changes), MemoryBroker())
+    with fleet.device("a", **data), fleet.device("b", **data):
         assert fleet.serve() is State.DONE
     history = fleet.history()
     assert load_config(tmp_path / "coordinator.toml").aggregation.rule is Rule.MEAN
