@@ -60,11 +60,12 @@ class PolicyName(enum.Enum):
     CAFF = "caff"
 
 
-class HeldOutKind(enum.Enum):
-    """What the held-out data is, with the names that devices use for theirs."""
+class DataKind(enum.Enum):
+    """What the coordinator's own data is, with the names that devices use for theirs."""
 
     TEXT_FOLDER = "text-folder"
     CSV = "csv"
+    JSON_LINES = "json-lines"
     TOKEN_ARRAYS = "token-arrays"  # noqa: S105 - tokens of a text
     IMAGE_FILES = "image-files"
     IMAGE_ARRAYS = "image-arrays"
@@ -188,7 +189,7 @@ class EvaluationConfig:
     """Held-out data at `path`, of which at most `rows` rows are used; text and label columns matter to `csv` alone."""
 
     path: pathlib.Path
-    kind: HeldOutKind = HeldOutKind.TEXT_FOLDER
+    kind: DataKind = DataKind.TEXT_FOLDER
     rows: int = number(1, 1_000_000, 64)
     text_column: str = "text"
     label_column: str = "label"
@@ -252,7 +253,7 @@ def _complaints(config: Config) -> dict[str, bool]:
     names = [level.name for level in config.levels]
     task, rounds, adapter, rule = config.model.task, config.rounds, config.adapter, config.aggregation.rule
     codec, rules = config.training.delta_codec, rules_for(adapter.kind)
-    no_adapter = why_not(adapter.kind, adapter.targets, adapter.last, classifies=task is not TaskType.CAUSAL_LM)
+    no_adapter = why_not(adapter.kind, adapter.targets, adapter.last, classifies=task.classifies)
     complaints = {
         "at least one [[levels]] table is needed": not names,
         f"levels share a name: {', '.join(names)}": len(set(names)) != len(names),
@@ -263,9 +264,9 @@ def _complaints(config: Config) -> dict[str, bool]:
             bool(names) and all(0 < level.rank < adapter.rank for level in config.levels)
         ),
         f"model.labels are needed, two or more, for {task.value}": (
-            task is not TaskType.CAUSAL_LM and len(config.model.labels) < 2  # noqa: PLR2004 - a choice needs two
+            task.classifies and len(config.model.labels) < 2  # noqa: PLR2004 - a choice needs two
         ),
-        "model.labels are for a classification": task is TaskType.CAUSAL_LM and bool(config.model.labels),
+        "model.labels are for a classification": not task.classifies and bool(config.model.labels),
         f"rounds.min_devices is {rounds.min_devices}, more than rounds.devices": rounds.min_devices > rounds.devices,
         f"rounds.quorum is {rounds.quorum}, more than rounds.devices": rounds.quorum > rounds.devices,
         "training.warmup_steps is more than training.steps": config.training.warmup_steps > config.training.steps,

@@ -11,7 +11,6 @@ import torch
 from peft import PeftModel
 from torch import nn
 
-from edge_sdk.wire.manifest import TaskType
 from edge_sdk.wire.tensors import Array
 from export.adapters import AdapterRequest, adapter_parameters, attach, named
 from export.errors import ExportError
@@ -107,9 +106,10 @@ def capture_program(adapted: Adapted, report: Report) -> Program:
         else:
             structures[place.structure] = capture_block(place.part, context, width, sizes)
     report("loss")
-    make_head = family.heads[adapted.foundation.spec.task]
+    task = adapted.foundation.spec.task
+    make_head = family.heads[task]
     head = None if make_head is None else make_head(adapted.base)
-    step = None if head is None else capture_step(head, width, sizes)
+    step = None if head is None else capture_step(head, width, sizes, labels_tokens=task.labels_tokens)
     vocabulary = {} if head is not None else vocabulary_graphs(width)
     return Program(adapted, context_graph, structures, walk, vocabulary, step, head)
 
@@ -134,7 +134,7 @@ def vocabulary_matrix(adapted: Adapted) -> tuple[nn.Parameter, bool]:
 
 def uses_vocabulary(program: Program) -> bool:
     """Whether the loss is over the vocabulary."""
-    return program.adapted.foundation.spec.task is TaskType.CAUSAL_LM
+    return not program.adapted.foundation.spec.task.classifies
 
 
 def places(adapted: Adapted) -> tuple[Place, ...]:

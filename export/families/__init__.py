@@ -37,8 +37,8 @@ class Family:
       a key's bias shifts all scores of a query alike, and their softmax does not see it
     - `embed`, `block`, `norm`: parts; `norm` is None where blocks flow into the head directly
     - `context(backbone, attention_mask)`: what all blocks need, by name; (batch, tokens) int64, 1 where a token is
-    - `heads`: by task, the classifier as a part, called with (hidden state, attention_mask) -> logits; None where the
-      loss is over the vocabulary
+    - `heads`: by task, the classifier as a part, called with (hidden state, attention_mask) -> logits, of each row or
+      each token; None where the loss is over the vocabulary
     - `check(config)`: None, or why a model with this configuration is not supported
     - `max_tokens(config)`: how long a row can be; of a vision model, how long every row is
     """

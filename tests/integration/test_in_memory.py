@@ -53,6 +53,7 @@ from tests.integration.conftest import (
     device_table,
     image_data,
     wait_until,
+    word_data,
 )
 from tests.models import tiny_model
 
@@ -216,6 +217,30 @@ def test_a_fleet_learns_from_images(tmp_path: pathlib.Path, tiny_images: Tiny) -
     assert history.results[-1].report.loss_after < history.results[0].report.loss_before
     kinds = {kind: history.evaluated(ROUNDS)[kind] for kind in (FULL, EMULATOR)}
     assert all(row.accuracy is not None and row.rows == 8 for row in kinds.values())
+
+
+def test_a_fleet_learns_labels_of_words(tmp_path: pathlib.Path) -> None:
+    """By configuration alone: a device that has labelled words learns from them; accuracy over tokens is measured."""
+    model = {"dir": str(tiny_model("bert", tmp_path / "model")), "task": "token-classification"}
+    changes = {
+        "model": {**model, "labels": ["short", "long"]},
+        "adapter": {"rank": 2, "alpha": 4},
+        "levels": [{"name": "int8", "bits": 8}],
+        "rounds": {"count": 1, "devices": 1, "deadline_s": 60.0},
+        "training": {"steps": 12, "batch": 4, "tokens": TOKENS, "learning_rate": 3e-2},
+        "evaluation": {**word_data(tmp_path / "held-out.jsonl"), "rows": 8},
+    }
+    fleet = Fleet(tmp_path, built(tmp_path, tmp_path / "model", **changes), MemoryBroker())
+    with fleet.device("a", data=word_data(tmp_path / "words.jsonl")):
+        assert fleet.serve() is State.DONE
+    history = fleet.history()
+    (row,) = history.results
+    assert row.report.loss_after < row.report.loss_before
+    before, after = (history.evaluated(version) for version in (0, 1))
+    for kind in (FULL, EMULATOR):
+        assert after[kind].loss < before[kind].loss
+        assert (after[kind].accuracy or 0) > 0.6
+    assert after[FULL].loss == pytest.approx(after[EMULATOR].loss, rel=2e-2)
 
 
 def test_a_run_over_a_network_that_loses_repeats_and_swaps(tmp_path: pathlib.Path, tiny: Tiny) -> None:
