@@ -14,7 +14,7 @@ from edge_sdk.wire.codecs import NEEDS_RESIDUAL
 from edge_sdk.wire.manifest import BITS, NAME, TaskType
 from edge_sdk.wire.messages import MAX_BATCH, MAX_STEPS, MAX_TOKENS, DeltaCodec, OptimizerKind, Schedule
 from edge_sdk.wire.settings import SettingsError, matching, number, read_settings
-from edge_sdk.wire.topics import FLEET, NAME_RULE
+from edge_sdk.wire.topics import DEVICE, FLEET, NAME_RULE
 from export.kinds import FACTORS, why_not
 
 MAX_DEVICES = 10_000
@@ -196,6 +196,24 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ParticipantConfig:
+    """This machine as one more device of the fleet, called `device`, on public data at `path`.
+
+    `budget` and `quota`, sizes like 256MB, and the data's fields are as in `device.toml`. `threads` 0: all cores. It
+    counts among `rounds.devices`, and no round opens without it.
+    """
+
+    budget: str
+    path: pathlib.Path
+    kind: DataKind = DataKind.TEXT_FOLDER
+    text_column: str = "text"
+    label_column: str = "label"
+    device: str = matching(DEVICE, NAME_RULE, "server")
+    threads: int = number(0, 256, 0)
+    quota: str = "8GB"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """All of `coordinator.toml`. `out` is the run's folder: artifact, ledger, report."""
 
@@ -211,9 +229,10 @@ class Config:
     aggregation: AggregationConfig = AggregationConfig()
     policy: PolicyConfig = PolicyConfig()
     evaluation: EvaluationConfig | None = None
+    participant: ParticipantConfig | None = None
 
     def digest(self) -> str:
-        """What makes two configurations the same run: all but where it runs and how it waits.
+        """What makes two configurations the same run: all but where it runs, with whom, and how it waits.
 
         A run may be continued on another broker or with more patience, and may be made longer.
         """
@@ -221,6 +240,7 @@ class Config:
             self,
             out=pathlib.Path(),
             broker=BrokerConfig(),
+            participant=None,
             rounds=RoundsConfig(count=1, devices=1),
             model=dataclasses.replace(self.model, dir=self.model.dir.resolve()),
         )

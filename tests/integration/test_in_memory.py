@@ -349,3 +349,39 @@ def test_another_kind_of_adapter_is_a_line_in_the_configuration(
     before, after = (read_tensors(store.path(one.sha256)) for one in history.adapters)
     assert before.keys() == after.keys()
     assert not {name for name in before if np.array_equal(before[name], after[name])}
+
+
+PLAIN: dict[str, Any] = {"adapter": {"kind": "full"}, "levels": [{"name": "model"}]}
+CASES: dict[str, dict[str, Any]] = {  # of FedPEAT, by what trains of which model
+    "emulator, adapter": {"levels": [{"name": "int8", "bits": 8}]},
+    "model, adapter": {"levels": [{"name": "fp32"}]},
+    "model, all of it": PLAIN,
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_fedpeats_three_cases_are_one_configuration(tmp_path: pathlib.Path, tiny: Tiny, case: str) -> None:
+    """An emulator with an adapter, the model with one, all of the model: one device's result is the next version."""
+    changes = CASES[case]
+    if changes is PLAIN:
+        tiny = built(tmp_path, tiny_model("gpt2", tmp_path / "model"), **changes)
+        changes = {}
+    fleet = Fleet(tmp_path, tiny, MemoryBroker())
+    with fleet.device("a"):
+        assert fleet.serve(**changes, rounds={"count": 1, "devices": 1, "deadline_s": 60.0}) is State.DONE
+    history, config = fleet.history(), load_config(tmp_path / "coordinator.toml")
+    store, received = BlobStore(tmp_path / "out" / "artifact"), BlobStore(received_folder(config))
+    before, after = (read_tensors(store.path(one.sha256)) for one in history.adapters)
+    (row,) = history.results
+    delta = decode_delta(received.read(Blob(row.sha256, row.size_bytes)), row.size_bytes)[1].tensors
+    assert row.level == config.levels[0].name
+    assert delta.keys() == before.keys()
+    if config.aggregation.rule is Rule.MEAN:
+        assert all(name in before for name in ("block.0/attn.c_attn.weight", "norm/weight"))
+        for name, array in after.items():
+            np.testing.assert_allclose(array, before[name] + delta[name], atol=1e-6)
+    else:
+        for name in (name for name in before if name.endswith("lora_A")):
+            other = name.replace("lora_A", "lora_B")
+            product = (before[other] + delta[other]) @ (before[name] + delta[name])
+            np.testing.assert_allclose(after[other] @ after[name], product, atol=1e-6)
