@@ -14,7 +14,7 @@ from edge_sdk.wire.codecs import NEEDS_RESIDUAL
 from edge_sdk.wire.manifest import BITS, NAME, TaskType
 from edge_sdk.wire.messages import MAX_BATCH, MAX_STEPS, MAX_TOKENS, DeltaCodec, OptimizerKind, Schedule
 from edge_sdk.wire.settings import SettingsError, matching, number, read_settings
-from edge_sdk.wire.topics import FLEET, NAME_RULE
+from edge_sdk.wire.topics import DEVICE, FLEET, NAME_RULE
 from export.kinds import FACTORS, why_not
 from export.levels import Drop
 
@@ -61,11 +61,12 @@ class PolicyName(enum.Enum):
     CAFF = "caff"
 
 
-class HeldOutKind(enum.Enum):
-    """What the held-out data is, with the names that devices use for theirs."""
+class DataKind(enum.Enum):
+    """What the coordinator's own data is, with the names that devices use for theirs."""
 
     TEXT_FOLDER = "text-folder"
     CSV = "csv"
+    JSON_LINES = "json-lines"
     TOKEN_ARRAYS = "token-arrays"  # noqa: S105 - tokens of a text
     IMAGE_FILES = "image-files"
     IMAGE_ARRAYS = "image-arrays"
@@ -213,10 +214,28 @@ class EvaluationConfig:
     """Held-out data at `path`, of which at most `rows` rows are used; text and label columns matter to `csv` alone."""
 
     path: pathlib.Path
-    kind: HeldOutKind = HeldOutKind.TEXT_FOLDER
+    kind: DataKind = DataKind.TEXT_FOLDER
     rows: int = number(1, 1_000_000, 64)
     text_column: str = "text"
     label_column: str = "label"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParticipantConfig:
+    """This machine as one more device of the fleet, called `device`, on public data at `path`.
+
+    `budget` and `quota`, sizes like 256MB, and the data's fields are as in `device.toml`. `threads` 0: all cores. It
+    counts among `rounds.devices`, and no round opens without it.
+    """
+
+    budget: str
+    path: pathlib.Path
+    kind: DataKind = DataKind.TEXT_FOLDER
+    text_column: str = "text"
+    label_column: str = "label"
+    device: str = matching(DEVICE, NAME_RULE, "server")
+    threads: int = number(0, 256, 0)
+    quota: str = "8GB"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -236,9 +255,10 @@ class Config:
     policy: PolicyConfig = PolicyConfig()
     evaluation: EvaluationConfig | None = None
     public: PublicConfig | None = None
+    participant: ParticipantConfig | None = None
 
     def digest(self) -> str:
-        """What makes two configurations the same run: all but where it runs and how it waits.
+        """What makes two configurations the same run: all but where it runs, with whom, and how it waits.
 
         A run may be continued on another broker or with more patience, and may be made longer.
         """
@@ -246,6 +266,7 @@ class Config:
             self,
             out=pathlib.Path(),
             broker=BrokerConfig(),
+            participant=None,
             rounds=RoundsConfig(count=1, devices=1),
             model=dataclasses.replace(self.model, dir=self.model.dir.resolve()),
         )
@@ -289,9 +310,9 @@ def _complaints(config: Config) -> dict[str, bool]:
             bool(names) and all(0 < level.rank < adapter.rank for level in config.levels)
         ),
         f"model.labels are needed, two or more, for {task.value}": (
-            task is not TaskType.CAUSAL_LM and len(config.model.labels) < 2  # noqa: PLR2004 - a choice needs two
+            task.classifies and len(config.model.labels) < 2  # noqa: PLR2004 - a choice needs two
         ),
-        "model.labels are for a classification": task is TaskType.CAUSAL_LM and bool(config.model.labels),
+        "model.labels are for a classification": not task.classifies and bool(config.model.labels),
         f"rounds.min_devices is {rounds.min_devices}, more than rounds.devices": rounds.min_devices > rounds.devices,
         f"rounds.quorum is {rounds.quorum}, more than rounds.devices": rounds.quorum > rounds.devices,
         f"rounds.quorum is {rounds.quorum}, more than rounds.participants": 0 < rounds.participants < rounds.quorum,

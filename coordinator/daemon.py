@@ -375,4 +375,5 @@ class Daemon:
             tasks=TaskMaker(self._ledger.run, training, self._config.aggregation.rule),
             levels=tuple(built.level(training.delta_codec) for built in levels.values()),
             artifacts={name: built.blob for name, built in levels.items()},
+            needed=frozenset({self._config.participant.device} if self._config.participant else ()),
         )

@@ -101,6 +101,8 @@ class Evaluator:
             labels = io.StringIO()
             csv.writer(labels, lineterminator="").writerow(manifest.model.labels)
             words.append(f"--labels={labels.getvalue()}")
+        if manifest.model.task.labels_tokens:
+            words.append("--labels-tokens")
         if manifest.model.image is not None:
             words.append(f"--image={manifest.model.image}")
         return [sys.executable, "-m", "edge_sdk.prepare", *map(str, words)]

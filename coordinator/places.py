@@ -17,6 +17,11 @@ def received_folder(config: Config) -> pathlib.Path:
     return config.out / "received"
 
 
+def participant_folder(config: Config) -> pathlib.Path:
+    """This machine as a device: its configuration, store and log."""
+    return config.out / "participant"
+
+
 def ledger_path(config: Config) -> pathlib.Path:
     """The ledger."""
     return config.out / "ledger.sqlite"

@@ -75,12 +75,16 @@ TOO_LARGE: Final = {  # answers after which the device may be given a smaller le
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What does not change in a run: `artifacts` are the manifests of the `levels`, which are best first."""
+    """What does not change in a run: `artifacts` are the manifests of the `levels`, which are best first.
+
+    No round opens without all of the `needed` devices.
+    """
 
     rounds: RoundsConfig
     tasks: TaskMaker
     levels: tuple[Level, ...]
     artifacts: dict[str, Blob]
+    needed: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,9 +297,9 @@ class Rounds(Generic[S]):
                 return
 
     def _open_if_ready(self, now_s: float) -> Iterator[Instruction]:
-        rounds, online = self._plan.rounds, len(self.fleet.online())
-        patient = now_s < self._wait_until_s
-        if online < (rounds.devices if patient else rounds.min_devices):
+        rounds, here = self._plan.rounds, {device.hello.device for device in self.fleet.online()}
+        online, patient = len(here), now_s < self._wait_until_s
+        if online < (rounds.devices if patient else rounds.min_devices) or not self._plan.needed <= here:
             return
         if patient and self.attempt > 1:
             return  # a round that came to nothing is not repeated at once

@@ -21,6 +21,7 @@ from coordinator.daemon import Daemon
 from coordinator.history import History, read_history
 from coordinator.jobs import Done, Failed, Jobs, Line, Progress
 from coordinator.ledger import Ledger
+from coordinator.participant import Participant
 from coordinator.places import ledger_path, received_folder
 from coordinator.report import checks, make_report
 from coordinator.round_states import State
@@ -118,13 +119,21 @@ def _broker(config: Config, screen: Screen, stack: contextlib.ExitStack) -> tupl
 
 
 def _rounds(config: Config, artifact: Artifact, ledger: Ledger, house: House, url: str) -> State:
-    transport = MqttTransport(url, f"{config.fleet}/coordinator")
-    try:
+    with contextlib.ExitStack() as stack:
+        transport = MqttTransport(url, f"{config.fleet}/coordinator")
+        stack.callback(transport.close)
+        participant = Participant(config, config.participant, url) if config.participant else None
+        if participant is not None:
+            stack.callback(participant.close)
+
+        def keep() -> None:
+            house.keep()
+            if participant is not None:
+                participant.keep()
+
         daemon = Daemon(config, artifact, ledger, transport, house.jobs, house.screen)
         with house.screen:
-            state = daemon.run(lambda: house.stop.signal != 0, house.keep)
-    finally:
-        transport.close()
+            state = daemon.run(lambda: house.stop.signal != 0, keep)
     if state is State.STOPPED:
         raise Stopped
     return state

@@ -223,5 +223,6 @@ VALUES: Final = {
     "RefusalReason.not-finite": "a tensor has an infinity, a NaN, or a number beyond `MAX_CHANGE`",
     "TaskType.causal-lm": "language model",
     "TaskType.sequence-classification": "classifier of rows",
+    "TaskType.token-classification": "classifier of tokens",
     "TaskType.image-classification": "classifier of images",
 }

@@ -269,7 +269,13 @@ class Agent:
             delta=str(self._work / "delta"),
             prepare=tuple(
                 prepare.command(
-                    config.data, tokenizer, task.tokens, manifest.model.labels, tokens, image=manifest.model.image
+                    config.data,
+                    tokenizer,
+                    task.tokens,
+                    manifest.model.labels,
+                    tokens,
+                    image=manifest.model.image,
+                    labels_tokens=manifest.model.task.labels_tokens,
                 )
             ),
             budget_bytes=config.budget_bytes,
@@ -310,7 +316,8 @@ def _tokens_name(manifest: Manifest, tokens: int) -> str:
     """The folder for the private data as this model takes it: levels of one model share it."""
     tokenizer = manifest.files[manifest.tokenizer].sha256 if manifest.tokenizer else ""
     model = manifest.model
-    return hashlib.sha256(repr((tokenizer, tokens, model.labels, model.image)).encode()).hexdigest()[:16]
+    parts = (tokenizer, tokens, model.labels, model.image, model.task.labels_tokens)
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
 def _hello(config: DeviceConfig, session: str) -> Hello:

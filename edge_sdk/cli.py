@@ -94,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("prepare", help="make a token or image folder from private data")
     _add_artifact(command)
-    kinds = ("text-folder", "csv", "token-arrays", "image-files", "image-arrays", "idx")
+    kinds = ("text-folder", "csv", "json-lines", "token-arrays", "image-files", "image-arrays", "idx")
     command.add_argument("--kind", choices=kinds, required=True)
     command.add_argument("--path", type=pathlib.Path, required=True, help="of the folder or file")
     command.add_argument("--text-column", default="text", help="of the CSV")
@@ -277,6 +277,7 @@ def _prepare(arguments: argparse.Namespace) -> int:
         labels=model.labels,
         max_rows=arguments.rows,
         image=model.image,
+        labels_tokens=model.task.labels_tokens,
     )
     print(json.dumps(dataclasses.asdict(found)))
     return 0

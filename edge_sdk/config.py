@@ -9,7 +9,7 @@
     quota = "8GB"                   # of the store
     provider = "cpu"                # or "cuda", where the installed onnxruntime has it
     [data]
-    kind = "text-folder"            # or "csv", "token-arrays"; "image-files", "image-arrays", "idx"
+    kind = "text-folder"            # or "csv", "json-lines", "token-arrays"; "image-files", "image-arrays", "idx"
     path = "texts"
 
 How it is read: `edge_sdk.wire.settings`.
@@ -38,12 +38,13 @@ MAX_THREADS: Final = 256
 
 
 class DataKind(enum.Enum):
-    """What the private data is: a folder of text files, a CSV file with a label per row, or .npy token arrays; a folder
-    of pictures for each class, .npy image arrays, or a file in the format of MNIST.
+    """What the private data is: a folder of text files, a CSV file with a label per row, lines of JSON with a label for
+    each word, or .npy token arrays; a folder of pictures for each class, .npy image arrays, a file in MNIST's format.
     """
 
     TEXT_FOLDER = "text-folder"
     CSV = "csv"
+    JSON_LINES = "json-lines"
     TOKEN_ARRAYS = "token-arrays"  # noqa: S105 - tokens of a text
     IMAGE_FILES = "image-files"
     IMAGE_ARRAYS = "image-arrays"

@@ -6,7 +6,8 @@ A **token folder** is what any tool can write with `numpy.save`:
 
     ids.npy       (rows, tokens) int32    padded on the right
     lengths.npy   (rows,) int32           tokens of each row that count, from 0 to `tokens`
-    labels.npy    (rows,) int64           the class of each row; only for a classifier
+    labels.npy    (rows,) int64           the class of each row; only for a classifier of rows
+                  (rows, tokens) int64    the class of each token, -100 where it has none; only for one of tokens
 
 and so is an **image folder**:
 
@@ -32,7 +33,7 @@ from edge_sdk.engine.batch import Batch, image_batch
 from edge_sdk.errors import ConfigError, DataError
 from edge_sdk.images import check_images, fitted
 from edge_sdk.wire.blobs import sync_file, sync_folder
-from edge_sdk.wire.manifest import ImageSpec, ModelSpec
+from edge_sdk.wire.manifest import IGNORED, ImageSpec, ModelSpec
 from edge_sdk.wire.tensors import Array
 
 NOTE = "prepared.json"  # what `edge_sdk.prepare` remembers about the folder
@@ -48,7 +49,7 @@ MAX_HELD_ASIDE = 64  # rows: evaluating twice a task must stay cheap beside trai
 class TokenFolder:
     """A token folder, memory-mapped: `ids` (rows, tokens) int32, `lengths` (rows,) int32, `labels` (rows,) int64.
 
-    `labels` is empty for a language model.
+    `labels` is empty for a language model, and (rows, tokens) where each token has one.
     """
 
     path: pathlib.Path
@@ -68,19 +69,37 @@ class TokenFolder:
 
     def usable(self) -> Array:
         """Indices of the rows that can be learned from: a language model predicts from the second token on."""
-        return np.flatnonzero(self.lengths >= (1 if len(self.labels) else 2))
+        if self.labels.ndim == 1:
+            return np.flatnonzero(self.lengths >= (1 if len(self.labels) else 2))
+        predicts = [(_at_tokens(self.labels[rows], self.lengths[rows]) != IGNORED).any(axis=1) for rows in self.parts()]
+        return np.flatnonzero(np.concatenate(predicts))
+
+    def parts(self) -> Iterator[slice]:
+        """All rows, some at a time, whose pages are given back when the next are asked for."""
+        at_once = max(1, CHECK_BYTES // (4 * self.tokens))
+        for begin in range(0, len(self), at_once):
+            yield slice(begin, begin + at_once)
+            self.evict()
 
     def batch(self, rows: Array, tokens: int) -> Batch:
         """These rows, as int64, cut at `tokens` and at the longest of them. Raises IndexError."""
         ids = self.ids[rows, :tokens].astype(np.int64)
         mask = (np.arange(ids.shape[1]) < self.lengths[rows][:, None]).astype(np.int64)
         labels = self.labels[rows] if len(self.labels) else np.zeros(0, np.int64)
+        if labels.ndim > 1:
+            labels = _at_tokens(labels[:, :tokens], self.lengths[rows])
         self.evict()
         return Batch(ids, mask, labels).rows(0, len(ids))
 
     def evict(self) -> None:
         """Give the pages of the mapping back: a pass over a large folder must not count against the budget."""
         evict_pages(self.ids)
+        evict_pages(self.labels)
+
+
+def _at_tokens(labels: Array, lengths: Array) -> Array:
+    """`labels` (rows, tokens) of the tokens that count; none behind them, whatever the file has there."""
+    return np.where(np.arange(labels.shape[1]) < lengths[:, None], labels, IGNORED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +150,7 @@ def open_rows(path: pathlib.Path, model: ModelSpec) -> Rows:
     """Open and check the folder of a model's rows, of the kind that it takes. Raises DataError."""
     if model.image is not None:
         return open_image_folder(path, len(model.labels), model.image, model.max_tokens)
-    return open_token_folder(path, len(model.labels), model.vocabulary)
+    return open_token_folder(path, len(model.labels), model.vocabulary, labels_tokens=model.task.labels_tokens)
 
 
 def open_image_folder(path: pathlib.Path, classes: int, spec: ImageSpec, tokens: int) -> ImageFolder:
@@ -148,8 +167,8 @@ def open_image_folder(path: pathlib.Path, classes: int, spec: ImageSpec, tokens:
 
 def map_image_folder(path: pathlib.Path) -> tuple[Array, Array]:
     """Map images and labels, and check all that does not depend on the model."""
-    images = _array(path / "images.npy", np.uint8, 4, IMAGE_FOLDER)
-    labels = _array(path / "labels.npy", np.int64, 1, IMAGE_FOLDER)
+    images = _array(path / "images.npy", np.uint8, (4,), IMAGE_FOLDER)
+    labels = _array(path / "labels.npy", np.int64, (1,), IMAGE_FOLDER)
     if not images.size or len(labels) != len(images):
         msg = f"{path}: images {images.shape} and labels {labels.shape} do not fit together"
         raise DataError(msg)
@@ -164,8 +183,10 @@ def write_image_folder(path: pathlib.Path, images: Array, labels: Array) -> None
         map_image_folder(making)
 
 
-def open_token_folder(path: pathlib.Path, classes: int, vocabulary: int) -> TokenFolder:
+def open_token_folder(path: pathlib.Path, classes: int, vocabulary: int, *, labels_tokens: bool = False) -> TokenFolder:
     """Open and check a token folder for a model with so many classes (0: a language model) and token ids.
+
+    With `labels_tokens` the classes are tokens', and not rows'.
 
     Raises:
         DataError: a file is missing or damaged, has another shape or type, labels are there although the model has none
@@ -176,13 +197,16 @@ def open_token_folder(path: pathlib.Path, classes: int, vocabulary: int) -> Toke
         msg = f"{path} has no labels.npy, the model has {classes} classes"
         msg = msg if classes else f"{path} has labels.npy, but a language model has no classes; remove it"
         raise DataError(msg)
-    if classes:
-        _check_bounds(folder.labels, classes - 1, f"{path / 'labels.npy'}: label", f"the model has {classes} classes")
-    at_once = max(1, CHECK_BYTES // (4 * folder.ids.shape[1]))
-    for begin in range(0, len(folder), at_once):
-        ids = folder.ids[begin : begin + at_once]
+    if classes and labels_tokens != (folder.labels.ndim > 1):
+        msg = f"{path / 'labels.npy'} is {folder.labels.shape}, this model needs a label for each "
+        raise DataError(msg + ("token" if labels_tokens else "row"))
+    for rows in folder.parts():
+        if classes:
+            labels = folder.labels[rows]
+            labels = np.where(labels == IGNORED, 0, labels) if labels_tokens else labels
+            _check_bounds(labels, classes - 1, f"{path / 'labels.npy'}: label", f"the model has {classes} classes")
+        ids = folder.ids[rows]
         _check_bounds(ids, vocabulary - 1, f"{path / 'ids.npy'}: token", f"the model knows {vocabulary} tokens")
-        folder.evict()
     return folder
 
 
@@ -226,18 +250,18 @@ def folder_replaced(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 def map_token_folder(path: pathlib.Path) -> TokenFolder:
     """Map the arrays and check all that does not depend on the model."""
-    ids = _array(path / "ids.npy", np.int32, 2, TOKEN_FOLDER)
-    lengths = _array(path / "lengths.npy", np.int32, 1, TOKEN_FOLDER)
+    ids = _array(path / "ids.npy", np.int32, (2,), TOKEN_FOLDER)
+    lengths = _array(path / "lengths.npy", np.int32, (1,), TOKEN_FOLDER)
     has_labels = (path / "labels.npy").exists()
-    labels = _array(path / "labels.npy", np.int64, 1, TOKEN_FOLDER) if has_labels else np.zeros(0, np.int64)
-    if not ids.size or len(lengths) != len(ids) or (has_labels and len(labels) != len(ids)):
+    labels = _array(path / "labels.npy", np.int64, (1, 2), TOKEN_FOLDER) if has_labels else np.zeros(0, np.int64)
+    if not ids.size or len(lengths) != len(ids) or (has_labels and labels.shape not in {lengths.shape, ids.shape}):
         msg = f"{path}: ids {ids.shape}, lengths {lengths.shape} and labels {labels.shape} do not fit together"
         raise DataError(msg)
     _check_bounds(lengths, ids.shape[1], f"{path / 'lengths.npy'}: length", f"rows have {ids.shape[1]} tokens")
     return TokenFolder(path, ids, lengths, labels)
 
 
-def _array(path: pathlib.Path, dtype: Any, dimensions: int, folder: str) -> Array:  # noqa: ANN401 - NumPy's scalar types
+def _array(path: pathlib.Path, dtype: Any, dimensions: tuple[int, ...], folder: str) -> Array:  # noqa: ANN401 - scalar types
     try:
         array = np.lib.format.open_memmap(path, mode="r")  # np.load would open an archive, too
     except FileNotFoundError as error:
@@ -246,9 +270,9 @@ def _array(path: pathlib.Path, dtype: Any, dimensions: int, folder: str) -> Arra
     except (OSError, ValueError) as error:
         msg = f"{path} is no readable .npy array: {str(error).splitlines()[0]}"
         raise DataError(msg) from error
-    if array.dtype != dtype or array.ndim != dimensions:
-        found = f"{array.dtype} {array.shape}"
-        msg = f"{path} must hold {np.dtype(dtype)} with {dimensions} dimension(s), it holds {found}"
+    if array.dtype != dtype or array.ndim not in dimensions:
+        found, wanted = f"{array.dtype} {array.shape}", " or ".join(map(str, dimensions))
+        msg = f"{path} must hold {np.dtype(dtype)} with {wanted} dimension(s), it holds {found}"
         raise DataError(msg)
     return array
 

@@ -7,10 +7,10 @@
     training.save_adapter("adapter.safetensors")
 
 `data` is a token folder (see `edge_sdk.data`), a folder with `.txt` files, a `.csv` file with the columns `text` and
-`label`, or a `DataConfig`, which names kind and columns; for a model of images an image folder, a folder with a folder
-of pictures for each class, or a file in the format of MNIST. What is neither a token nor an image folder is prepared by
-a process of its own into a temporary folder that is gone before training begins. For a source of your own, see
-`edge_sdk.prepare.prepare`.
+`label`, a `.jsonl` file with words and their labels, or a `DataConfig`, which names kind and columns; for a model of
+images an image folder, a folder with a folder of pictures for each class, or a file in the format of MNIST. What is
+neither a token nor an image folder is prepared by a process of its own into a temporary folder that is gone before
+training begins. For a source of your own, see `edge_sdk.prepare.prepare`.
 """
 
 from __future__ import annotations
@@ -176,7 +176,8 @@ def open_data(artifact: Artifact, data: Path | DataConfig, tokens: int) -> Rows:
     tokenizer = artifact.path(artifact.manifest.tokenizer) if artifact.manifest.tokenizer else None
     with tempfile.TemporaryDirectory(prefix="fedpeat-") as folder:
         out = pathlib.Path(folder, "rows")
-        _run(command(config, tokenizer, tokens, model.labels, out, image=model.image))
+        per_token = model.task.labels_tokens
+        _run(command(config, tokenizer, tokens, model.labels, out, image=model.image, labels_tokens=per_token))
         return open_rows(out, model)  # a mapping outlives its file's name
 
 
@@ -199,9 +200,10 @@ def _config(path: pathlib.Path, *, images: bool) -> DataConfig:
         return DataConfig(kind=kind, path=path)
     if "idx3" in path.name and path.is_file():
         return DataConfig(kind=DataKind.IDX, path=path)
-    if path.suffix.lower() == ".csv" and path.is_file():
-        return DataConfig(kind=DataKind.CSV, path=path)
-    msg = f"{path} is not there" if not path.exists() else f"{path} is neither a folder nor a .csv file"
+    by_suffix = {".csv": DataKind.CSV, ".jsonl": DataKind.JSON_LINES}
+    if path.suffix.lower() in by_suffix and path.is_file():
+        return DataConfig(kind=by_suffix[path.suffix.lower()], path=path)
+    msg = f"{path} is not there" if not path.exists() else f"{path} is no folder, and no .csv or .jsonl file"
     raise DataError(msg)
 
 

@@ -37,7 +37,7 @@ from edge_sdk.rows import Tokenizer, rows
 from edge_sdk.sources import DataSource, Image, Row, open_source
 from edge_sdk.wire.blobs import blob_of_file
 from edge_sdk.wire.lifeline import end_with_parent, exit_on_terminate
-from edge_sdk.wire.manifest import ImageSpec
+from edge_sdk.wire.manifest import IGNORED, ImageSpec
 from edge_sdk.wire.messages import FailureReason
 from edge_sdk.wire.tensors import Array
 
@@ -65,6 +65,7 @@ def prepare(
     labels: Sequence[str] = (),
     max_rows: int | None = None,
     image: ImageSpec | None = None,
+    labels_tokens: bool = False,
 ) -> Prepared:
     """Make the token folder `out`, for a model of images the image folder, from `source`, unless it is there already.
 
@@ -76,6 +77,7 @@ def prepare(
         labels: The model's classes by index; none for a language model.
         max_rows: Stop after so many rows.
         image: What images the model takes; None for one of tokens.
+        labels_tokens: Whether each token has a label, and not each row.
 
     Raises:
         DataError: there is nothing to read, it is not what its kind says, or a label or token id is out of bounds.
@@ -84,7 +86,7 @@ def prepare(
         OSError: `out` cannot be written.
     """
     sha256 = blob_of_file(tokenizer).sha256 if tokenizer else ""
-    parts = (FORMAT, source.fingerprint(), sha256, tokens, tuple(labels), max_rows, image)
+    parts = (FORMAT, source.fingerprint(), sha256, tokens, tuple(labels), max_rows, image, labels_tokens)
     fingerprint = hashlib.sha256(repr(parts).encode()).hexdigest()
     found = _found(out, fingerprint, image)
     if found is not None:
@@ -93,8 +95,9 @@ def prepare(
         if image is not None:
             prepared = _write_images(making, itertools.islice(images(source, image, labels), max_rows), tokens)
         else:
-            found_rows = rows(source, Tokenizer(tokenizer), tokens, tuple(labels))
-            prepared = _write(making, itertools.islice(found_rows, max_rows), tokens, has_labels=bool(labels))
+            made = rows(source, Tokenizer(tokenizer), tokens, tuple(labels), labels_tokens=labels_tokens)
+            shape = (tokens,) if labels_tokens else () if labels else None
+            prepared = _write(making, itertools.islice(made, max_rows), tokens, shape)
         note = {"fingerprint": fingerprint, "rows": prepared.rows, "tokens": prepared.tokens}
         (making / NOTE).write_text(json.dumps(note) + "\n", encoding="utf-8")
     return prepared
@@ -108,6 +111,8 @@ def command(
     out: pathlib.Path,
     max_rows: int | None = None,
     image: ImageSpec | None = None,
+    *,
+    labels_tokens: bool = False,
 ) -> list[str]:
     """The command that runs `prepare` on what a configuration names, in a process of its own; see `obey`."""
     found = [sys.executable, "-m", "edge_sdk.prepare", "--kind", config.kind.value, f"--path={config.path}"]
@@ -115,6 +120,7 @@ def command(
     found += [f"--tokenizer={tokenizer}"] if tokenizer else []
     found += [f"--labels={_join(labels)}"] if labels else []
     found += [f"--image={image}"] if image is not None else []
+    found += ["--labels-tokens"] if labels_tokens else []
     found += [f"--text-column={config.text_column}", f"--label-column={config.label_column}"]
     return found + (["--max-rows", str(max_rows)] if max_rows is not None else [])
 
@@ -155,6 +161,7 @@ def _do(asked: argparse.Namespace) -> Prepared:
         labels=labels,
         max_rows=asked.max_rows,
         image=asked.image,
+        labels_tokens=asked.labels_tokens,
     )
 
 
@@ -167,6 +174,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--image", type=_image, metavar="CxHxW", help="of a model of images: their shape")
     parser.add_argument("--out", type=pathlib.Path, required=True, help="the folder to make")
     parser.add_argument("--labels", default="", help="the model's classes, as a line of CSV")
+    parser.add_argument("--labels-tokens", action="store_true", help="a label is a token's, not a row's")
     parser.add_argument("--text-column", default="text")
     parser.add_argument("--label-column", default="label")
     parser.add_argument("--max-rows", type=_positive)
@@ -213,19 +221,20 @@ def _found(out: pathlib.Path, fingerprint: str, image: ImageSpec | None) -> Prep
         return None
 
 
-def _write(folder: pathlib.Path, rows: Iterator[Row], tokens: int, *, has_labels: bool) -> Prepared:
+def _write(folder: pathlib.Path, rows: Iterator[Row], tokens: int, labelled: tuple[int, ...] | None) -> Prepared:
+    """`labelled` is the shape of a row's labels, None where rows have none."""
     count = total = 0
     with (
         _Column(folder / "ids.npy", np.int32, (tokens,)) as ids,
         _Column(folder / "lengths.npy", np.int32, ()) as lengths,
-        _Column(folder / "labels.npy", np.int64, ()) as labels,
+        _Column(folder / "labels.npy", np.int64, labelled or ()) as labels,
     ):
         for row in rows:
             ids.append(_padded(row.ids, tokens))
             lengths.append(len(row.ids))
-            labels.append(row.label or 0)
+            labels.append(_labels(row, tokens))
             count, total = count + 1, total + len(row.ids)
-    if not has_labels:
+    if labelled is None:
         (folder / "labels.npy").unlink()
     if not total:
         msg = "the data holds no text: nothing to learn from"
@@ -250,6 +259,13 @@ def _write_images(folder: pathlib.Path, images: Iterator[Image], tokens: int) ->
     return Prepared(count, count * tokens, read_memory().peak_bytes, cached=False)
 
 
+def _labels(row: Row, tokens: int) -> int | Sequence[int]:
+    """Its label, or its tokens', with none behind them."""
+    if isinstance(row.label, Sequence):
+        return [*row.label, *[IGNORED] * (tokens - len(row.label))]
+    return row.label or 0
+
+
 def _padded(ids: Sequence[int] | Array, tokens: int) -> Array:
     wide = np.asarray(ids)
     if wide.size and (wide.dtype.kind not in "iu" or not 0 <= wide.min() <= wide.max() <= MAX_ID):
@@ -267,7 +283,7 @@ class _Column:
         self._dtype, self._shape, self._count = np.dtype(dtype), shape, 0
         self._begin = self._head()
 
-    def append(self, entry: Array | int) -> None:
+    def append(self, entry: Array | Sequence[int] | int) -> None:
         self._file.write(np.asarray(entry, self._dtype).tobytes())
         self._count += 1
 

@@ -1,26 +1,36 @@
-"""Text and tokens to rows of tokens, for a language model and for a classifier.
+"""Text and tokens to rows of tokens, for a language model and for classifiers of rows and of tokens.
 
 - A language model's documents are joined, with the tokenizer's end token after each where it has one, and cut in rows
   of T tokens; only the last row is shorter.
 - A classifier's documents are a row each, with the tokenizer's special tokens, cut at T.
+- Where words have labels, they are joined by spaces to such a document, and a word's label is that of its first token:
+  all other tokens have none (https://arxiv.org/abs/1810.04805, 5.3).
 - Rows of tokens stay as they are; what is longer than T becomes several rows, or is cut for a classifier.
 """
 
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from edge_sdk.errors import ArtifactError, ConfigError, DataError
-from edge_sdk.sources import PIECE_CHARACTERS, DataSource, Document, Image, Row
+from edge_sdk.sources import PIECE_CHARACTERS, DataSource, Document, Image, Row, Words
+from edge_sdk.wire.manifest import IGNORED
 
 # What families call the token between two documents; tokenizer.json does not say which of its tokens it is.
 END_TOKENS: Final = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>")
 
 
-def rows(source: DataSource, tokenizer: Tokenizer, tokens: int, labels: tuple[str, ...]) -> Iterator[Row]:
-    """Rows of at most `tokens` tokens; with `labels`, the classes by index, each has one. Raises DataError."""
+def rows(
+    source: DataSource, tokenizer: Tokenizer, tokens: int, labels: tuple[str, ...], *, labels_tokens: bool = False
+) -> Iterator[Row]:
+    """Rows of at most `tokens` tokens; with `labels`, the classes by index, each has one, or each of its tokens.
+
+    Raises DataError.
+    """
+    if labels_tokens:
+        return _tagged(source, tokenizer, tokens, labels)
     return _classified(source, tokenizer, tokens, labels) if labels else _packed(source, tokenizer, tokens)
 
 
@@ -40,13 +50,33 @@ class Tokenizer:
 
     def single(self, text: str, tokens: int) -> list[int]:
         """At most `tokens` tokens of a text, with what the model wants around it."""
+        ids: list[int] = self._framed(text, tokens).ids
+        return ids
+
+    def words(self, words: Sequence[str], tokens: int) -> tuple[list[int], list[int | None]]:
+        """The same of a text of these words; and by token which word it begins, None for those that begin none.
+
+        By where tokens lie in the text: a tokenizer of bytes would take words that were given apart for one.
+        """
+        found = self._framed(" ".join(words), tokens)
+        begun: list[int | None] = [None] * len(found.ids)
+        token = begin = 0
+        for number, word in enumerate(words):
+            end = begin + len(word)
+            while token < len(begun) and found.offsets[token][1] <= begin:
+                token += 1
+            if token < len(begun) and found.offsets[token][0] < end:
+                begun[token], token = number, token + 1
+            begin = end + 1
+        return found.ids, begun
+
+    def _framed(self, text: str, tokens: int) -> Any:  # noqa: ANN401 - the library may be absent
         loaded = self._load()
         if tokens < loaded.num_special_tokens_to_add(is_pair=False) + 1:
             msg = f"rows of {tokens} token(s) have no room for text beside this tokenizer's special tokens"
             raise DataError(msg)
         loaded.enable_truncation(tokens)
-        ids: list[int] = loaded.encode(text).ids
-        return ids
+        return loaded.encode(text)
 
     def _load(self) -> Any:  # noqa: ANN401 - the library may be absent
         if self._loaded is None:
@@ -79,8 +109,10 @@ def _load(path: pathlib.Path | None) -> Any:  # noqa: ANN401 - the library may b
 
 def _read(source: DataSource) -> Iterator[Document | Row]:
     for item in source.read():
-        if isinstance(item, Image):
+        if isinstance(item, Image | Words):
             msg = "this model reads text, the data is images"
+            if isinstance(item, Words):
+                msg = "this model has no label for a word, the data is words with labels"
             raise DataError(msg)
         yield item
 
@@ -102,7 +134,7 @@ def _packed(source: DataSource, tokenizer: Tokenizer, tokens: int) -> Iterator[R
 def _classified(source: DataSource, tokenizer: Tokenizer, tokens: int, labels: tuple[str, ...]) -> Iterator[Row]:
     text = ""
     for k, item in enumerate(_read(source)):
-        if item.label is None or not 0 <= item.label < len(labels):
+        if item.label is None or isinstance(item.label, Sequence) or not 0 <= item.label < len(labels):
             found = "no label" if item.label is None else f"label {item.label}"
             msg = f"item {k + 1} of the data has {found}, the model has the {len(labels)} labels {', '.join(labels)}"
             raise DataError(msg)
@@ -114,3 +146,21 @@ def _classified(source: DataSource, tokenizer: Tokenizer, tokens: int, labels: t
         if item.ends:
             yield Row(tokenizer.single(text, tokens), item.label)
             text = ""
+
+
+def _tagged(source: DataSource, tokenizer: Tokenizer, tokens: int, labels: tuple[str, ...]) -> Iterator[Row]:
+    for k, item in enumerate(source.read()):
+        found: Sequence[int] = ()
+        if isinstance(item, Words):
+            ids, begun = tokenizer.words(item.words, tokens)
+            found = [IGNORED if word is None else item.labels[word] for word in begun]
+        elif isinstance(item, Row) and isinstance(item.label, Sequence):
+            ids, found = list(item.ids[:tokens]), item.label[:tokens]
+        else:
+            msg = f"item {k + 1} of the data has no label for each word, which this model learns: give json-lines"
+            raise DataError(msg)
+        if wrong := [label for label in found if label != IGNORED and not 0 <= label < len(labels)]:
+            known = f"the model has the {len(labels)} labels {', '.join(labels)}"
+            msg = f"item {k + 1} of the data has label {wrong[0]}, {known}"
+            raise DataError(msg)
+        yield Row(ids, found)

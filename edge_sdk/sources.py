@@ -11,6 +11,7 @@ import csv
 import gzip
 import hashlib
 import itertools
+import json
 import pathlib
 import struct
 import zlib
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from edge_sdk.wire.tensors import Array
 
 PIECE_CHARACTERS = 1 << 16  # of a text file at a time: a tokenizer holds some hundred bytes for each token
+LINE_CHARACTERS = 1 << 20  # of a line of JSON: it is read whole
 EVICT_ROWS, EVICT_IMAGES = 1024, 32
 PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".pgm"})
 IDX_IMAGES, IDX_LABELS = 2051, 2049  # how such files begin: bytes, in so many dimensions as the last byte says
@@ -41,11 +43,19 @@ class Document:
 
 
 @dataclass(frozen=True, slots=True)
+class Words:
+    """The words of a text, to be tokenised, and of each the index of its class."""
+
+    words: tuple[str, ...]
+    labels: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
-    """Tokens as they are, none of them padding. `label` is the index of their class."""
+    """Tokens as they are, none of them padding. `label` is the index of their class, or of each token's class."""
 
     ids: Sequence[int] | Array
-    label: int | None = None
+    label: int | Sequence[int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +66,7 @@ class Image:
     label: int | None = None
 
 
-Item = Document | Row | Image
+Item = Document | Words | Row | Image
 
 
 class DataSource(Protocol):
@@ -156,13 +166,48 @@ class CsvTable:
         return _fingerprint(self.path.parent, [self.path], self.text_column, self.label_column, *self.labels)
 
     def _label(self, text: str | None, line: int) -> int:
-        text = (text or "").strip()
-        if text in self.labels:
-            return self.labels.index(text)
-        if text.isascii() and text.isdecimal() and int(text) < len(self.labels):
-            return int(text)
-        msg = f"{self.path}, line {line}: label {text[:40]!r} is none of {', '.join(self.labels)}, nor an index of them"
-        raise DataError(msg)
+        return _label((text or "").strip(), self.labels, f"{self.path}, line {line}")
+
+
+@dataclass(frozen=True, slots=True)
+class JsonLines:
+    """A file, UTF-8, with a text a line: `{"words": ["Ada", "sleeps"], "labels": ["PERSON", "O"]}`.
+
+    A label is a name or an index of `labels`; without those it is not read. Empty lines are left out.
+    """
+
+    path: pathlib.Path
+    labels: tuple[str, ...] = ()
+
+    def read(self) -> Iterator[Words]:
+        """The lines. Raises DataError."""
+        with _opened(self.path) as file:
+            for number, line in enumerate(iter(lambda: file.readline(LINE_CHARACTERS), ""), 1):
+                where = f"{self.path}, line {number}"
+                if len(line) == LINE_CHARACTERS:
+                    msg = f"{where}: longer than {LINE_CHARACTERS} characters: a line is one text"
+                    raise DataError(msg)
+                if line.strip():
+                    yield self._words(line, where)
+
+    def fingerprint(self) -> str:
+        """Size and time of the file, and what its labels stand for. Raises DataError."""
+        return _fingerprint(self.path.parent, [self.path], *self.labels)
+
+    def _words(self, line: str, where: str) -> Words:
+        try:
+            plain = json.loads(line)
+            words, labels = plain["words"], plain["labels"]
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            msg = f'{where}: no {{"words": [...], "labels": [...]}}: {type(error).__name__}: {error}'
+            raise DataError(msg) from error
+        if not all(isinstance(one, list) for one in (words, labels)) or not all(isinstance(w, str) for w in words):
+            msg = f"{where}: words and labels must be lists, of strings the one, of names or indices the other"
+            raise DataError(msg)
+        if len(words) != len(labels):
+            msg = f"{where}: {len(words)} words and {len(labels)} labels"
+            raise DataError(msg)
+        return Words(tuple(words), tuple(_label(str(label), self.labels, where) for label in labels if self.labels))
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +224,8 @@ class TokenArrays:
         for k, length in enumerate(folder.lengths):
             if k % EVICT_ROWS == 0:
                 folder.evict()
-            yield Row(folder.ids[k, :length], int(folder.labels[k]) if len(folder.labels) else None)
+            label = folder.labels[k].tolist() if len(folder.labels) else None
+            yield Row(folder.ids[k, :length], label[:length] if isinstance(label, list) else label)
 
     def fingerprint(self) -> str:
         """Sizes and times of the arrays. Raises DataError."""
@@ -297,11 +343,13 @@ def open_source(config: DataConfig, labels: tuple[str, ...], image: ImageSpec | 
     """The source that a configuration names, for a model with these labels (none: a language model) and images."""
     if config.kind is DataKind.IMAGE_FILES:
         if image is None:
-            msg = "this model takes no images: data.kind must be text-folder, csv or token-arrays"
+            msg = "this model takes no images: data.kind must be text-folder, csv, json-lines or token-arrays"
             raise DataError(msg)
         return ImageFiles(config.path, labels, image)
     if config.kind is DataKind.CSV:
         return CsvTable(config.path, config.text_column, config.label_column, labels)
+    if config.kind is DataKind.JSON_LINES:
+        return JsonLines(config.path, labels)
     by_path: dict[DataKind, Callable[[pathlib.Path], DataSource]] = {
         DataKind.TEXT_FOLDER: TextFolder,
         DataKind.TOKEN_ARRAYS: TokenArrays,
@@ -309,6 +357,16 @@ def open_source(config: DataConfig, labels: tuple[str, ...], image: ImageSpec | 
         DataKind.IDX: IdxImages,
     }
     return by_path[config.kind](config.path)
+
+
+def _label(text: str, labels: tuple[str, ...], where: str) -> int:
+    """The index that `text`, a name or an index, stands for. Raises DataError."""
+    if text in labels:
+        return labels.index(text)
+    if text.isascii() and text.isdecimal() and int(text) < len(labels):
+        return int(text)
+    msg = f"{where}: label {text[:40]!r} is none of {', '.join(labels)}, nor an index of them"
+    raise DataError(msg)
 
 
 @contextlib.contextmanager

@@ -32,7 +32,7 @@ from peft.utils.constants import DUMMY_TARGET_MODULES
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from edge_sdk.wire.manifest import AdapterSpec, TaskType
+from edge_sdk.wire.manifest import AdapterSpec
 from edge_sdk.wire.tensors import Array
 from export.errors import ExportError
 from export.families import Family
@@ -41,9 +41,8 @@ from export.inserted import insert
 from export.kinds import FACTORS, KINDS, beside, why_not
 from export.parts import Part, backbone_of, blocks_of
 from export.prefix import cache_of, place_prefixes, prefixes_of, with_prefix
+from export.tasks import TASKS
 
-PEFT_TASKS = {TaskType.CAUSAL_LM: "CAUSAL_LM", TaskType.SEQUENCE_CLASSIFICATION: "SEQ_CLS"}  # it has none for images
-SAVED_BY_PEFT = {TaskType.SEQUENCE_CLASSIFICATION: ("classifier", "score")}  # without being told
 MIN_TOKENS = 2  # in a row: one predicts nothing
 _COPIES = {LNTuningLayer: "base_layer", ModulesToSaveWrapper: "original_module"}  # of what trains, not called
 _AROUND = re.compile(r"\b(?:base_layer|(?:modules_to_save|ln_tuning_layers)\.default)\.")
@@ -135,12 +134,12 @@ def attach(model: nn.Module, foundation: Foundation, request: AdapterRequest, se
 
     What a checkpoint may lack trains along and is saved with the adapter.
     """
-    task = foundation.spec.task
+    task = TASKS[foundation.spec.task]
     with seeded(seed):
         config: Any = _CONFIGURATIONS[request.kind](model, foundation, request)
-    told = set(NEW_WITH_THE_TASK) - set(SAVED_BY_PEFT.get(task, ()))
+    told = set(NEW_WITH_THE_TASK) - set(task.saved_by_peft)
     new = [name for name, _ in model.named_children() if name in told]
-    config.task_type = PEFT_TASKS.get(task)
+    config.task_type = task.peft
     config.modules_to_save = [*(config.modules_to_save or ()), *new] or None
     with seeded(seed), quiet():
         try:

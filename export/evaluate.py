@@ -1,6 +1,7 @@
 """Held-out loss of the full model, with an adapter plugged in or without.
 
-Token folder: `ids.npy` (rows, tokens) int32, `lengths.npy` (rows,) int32, for a classifier `labels.npy` (rows,) int64.
+Token folder: `ids.npy` (rows, tokens) int32, `lengths.npy` (rows,) int32, for a classifier `labels.npy` (rows,) int64,
+or (rows, tokens), IGNORED where a token has none.
 Image folder: `images.npy` (rows, channels, height, width) uint8, at most as large as the model's, `labels.npy`.
 """
 
@@ -16,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, interpolate
 
-from edge_sdk.wire.manifest import ImageSpec, ModelSpec, TaskType
+from edge_sdk.wire.manifest import IGNORED, ImageSpec, ModelSpec, TaskType
 from edge_sdk.wire.tensors import Array
 from export.errors import ExportError
 from export.foundation import first_line
@@ -28,7 +29,7 @@ ROWS = 8  # at once
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """Tokenised rows; `labels` is empty where rows have none."""
+    """Tokenised rows; `labels` is empty where neither rows nor tokens have any."""
 
     ids: Array
     lengths: Array
@@ -71,9 +72,9 @@ Rows: TypeAlias = Tokens | Images
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """Mean loss in nats per predicted token, or per row for a classifier, over `predicted` of them.
+    """Mean loss in nats per predicted token, or per row for a classifier of rows, over `predicted` of them.
 
-    `accuracy` is the share of rows whose class was found, None for a language model.
+    `accuracy` is the share of them whose class was found, None for a language model.
     """
 
     loss: float
@@ -118,16 +119,18 @@ def read_tokens(folder: pathlib.Path, model: ModelSpec, *, labelled: bool = True
     """
     try:
         ids, lengths = np.load(folder / "ids.npy"), np.load(folder / "lengths.npy")
-        has_labels = labelled and model.task is TaskType.SEQUENCE_CLASSIFICATION
-        labels = np.load(folder / "labels.npy") if has_labels else np.zeros(0, dtype=np.int64)
+        classifies = labelled and model.task.classifies
+        labels = np.load(folder / "labels.npy") if classifies else np.zeros(0, dtype=np.int64)
     except (OSError, ValueError) as error:
         msg = f"cannot read the token folder {folder}: {first_line(error)}"
         raise ExportError(msg) from error
-    if ids.ndim != 2 or lengths.shape != ids.shape[:1] or (has_labels and labels.shape != lengths.shape):  # noqa: PLR2004
+    one_each = (ids.shape if model.task.labels_tokens else lengths.shape) if classifies else (0,)
+    if ids.ndim != 2 or lengths.shape != ids.shape[:1] or labels.shape != one_each:  # noqa: PLR2004
         shapes = f"ids {ids.shape}, lengths {lengths.shape}, labels {labels.shape}"
         msg = f"token folder {folder}: the shapes do not agree: {shapes}"
         raise ExportError(msg)
-    for name, array, bound in (("ids", ids, model.vocabulary), ("labels", labels, len(model.labels))):
+    given = labels[labels != IGNORED] if model.task.labels_tokens else labels
+    for name, array, bound in (("ids", ids, model.vocabulary), ("labels", given, len(model.labels))):
         _check_numbers(folder, name, array, bound)
     if lengths.size and not 0 <= lengths.min() <= lengths.max() <= min(ids.shape[1], model.max_tokens):
         limit = min(ids.shape[1], model.max_tokens)
@@ -151,19 +154,19 @@ def evaluate(model: nn.Module, task: TaskType, rows: Rows, report: Report = sile
         loss, right, count = _score(model, task, rows[begin : begin + ROWS])
         losses, hits, predicted = losses + loss, hits + right, predicted + count
     if predicted == 0:
-        msg = "the folder has nothing to predict: its rows are shorter than two tokens, or there are none"
+        msg = "the folder has nothing to predict: its rows are too short or have no labels, or there are none"
         raise ExportError(msg)
     if not math.isfinite(losses):
         msg = f"the loss over {len(rows)} rows is {losses}"
         raise ExportError(msg)
-    accuracy = None if task is TaskType.CAUSAL_LM else hits / predicted
+    accuracy = hits / predicted if task.classifies else None
     return Score(losses / predicted, accuracy, len(rows), predicted)
 
 
 def _score(model: nn.Module, task: TaskType, rows: Rows) -> tuple[float, int, int]:
     if isinstance(rows, Images):
         return _score_images(model, rows)
-    return _score_text(model, rows) if task is TaskType.CAUSAL_LM else _score_classes(model, rows)
+    return _score_classes(model, rows) if task.classifies else _score_text(model, rows)
 
 
 def inputs(tokens: Tokens) -> tuple[torch.Tensor, torch.Tensor]:
@@ -191,7 +194,10 @@ def _score_classes(model: nn.Module, tokens: Tokens) -> tuple[float, int, int]:
     config: Any = model.config
     if config.pad_token_id is not None:  # by which a decoder's classifier finds a row's last token
         ids = ids.masked_fill(~mask, config.pad_token_id)
-    return _against(_logits(model, ids, mask), tokens.labels)
+    labels = tokens.labels
+    if labels.ndim > 1:
+        labels = np.where(mask.numpy(), labels[:, : ids.shape[1]], IGNORED)
+    return _against(_logits(model, ids, mask), labels)
 
 
 def _score_images(model: nn.Module, images: Images) -> tuple[float, int, int]:
@@ -201,5 +207,5 @@ def _score_images(model: nn.Module, images: Images) -> tuple[float, int, int]:
 
 def _against(logits: torch.Tensor, wanted: Array) -> tuple[float, int, int]:
     labels = torch.from_numpy(wanted.astype(np.int64))
-    loss = cross_entropy(logits, labels, reduction="sum")
-    return loss.item(), int((logits.argmax(dim=1) == labels).sum()), len(labels)
+    loss = cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+    return loss.item(), int((logits.argmax(dim=-1) == labels).sum()), int((labels != IGNORED).sum())

@@ -25,12 +25,8 @@ from export.families import Family, family_of
 from export.kinds import beside
 from export.parts import backbone_of, classify_last_token, sizes_of
 from export.patches import see_images, stretch_positions
+from export.tasks import TASKS
 
-OPTIMUM_TASKS = {
-    TaskType.CAUSAL_LM: "text-generation",
-    TaskType.SEQUENCE_CLASSIFICATION: "text-classification",
-    TaskType.IMAGE_CLASSIFICATION: "image-classification",
-}
 NEW_WITH_THE_TASK = ("pre_classifier", "classifier", "score")  # what a checkpoint may lack: the adapter brings it
 
 
@@ -75,7 +71,7 @@ class Foundation:
         if size is not None:  # the weights are of that size
             config = copy.deepcopy(config)
             config.image_size = list(size)
-        model_class = TasksManager.get_model_class_for_task(OPTIMUM_TASKS[self.spec.task], framework="pt")
+        model_class = TasksManager.get_model_class_for_task(TASKS[self.spec.task].optimum, framework="pt")
         with seeded(seed), quiet():
             try:
                 model, report = model_class.from_pretrained(
@@ -165,9 +161,9 @@ def _is_token(token: int | None, vocabulary: int) -> bool:
 
 
 def _apply_labels(config: Any, task: TaskType, labels: tuple[str, ...]) -> tuple[str, ...]:  # noqa: ANN401
-    if task is TaskType.CAUSAL_LM:
+    if not task.classifies:
         if labels:
-            msg = "labels are for a classification, a causal-lm has none"
+            msg = f"labels are for a classification, a {task.value} has none"
             raise ExportError(msg)
         return ()
     labels = labels or tuple(config.id2label[k] for k in sorted(config.id2label))

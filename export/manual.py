@@ -25,8 +25,9 @@ An artifact is everything a device needs to train without torch: forward and bac
 tokenizer, and a manifest per level. Levels of one folder share the adapter and all files of equal content; export
 again into the same folder, with other --bits, --layers or --train-last, to add one.
 
-Supported models: Llama, Mistral, Qwen2, Qwen3, GPT-2, OPT, GPT-NeoX for both tasks of text, BERT, RoBERTa and
-DistilBERT for sequence-classification, ViT, DeiT and DINOv2 for image-classification; `fedpeat families` has the list.
+Supported models: Llama, Mistral, Qwen2, Qwen3, GPT-2, OPT, GPT-NeoX for causal-lm and sequence-classification, BERT,
+RoBERTa and DistilBERT for sequence- and token-classification, ViT, DeiT and DINOv2 for image-classification;
+`fedpeat families` has the list.
 A folder without tokenizer.json exports too; devices then need token arrays as data. How pixels are scaled is read from
 preprocessor_config.json.
 
@@ -59,6 +60,7 @@ examples:
   fedpeat export SmolLM2-135M --task causal-lm --out artifact --ffn 0.75 --refit --public texts
   fedpeat export MiniLM --task sequence-classification --labels negative,positive --out reviews
   fedpeat export SmolLM2-135M --task causal-lm --out four-files --runtime ort-training --bits 8
+  fedpeat export BERT --task token-classification --labels O,PERSON,PLACE --out names
   fedpeat export ViT --task image-classification --labels whole,torn --out textile
   fedpeat export SmolLM2-135M --task causal-lm --out blocks --bits 8 --adapter layers --last 6
   fedpeat export ViT --task image-classification --labels whole,torn --out prompts --adapter prompt --length 10

@@ -22,7 +22,7 @@ from peft import PeftModel
 from torch import nn
 
 from edge_sdk.wire.blobs import BlobStore
-from edge_sdk.wire.manifest import LevelSpec, Manifest, Surgery, TaskType
+from edge_sdk.wire.manifest import IGNORED, LevelSpec, Manifest, Surgery, TaskType
 from edge_sdk.wire.tensors import Array
 from export.adapters import AdapterRequest, adapter_arrays, adapter_parameters, set_adapter
 from export.compress.quantize import FULL_BITS, is_quantized, rounded
@@ -42,7 +42,7 @@ HALF_BITS, HALF_BOUND = 16, 2e-2  # rounding to 11 bits, through all layers of a
 INTEGERS_BOUND = 0.5  # a wrong formula's is about 1; how much less is good enough, whoever trains decides
 BOUND = 1e-4  # over everything seen in float32 by a factor of 3, under any wrong formula by orders of magnitude
 ROWS, TOKENS = 3, 24
-IGNORED = -100  # the label that torch's cross-entropy leaves out
+UNLABELLED = 0.3  # of the tokens that could have a label
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,7 +253,7 @@ def torch_loss(model: nn.Module, task: TaskType, batch: Batch) -> torch.Tensor:
         return found
     ids, mask = torch.from_numpy(batch.ids), torch.from_numpy(batch.attention_mask)
     labels = torch.from_numpy(batch.labels)
-    if task is TaskType.CAUSAL_LM:
+    if not task.classifies:
         labels = ids.masked_fill(mask == 0, IGNORED)
     loss: torch.Tensor = model(input_ids=ids, attention_mask=mask, labels=labels).loss
     return loss
@@ -261,6 +261,8 @@ def torch_loss(model: nn.Module, task: TaskType, batch: Batch) -> torch.Tensor:
 
 def draw_batch(foundation: Foundation, seed: int) -> Batch:
     """A batch that the model can take: random tokens and labels, the first row full and the others padded; or images.
+
+    Of tokens that have labels some have none, but the first of each row.
 
     The padding's id is none of the tokens': transformers may take it for padding wherever it stands.
     """
@@ -275,4 +277,8 @@ def draw_batch(foundation: Foundation, seed: int) -> Batch:
     mask = (np.arange(tokens) < lengths[:, None]).astype(np.int64)
     ids = generator.integers(0, model.vocabulary - 1, (ROWS, tokens))
     ids = np.where(mask, ids + (ids >= padding), padding)
-    return Batch(ids, mask, generator.integers(0, max(1, len(model.labels)), ROWS))
+    if not model.task.labels_tokens:
+        return Batch(ids, mask, generator.integers(0, max(1, len(model.labels)), ROWS))
+    labels, chance = generator.integers(0, len(model.labels), ids.shape), generator.random(ids.shape)
+    chance[:, 0] = 1
+    return Batch(ids, mask, np.where((mask > 0) & (chance >= UNLABELLED), labels, IGNORED))

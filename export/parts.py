@@ -154,6 +154,25 @@ def classify_last_token(model: Any) -> Part:  # noqa: ANN401
     return Part(LastToken(model.score), lambda x, given: ((x, given["attention_mask"]), {}))
 
 
+class EachToken(nn.Module):
+    """The classifier of an encoder's `ForTokenClassification`: on the hidden state of every token."""
+
+    def __init__(self, classifier: nn.Module) -> None:
+        """Share the module."""
+        super().__init__()
+        self.classifier = classifier
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (batch, tokens, classes) of the hidden state (batch, tokens, width)."""
+        logits: Tensor = self.classifier(x)
+        return logits
+
+
+def classify_each_token(model: Any) -> Part:  # noqa: ANN401
+    """The head of an encoder's `ForTokenClassification`."""
+    return Part(EachToken(model.classifier))
+
+
 DECODER_HEADS = {TaskType.CAUSAL_LM: None, TaskType.SEQUENCE_CLASSIFICATION: classify_last_token}
 
 

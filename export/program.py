@@ -12,7 +12,7 @@ import torch
 from peft import PeftModel
 from torch import nn
 
-from edge_sdk.wire.manifest import Surgery, TaskType
+from edge_sdk.wire.manifest import Surgery
 from edge_sdk.wire.tensors import Array
 from export.adapters import AdapterRequest, adapter_arrays, adapter_parameters, attach, block_parts, named
 from export.compress.surgery import WHOLE, operate
@@ -134,9 +134,10 @@ def capture_program(adapted: Adapted, report: Report) -> Program:
         else:
             structures[place.structure] = capture_block(place.part, context, width, sizes, row_tokens)
     report("loss")
-    make_head = family.heads[adapted.foundation.spec.task]
+    task = adapted.foundation.spec.task
+    make_head = family.heads[task]
     head = None if make_head is None else make_head(adapted.base)
-    step = None if head is None else capture_step(head, width, sizes)
+    step = None if head is None else capture_step(head, width, sizes, labels_tokens=task.labels_tokens)
     vocabulary = {} if head is not None else vocabulary_graphs(width)
     return Program(adapted, context_graph, structures, walk, vocabulary, step, head)
 
@@ -161,7 +162,7 @@ def vocabulary_matrix(adapted: Adapted) -> tuple[nn.Parameter, bool]:
 
 def uses_vocabulary(program: Program) -> bool:
     """Whether the loss is over the vocabulary."""
-    return program.adapted.foundation.spec.task is TaskType.CAUSAL_LM
+    return not program.adapted.foundation.spec.task.classifies
 
 
 def places(adapted: Adapted) -> tuple[Place, ...]:

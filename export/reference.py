@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from edge_sdk.wire.blobs import BlobStore
-from edge_sdk.wire.manifest import ClassesLoss, Keeping, Manifest, Segment, Structure, VocabularyLoss
+from edge_sdk.wire.manifest import IGNORED, ClassesLoss, Keeping, Manifest, Segment, Structure, VocabularyLoss
 from edge_sdk.wire.tensors import Array, TensorFile
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # its wheels report home from 1.29 on; any later call would be too late
@@ -27,6 +27,7 @@ Arrays = dict[str, Array]
 class Batch:
     """Token ids (batch, tokens) int64, attention_mask alike, 1 where a token is; labels (batch,) int64 for classes.
 
+    Where each token has a label: (batch, tokens), IGNORED at those that have none.
     Images have `pixels` (batch, channels, height, width) uint8 in the place of ids.
     """
 
@@ -125,7 +126,7 @@ class ReferenceWalk:
             "x": x,
             "attention_mask": batch.attention_mask,
             "labels": batch.labels,
-            "weight": np.array(1 / len(x), dtype=np.float32),
+            "weight": np.array(1 / (batch.labels != IGNORED).sum(), dtype=np.float32),
             **self._file(loss.tensors, loss.frozen),
             **{name: adapter[f"head/{name}"] for name in loss.trained},
         }

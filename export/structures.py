@@ -110,12 +110,13 @@ def _measure_x(joint: ir.Model) -> None:
             node.replace_input_with(0, inputs["x"])
 
 
-def capture_step(part: Part, width: int, sizes: Sizes) -> Captured:
+def capture_step(part: Part, width: int, sizes: Sizes, *, labels_tokens: bool) -> Captured:
     """The classes loss: `x`, `attention_mask`, `labels`, `weight`, tensors -> `loss`, `logits`, `dx`, `d.<trained>`."""
+    labelled = (sizes.batch, sizes.tokens) if labels_tokens else (sizes.batch,)
     examples = {
         "x": torch.zeros(sizes.batch, sizes.tokens, width),
         "attention_mask": torch.ones(sizes.batch, sizes.tokens, dtype=torch.int64),
-        "labels": torch.zeros(sizes.batch, dtype=torch.int64),
+        "labels": torch.zeros(labelled, dtype=torch.int64),
         "weight": torch.ones(()),
         **_examples(part),
     }
@@ -201,9 +202,10 @@ def _step(part: Part) -> Function:
     def function(tensors: Tensors) -> Tensors:
         leaves = _leaves(tensors, named(part))
         logits = _call(part, leaves["x"], leaves)
-        # As a product with one-hot labels: its gradient is a product too, where a look-up's would be a scatter.
-        hit = (tensors["labels"][:, None] == torch.arange(logits.shape[1])).to(logits.dtype)
-        loss = -(hit * torch.log_softmax(logits, dim=1)).sum() * tensors["weight"]
+        # As a product with one-hot labels: its gradient is a product too, where a look-up's would be a scatter. A label
+        # that is no class, as IGNORED is none, is nowhere hit.
+        hit = (tensors["labels"][..., None] == torch.arange(logits.shape[-1])).to(logits.dtype)
+        loss = -(hit * torch.log_softmax(logits, dim=-1)).sum() * tensors["weight"]
         gradients = _gradients(named(part), torch.autograd.grad(loss, _wanted(leaves, named(part))))
         return {"loss": loss.detach(), "logits": logits.detach(), **gradients}
 

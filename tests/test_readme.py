@@ -37,11 +37,13 @@ def test_ten_lines_train_an_adapter(tiny_artifact: pathlib.Path, tmp_path: pathl
 
 
 def test_configurations_are_read(tmp_path: pathlib.Path) -> None:
-    """Both configurations load as they stand."""
-    coordinator, device = blocks("toml")
-    (tmp_path / "coordinator.toml").write_text(coordinator, encoding="utf-8")
+    """Both configurations load as they stand, the coordinator's with the table that it may have besides."""
+    coordinator, participant, device = blocks("toml")
+    (tmp_path / "coordinator.toml").write_text(coordinator + participant, encoding="utf-8")
     (tmp_path / "device.toml").write_text(device, encoding="utf-8")
-    assert load_coordinator(tmp_path / "coordinator.toml").levels[0].name == "fp32"
+    config = load_coordinator(tmp_path / "coordinator.toml")
+    assert config.levels[0].name == "fp32"
+    assert config.participant is not None
     assert load_device(tmp_path / "device.toml").budget_bytes == 256_000_000
 
 

@@ -14,8 +14,9 @@ from edge_sdk.wire.tensors import Array
 class Batch:
     """Rows of tokens: `ids` and `attention_mask` (batch, tokens) int64, padded on the right; `labels` (batch,) int64.
 
-    `labels` is empty for a language model, whose tokens are their own labels. Images are `pixels` (batch, channels,
-    height, width) uint8, with no `ids` and a mask of ones, as many as the model makes tokens of an image.
+    `labels` is empty for a language model, whose tokens are their own labels; where each token has one it is (batch,
+    tokens), IGNORED at those that have none. Images are `pixels` (batch, channels, height, width) uint8, with no `ids`
+    and a mask of ones, as many as the model makes tokens of an image.
     """
 
     ids: Array
@@ -34,10 +35,11 @@ class Batch:
 
     def rows(self, begin: int, end: int) -> Batch:
         """Some of the rows, without the columns in which none of them has a token."""
-        mask = self.attention_mask[begin:end]
+        mask, labels = self.attention_mask[begin:end], self.labels[begin:end]
         width = max(int(mask.sum(axis=1).max(initial=0)), 2)
         pixels = None if self.pixels is None else self.pixels[begin:end]
-        return Batch(self.ids[begin:end, :width], mask[:, :width], self.labels[begin:end], pixels)
+        labels = labels if labels.ndim == 1 else labels[:, :width]
+        return Batch(self.ids[begin:end, :width], mask[:, :width], labels, pixels)
 
 
 def image_batch(pixels: Array, labels: Array, tokens: int) -> Batch:
@@ -48,8 +50,9 @@ def image_batch(pixels: Array, labels: Array, tokens: int) -> Batch:
 def random_batch(manifest: Manifest, rows: int, tokens: int, seed: int = 0) -> Batch:
     """Full rows of random tokens, or random images, and random labels where there are classes."""
     generator, model = np.random.default_rng(seed), manifest.model
+    classes, labelled = max(len(model.labels), 1), (rows, tokens) if model.task.labels_tokens else rows
     if model.image is not None:
         pixels = generator.integers(0, 256, (rows, *model.image.shape), np.uint8)
-        return image_batch(pixels, generator.integers(0, max(len(model.labels), 1), rows), model.max_tokens)
+        return image_batch(pixels, generator.integers(0, classes, labelled), model.max_tokens)
     ids = generator.integers(0, model.vocabulary, (rows, tokens))
-    return Batch(ids, np.ones_like(ids), generator.integers(0, max(len(model.labels), 1), rows))
+    return Batch(ids, np.ones_like(ids), generator.integers(0, classes, labelled))

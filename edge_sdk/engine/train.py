@@ -87,7 +87,7 @@ def batch_gradient(
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """`loss` is the mean over `predictions`; `accuracy` the share of rows whose label was likeliest (classes only)."""
+    """`loss` is the mean over `predictions`; `accuracy` the share of them whose label was likeliest (classes only)."""
 
     loss: float
     accuracy: float | None
@@ -108,7 +108,7 @@ def evaluate(walk: Walk, adapter: dict[str, Array], batches: Iterable[Batch]) ->
         msg = f"the loss over {rows} rows is {mean}"
         raise NonFinite(msg)
     classes = walk.artifact.manifest.classes_loss is not None
-    return Evaluation(mean, correct / max(rows, 1) if classes else None, rows, predictions)
+    return Evaluation(mean, correct / max(predictions, 1) if classes else None, rows, predictions)
 
 
 def micro_batches(batch: Batch, micro_batch: int) -> Iterator[Batch]:

@@ -27,7 +27,7 @@ from edge_sdk.engine.plan import Plan, backward_graph, kept_segments, resident_s
 from edge_sdk.engine.runtime import Graph, reserve_arena
 from edge_sdk.engine.shelf import Shelf
 from edge_sdk.memory import forget_code, read_memory, unbounded_allocations
-from edge_sdk.wire.manifest import Segment, VocabularyLoss
+from edge_sdk.wire.manifest import IGNORED, Segment, VocabularyLoss
 from edge_sdk.wire.tensors import Array, TensorFile
 
 Arrays = dict[str, Array]
@@ -38,7 +38,7 @@ PASSING, RETURNING, SHARED = "passing", "returning", "shared"  # places on the s
 class Outcome:
     """Of one pass: `loss`, the weighted sum; `gradients` by adapter tensor, empty for a pass that does not return.
 
-    `correct` counts the rows whose label was the likeliest (0 for a language model).
+    `correct` counts the predictions whose label was the likeliest (0 for a language model).
     """
 
     loss: float
@@ -110,7 +110,7 @@ class Walk:
     def predictions(self, batch: Batch) -> int:
         """How many predictions the batch's loss is a mean over: tokens, or rows."""
         if self._vocabulary is None:
-            return len(batch)
+            return int((batch.labels != IGNORED).sum())
         return int(predicting_rows(batch.ids, batch.attention_mask)[0].sum())
 
     def loss(self, batch: Batch, adapter: Mapping[str, Array], weight: float) -> Outcome:
@@ -255,4 +255,4 @@ class Walk:
 
 
 def _correct(found: Arrays, batch: Batch) -> int:
-    return int((found["logits"].argmax(axis=1) == batch.labels).sum())
+    return int((found["logits"].argmax(axis=-1) == batch.labels).sum())

@@ -36,6 +36,7 @@ MAX_CHANNELS, MAX_SIDE = 16, 4096  # of an image: colours, and pixels each way
 MAX_IMAGE_BYTES = 1 << 24  # a number in a manifest must not fill a device's memory
 BITS = (32, 16, 8, 4)  # in which a frozen matrix can be held
 KEPT_BITS = (32, 16)  # in which an activation can be kept
+IGNORED = -100  # the label of a token that has none: there is no loss at it, in our graphs as in torch's cross-entropy
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
 
@@ -45,7 +46,18 @@ class TaskType(enum.Enum):
 
     CAUSAL_LM = "causal-lm"
     SEQUENCE_CLASSIFICATION = "sequence-classification"
+    TOKEN_CLASSIFICATION = "token-classification"  # noqa: S105 - tokens of a text
     IMAGE_CLASSIFICATION = "image-classification"
+
+    @property
+    def classifies(self) -> bool:
+        """Whether it chooses among labels, by a head of its own; else the loss is over the vocabulary."""
+        return self is not TaskType.CAUSAL_LM
+
+    @property
+    def labels_tokens(self) -> bool:
+        """Whether a label is a token's, and not a row's."""
+        return self is TaskType.TOKEN_CLASSIFICATION
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,6 +279,7 @@ class ClassesLoss:
 
     `step`: `x`, `attention_mask`, `labels` (batch,) int64, `weight` () float32, frozen, trained -> `loss` (), the
     weighted sum; `logits` (batch, classes); `dx`; `d.<trained>`. Adapter tensors are named `head/<trained input>`.
+    Where labels are tokens', they are (batch, tokens), IGNORED where there is none, `logits` (batch, tokens, classes).
     """
 
     step: str

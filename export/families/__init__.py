@@ -38,8 +38,8 @@ class Family:
     - `embed`, `block`, `norm`: parts; `embed` is told the position of a row's first token, which texts alone have;
       `norm` is None where blocks flow into the head directly
     - `context(backbone, attention_mask)`: what all blocks need, by name; (batch, tokens) int64, 1 where a token is
-    - `heads`: by task, the classifier as a part, called with (hidden state, attention_mask) -> logits; None where the
-      loss is over the vocabulary
+    - `heads`: by task, the classifier as a part, called with (hidden state, attention_mask) -> logits, of each row or
+      each token; None where the loss is over the vocabulary
     - `check(config)`: None, or why a model with this configuration is not supported
     - `max_tokens(config)`: how long a row can be; of a vision model, how long every row is
     """

@@ -11,7 +11,15 @@ from torch import Tensor, nn
 
 from edge_sdk.wire.manifest import TaskType
 from export.families import Family
-from export.parts import Part, backbone_of, bidirectional_context, block_with_mask, embed_for_encoder, refuse_decoder
+from export.parts import (
+    Part,
+    backbone_of,
+    bidirectional_context,
+    block_with_mask,
+    classify_each_token,
+    embed_for_encoder,
+    refuse_decoder,
+)
 
 
 class PooledClassifier(nn.Module):
@@ -41,7 +49,10 @@ FAMILY = Family(
     block=block_with_mask,
     norm=lambda _backbone: None,
     context=bidirectional_context,
-    heads={TaskType.SEQUENCE_CLASSIFICATION: _classifier},
+    heads={
+        TaskType.SEQUENCE_CLASSIFICATION: _classifier,
+        TaskType.TOKEN_CLASSIFICATION: classify_each_token,
+    },
     check=refuse_decoder,
     keys_values=("key", "value"),
     feedforward=("output.dense",),

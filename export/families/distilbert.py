@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from edge_sdk.wire.manifest import TaskType
 from export.families import Family
-from export.parts import Part, bidirectional_context, block_with_mask, embed_for_encoder
+from export.parts import Part, bidirectional_context, block_with_mask, classify_each_token, embed_for_encoder
 
 
 class Classifier(nn.Module):
@@ -39,7 +39,10 @@ FAMILY = Family(
     block=block_with_mask,
     norm=lambda _backbone: None,
     context=bidirectional_context,
-    heads={TaskType.SEQUENCE_CLASSIFICATION: _classifier},
+    heads={
+        TaskType.SEQUENCE_CLASSIFICATION: _classifier,
+        TaskType.TOKEN_CLASSIFICATION: classify_each_token,
+    },
     keys_values=("k_lin", "v_lin"),
     feedforward=("ffn.lin2",),
     idle=("k_lin.bias",),

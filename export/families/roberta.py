@@ -12,7 +12,14 @@ from torch import Tensor, nn
 
 from edge_sdk.wire.manifest import TaskType
 from export.families import Family
-from export.parts import Part, bidirectional_context, block_with_mask, embed_for_encoder, refuse_decoder
+from export.parts import (
+    Part,
+    bidirectional_context,
+    block_with_mask,
+    classify_each_token,
+    embed_for_encoder,
+    refuse_decoder,
+)
 
 
 class Classifier(nn.Module):
@@ -52,7 +59,10 @@ FAMILY = Family(
     block=block_with_mask,
     norm=lambda _backbone: None,
     context=bidirectional_context,
-    heads={TaskType.SEQUENCE_CLASSIFICATION: lambda model: Part(Classifier(model.classifier))},
+    heads={
+        TaskType.SEQUENCE_CLASSIFICATION: lambda model: Part(Classifier(model.classifier)),
+        TaskType.TOKEN_CLASSIFICATION: classify_each_token,
+    },
     check=_check,
     max_tokens=_max_tokens,
     keys_values=("key", "value"),

@@ -22,7 +22,7 @@ from onnx_ir.passes import common
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
 
-from edge_sdk.wire.manifest import LevelSpec, TaskType
+from edge_sdk.wire.manifest import IGNORED, LevelSpec, TaskType
 from edge_sdk.wire.tensors import Array
 from export.adapters import Named, named
 from export.capture import Sizes, Tensors
@@ -45,7 +45,6 @@ from export.structures import sizes_for
 
 OPSET, IR_VERSION = 15, 8
 BITS = (32, 16, 8)  # 4 are unpacked by BitwiseAnd, of opset 18
-IGNORED = -100  # no loss at this label
 LARGEST_BYTES = 2**31 - 2**24  # a protobuf message holds 2 GiB; the nodes take some of it
 
 
@@ -54,8 +53,8 @@ class Whole:
     """The graph, and the names of its tensors (`block.3/mlp.up_proj.weight`), which are its initializers.
 
     Inputs are `ids` and `attention_mask` (batch, tokens) int64, the latter 1 where a token is, and for a classifier
-    `labels` (batch,) int64. The output is `loss`. `logits` is a value on the way: a row for each token of the batch, or
-    for each of its rows.
+    `labels` (batch,) int64, or (batch, tokens), IGNORED where a token has none. The output is `loss`. `logits` is a
+    value on the way: a row for each token of the batch, or for each of its rows.
     """
 
     model: ir.Model
@@ -128,7 +127,8 @@ class _Chain:
             tensors = {name: given[f"{segment}/{name}"] for name in named(part)}
             x = _called(part, x, context, tensors)
         if not self.matrix:
-            return {"loss": cross_entropy(x, given["labels"]), "logits": x}
+            logits = x.flatten(0, 1) if self.adapted.foundation.spec.task.labels_tokens else x
+            return {"loss": cross_entropy(logits, given["labels"].flatten(), ignore_index=IGNORED), "logits": logits}
         logits = (x @ given[self.matrix].T).flatten(0, 1)
         following = given["ids"][:, 1:].masked_fill(mask[:, 1:] == 0, IGNORED)
         labels = pad(following, (0, 1), value=IGNORED).flatten()
@@ -198,7 +198,8 @@ def _trace(chain: _Chain, sizes: Sizes) -> ir.Model:
     ids = torch.zeros(sizes.batch, sizes.tokens, dtype=torch.int64)
     batch = {"ids": ids, "attention_mask": torch.ones_like(ids)}
     if not chain.matrix:
-        batch["labels"] = torch.zeros(sizes.batch, dtype=torch.int64)
+        per_token = chain.adapted.foundation.spec.task.labels_tokens
+        batch["labels"] = torch.zeros(ids.shape if per_token else ids.shape[:1], dtype=torch.int64)
     given = batch | {name: entry.value.detach() for name, entry in chain.tensors.items()}
     file: Any = BytesIO()  # taken by that exporter, and not declared
     with quiet(), torch.no_grad():

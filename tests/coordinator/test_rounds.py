@@ -62,12 +62,14 @@ ARTIFACTS = {"large": blob_of(b"large"), "small": blob_of(b"small")}
 class Scene:
     """Rounds, a clock that is told the time, and all that was asked for."""
 
-    def __init__(self, past: Past | None = None, seed: int = 0, **rounds: Any) -> None:
+    def __init__(
+        self, past: Past | None = None, needed: frozenset[str] = frozenset(), seed: int = 0, **rounds: Any
+    ) -> None:
         config = RoundsConfig(**{"count": 2, "devices": 2, "wait_s": 10, "deadline_s": 100, **rounds})
         tasks = TaskMaker("run", TrainingConfig(steps=3, seed=seed), Rule.LORA_SVD)
         self.now_s, self.asked = 1000.0, list[Instruction]()
         past = past or Past(0, blob_of(b"adapter 0"))
-        self.rounds = Rounds(Plan(config, tasks, LEVELS, ARTIFACTS), LargestThatFits(), past, self.now_s)
+        self.rounds = Rounds(Plan(config, tasks, LEVELS, ARTIFACTS, needed), LargestThatFits(), past, self.now_s)
 
     def tell(self, event: Event, *, after_s: float = 0.0) -> list[Instruction]:
         """What is asked for because of `event`."""
@@ -182,6 +184,17 @@ def test_a_round_opens_with_fewer_after_the_wait() -> None:
     scene = Scene(min_devices=1)
     assert scene.tell(Tick(), after_s=11) == []
     assert only(OpenRound, scene.hello("a"))
+
+
+def test_no_round_opens_without_a_needed_device() -> None:
+    """However many others are there, and however long; it takes part as they do, and may decline as they may."""
+    scene = Scene(needed=frozenset({"server"}), min_devices=1)
+    assert scene.hello("a") == scene.hello("b") == []
+    assert scene.tell(Tick(), after_s=1000) == []
+    assert [i.device for i in only(GiveTask, scene.hello("server"))] == ["a", "b", "server"]
+    scene.decline("server", DeclineReason.NO_SPACE)
+    scene.deliver("a")
+    assert only(AggregateRound, scene.deliver("b"))
 
 
 def test_a_whole_run() -> None:

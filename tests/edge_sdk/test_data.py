@@ -23,7 +23,7 @@ from edge_sdk.data import (
 )
 from edge_sdk.errors import ConfigError, DataError
 from edge_sdk.images import fitted
-from edge_sdk.wire.manifest import ImageSpec
+from edge_sdk.wire.manifest import IGNORED, ImageSpec
 from edge_sdk.wire.tensors import Array
 
 VOCABULARY = 50
@@ -126,6 +126,35 @@ def test_a_classifier_needs_labels_in_range(tmp_path: pathlib.Path) -> None:
         open_token_folder(written(tmp_path).path, 3, VOCABULARY)
     with pytest.raises(DataError, match="label 1 is out of bounds, the model has 1 classes"):
         open_token_folder(written(tmp_path / "two", classes=2).path, 1, VOCABULARY)
+
+
+def test_tokens_have_labels_where_a_token_is(tmp_path: pathlib.Path) -> None:
+    """Batches have them of their rows, cut as these are; a label behind a row's tokens is none, and teaches nothing."""
+    labels = np.full((4, 6), IGNORED)
+    labels[[0, 1, 2], [2, 5, 0]] = [1, 2, 0]
+    write_token_folder(tmp_path / "data", np.ones((4, 6)), np.array([4, 5, 1, 6]), labels)
+    folder = open_token_folder(tmp_path / "data", 3, VOCABULARY, labels_tokens=True)
+    assert folder.usable().tolist() == [0, 2]
+    batch = folder.batch(np.array([0, 1, 2]), 6)
+    none = IGNORED
+    assert batch.labels.tolist() == [[none, none, 1, none, none], [none] * 5, [0, none, none, none, none]]
+    assert batch.rows(2, 3).labels.tolist() == [[0, none]]
+    assert folder.batch(np.array([0]), 3).labels.tolist() == [[none, none, 1]]
+
+
+def test_labels_are_of_rows_or_of_tokens(tmp_path: pathlib.Path) -> None:
+    """As the model has it, in range, and of no third shape."""
+    of_rows, of_tokens = written(tmp_path / "rows", classes=3).path, tmp_path / "tokens"
+    write_token_folder(of_tokens, np.ones((2, 3)), np.full(2, 3), np.full((2, 3), 2))
+    for path, labels_tokens, classes, complaint in (
+        (of_rows, True, 3, r"labels\.npy is \(6,\), this model needs a label for each token"),
+        (of_tokens, False, 3, r"labels\.npy is \(2, 3\), this model needs a label for each row"),
+        (of_tokens, True, 2, "label 2 is out of bounds, the model has 2 classes"),
+    ):
+        with pytest.raises(DataError, match=complaint):
+            open_token_folder(path, classes, VOCABULARY, labels_tokens=labels_tokens)
+    with pytest.raises(DataError, match="do not fit together"):
+        write_token_folder(of_tokens, np.ones((2, 3)), np.full(2, 3), np.zeros((2, 2)))
 
 
 def test_a_failed_replacement_keeps_what_was_there(tmp_path: pathlib.Path) -> None:

@@ -238,7 +238,7 @@ def test_images_are_data_like_any_other(tiny_vision: pathlib.Path, tmp_path: pat
     ("change", "error", "complaint"),
     [
         ({"data": "absent"}, DataError, "absent is not there"),
-        ({"data": "notes.md"}, DataError, r"notes\.md is neither a folder nor a \.csv file"),
+        ({"data": "notes.md"}, DataError, r"notes\.md is no folder, and no \.csv or \.jsonl file"),
         ({"data": "empty"}, DataError, r"empty has no \.txt file"),
         ({"data": "short"}, DataError, "has no usable row"),
         ({"steps": 0}, ConfigError, "steps is 0; it must be at least 1"),

@@ -24,8 +24,8 @@ from edge_sdk.errors import ConfigError, DataError
 from edge_sdk.memory import read_memory, reset_peak
 from edge_sdk.prepare import _join, _split, command, prepare
 from edge_sdk.rows import Tokenizer, rows
-from edge_sdk.sources import Document, Image, Item, Row, TextFolder
-from edge_sdk.wire.manifest import ImageSpec
+from edge_sdk.sources import Document, Image, Item, Row, TextFolder, TokenArrays, Words
+from edge_sdk.wire.manifest import IGNORED, ImageSpec
 
 WORDS = ("to", "be", "or", "not")
 CLS, SEP, END = 1, 2, 3
@@ -118,6 +118,74 @@ def test_pieces_of_a_document_are_one_row(tokenizer: pathlib.Path) -> None:
         ([CLS, *ids_of(WORDS), SEP], 1),
         ([CLS, *ids_of(["be"]), SEP], 0),
     ]
+
+
+@given(texts=documents, tokens=st.integers(3, 60))
+def test_a_words_label_is_its_first_tokens(tokenizer: pathlib.Path, texts: list[list[str]], tokens: int) -> None:
+    """The row is that of the text; each word that fits begins at one token, which has its label; no other has one."""
+    words = [
+        [word if k % 2 else f"{word}-{word}" for k, word in enumerate(text)] for text in texts
+    ]  # some are 3 tokens
+    items = [Words(tuple(text), tuple(k % 2 for k in range(len(text)))) for text in words]
+    found = list(rows(Items(items), Tokenizer(tokenizer), tokens, ("a", "b"), labels_tokens=True))
+    (*plain,) = rows(Items([Document(" ".join(text), 0) for text in words]), Tokenizer(tokenizer), tokens, ("a", "b"))
+    assert [list(row.ids) for row in found] == [list(row.ids) for row in plain]
+    for row, text in zip(found, texts, strict=True):
+        labels = [label for k in range(len(text)) for label in ([k % 2] if k % 2 else [k % 2, IGNORED, IGNORED])]
+        assert row.label == [IGNORED, *labels[: tokens - 2], IGNORED]
+
+
+def test_tokenizers_of_bytes_find_words(tmp_path: pathlib.Path) -> None:
+    """Where a space is part of a token, in a word's middle, and where a word is several tokens or none."""
+    tokenizers: Any = pytest.importorskip("tokenizers")
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    merges = [("Ġ", "b"), ("a", "b")]
+    known = {token: k for k, token in enumerate([*alphabet, *("".join(pair) for pair in merges)])}
+    made = tokenizers.Tokenizer(tokenizers.models.BPE(known, merges))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    for trim in (False, True):
+        made.post_processor = tokenizers.processors.ByteLevel(trim_offsets=trim)
+        made.save(str(tmp_path / "tokenizer.json"))
+        ids, begun = Tokenizer(tmp_path / "tokenizer.json").words(["ab", "b", "", "ü", "c"], 12)
+        pieces = ["ab", "Ġb", "Ġ", "Ġ", "Ã", "¼", "Ġ", "c"]
+        assert ids == [known[piece] for piece in pieces]
+        assert [number for number in begun if number is not None] == [0, 1, 3, 4]
+        assert begun[:2] == [0, 1]
+
+
+def test_labels_of_words_reach_the_folder(tmp_path: pathlib.Path, tokenizer: pathlib.Path) -> None:
+    """By the process, from lines of JSON: one for each token of the row, none for padding; anew for a model of rows."""
+    path = tmp_path / "words.jsonl"
+    path.write_text('{"words": ["to", "be-be"], "labels": ["b", "a"]}\n{"words": ["or"], "labels": [1]}\n')
+    config, labels = DataConfig(kind=DataKind.JSON_LINES, path=path), ("a", "b")
+    done = run(command(config, tokenizer, 8, labels, tmp_path / "out", labels_tokens=True))
+    assert (done.returncode, done.stderr) == (0, "")
+    folder = map_token_folder(tmp_path / "out")
+    none = IGNORED
+    assert folder.labels.tolist() == [[none, 1, 0, none, none, none, none, none], [none, 1, *[none] * 6]]
+    arrays = tmp_path / "arrays"
+    again = prepare(TokenArrays(folder.path), None, tokens=3, out=arrays, labels=labels, labels_tokens=True)
+    assert (again.rows, map_token_folder(arrays).labels.tolist()) == (2, [[none, 1, 0], [none, 1, none]])
+
+
+@pytest.mark.parametrize(
+    ("items", "labels_tokens", "complaint"),
+    [
+        ([Words(("to",), (0,))], False, "this model has no label for a word"),
+        ([Document("to", 0)], True, "item 1 of the data has no label for each word"),
+        ([Row([1], [0]), Row([1], 0)], True, "item 2 of the data has no label for each word"),
+        ([Row([1], [2])], True, "has label 2, the model has the 2 labels a, b"),
+        ([Row([1], [0])], False, r"has label \[0\], the model has the 2 labels a, b"),
+    ],
+)
+def test_labels_of_rows_and_of_words_are_told_apart(
+    tmp_path: pathlib.Path, items: list[Item], *, labels_tokens: bool, complaint: str
+) -> None:
+    """A model of the one refuses the other in one line; no folder is left."""
+    out, labels = tmp_path / "out", ("a", "b")
+    with pytest.raises(DataError, match=complaint):
+        prepare(Items(items), None, tokens=4, out=out, labels=labels, labels_tokens=labels_tokens)
+    assert not list(tmp_path.iterdir())
 
 
 @given(

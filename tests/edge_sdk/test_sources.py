@@ -22,8 +22,10 @@ from edge_sdk.sources import (
     IdxImages,
     ImageArrays,
     ImageFiles,
+    JsonLines,
     TextFolder,
     TokenArrays,
+    Words,
     open_source,
 )
 from edge_sdk.wire.manifest import ImageSpec
@@ -132,6 +134,50 @@ def test_token_arrays_give_rows_without_padding(
     assert [row.label for row in found] == list(range(len(rows)))
 
 
+def test_token_arrays_give_the_labels_of_tokens(tmp_path: pathlib.Path) -> None:
+    """As many as there are tokens, whatever lies behind them."""
+    labels = np.array([[0, -100, 1], [1, 0, 0]])
+    write_token_folder(tmp_path / "data", np.ones((2, 3)), np.array([3, 1]), labels)
+    assert [row.label for row in TokenArrays(tmp_path / "data").read()] == [[0, -100, 1], [1]]
+
+
+def lines(folder: pathlib.Path, text: str, labels: tuple[str, ...] = LABELS) -> JsonLines:
+    """A file of such lines."""
+    (folder / "words.jsonl").write_text(text, encoding="utf-8")
+    return JsonLines(folder / "words.jsonl", labels)
+
+
+def test_a_line_is_words_with_labels(tmp_path: pathlib.Path) -> None:
+    """Labels are names or indices; more keys and empty lines are left out; a language model reads no labels."""
+    text = '{"words": ["Ölf", "x"], "labels": ["good", 0], "id": 7}\n\n{"words": [], "labels": []}'
+    assert list(lines(tmp_path, text).read()) == [Words(("Ölf", "x"), (1, 0)), Words((), ())]
+    assert list(lines(tmp_path, text, ()).read()) == [Words(("Ölf", "x"), ()), Words((), ())]
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ('{"words": ["a"], "labels": ["fine"]}', "line 2: label 'fine' is none of bad, good, nor an index"),
+        ('{"words": ["a"], "labels": [2]}', "label '2' is none of"),
+        ('{"words": ["a"], "labels": [null]}', "label 'None' is none of"),
+        ('{"words": ["a"], "labels": ["good", "bad"]}', "line 2: 1 words and 2 labels"),
+        ('{"words": "a", "labels": ["good"]}', "words and labels must be lists"),
+        ('{"words": [1], "labels": ["good"]}', "words and labels must be lists"),
+        ('{"tokens": ["a"], "labels": ["good"]}', "KeyError: 'words'"),
+        ('{"words": ["a"], "labels"', "JSONDecodeError"),
+        ('["a"]', "TypeError"),
+        ("[" * 100_000, "RecursionError"),
+        ('{"words": [' + '"a", ' * 300_000, "longer than 1048576 characters"),
+    ],
+    ids=lambda text: text[:16],
+)
+def test_wrong_lines_are_refused(tmp_path: pathlib.Path, line: str, complaint: str) -> None:
+    """What is wrong is said in one line, with the line of the file."""
+    with pytest.raises(DataError, match=complaint) as caught:
+        list(lines(tmp_path, f'{{"words": [], "labels": []}}\n{line}\n').read())
+    assert "\n" not in str(caught.value)
+
+
 def test_the_configuration_names_the_source(tmp_path: pathlib.Path) -> None:
     """Each kind opens its source; labels reach the table and pictures, whose size the latter know, too."""
     opened = {
@@ -141,6 +187,7 @@ def test_the_configuration_names_the_source(tmp_path: pathlib.Path) -> None:
     assert opened == {
         DataKind.TEXT_FOLDER: TextFolder(tmp_path),
         DataKind.CSV: CsvTable(tmp_path, "t", "l", LABELS),
+        DataKind.JSON_LINES: JsonLines(tmp_path, LABELS),
         DataKind.TOKEN_ARRAYS: TokenArrays(tmp_path),
         DataKind.IMAGE_FILES: ImageFiles(tmp_path, LABELS, SPEC),
         DataKind.IMAGE_ARRAYS: ImageArrays(tmp_path),

@@ -27,6 +27,7 @@ LEVELS = (
     LevelRequest("int8-2layers-last1", 8, 2, 1),
 )
 LM, CLASSES, IMAGES = TaskType.CAUSAL_LM, TaskType.SEQUENCE_CLASSIFICATION, TaskType.IMAGE_CLASSIFICATION
+TAGS = TaskType.TOKEN_CLASSIFICATION
 OF_TEXT = {  # one model of each family: of which kind, for which task, with which targets where not the family's own
     "llama": ("llama", LM, ("q_proj", "up_proj")),
     "gpt2": ("gpt2", LM, ("c_attn", "c_proj")),
@@ -42,7 +43,7 @@ OF_IMAGES = {
     "dinov2": ("dinov2", IMAGES, ()),
 }
 FAMILIES = OF_TEXT | OF_IMAGES
-VARIANTS = {  # their kin, and decoders that classify
+VARIANTS = {  # their kin, encoders that classify tokens, and decoders that classify
     "mistral": ("mistral", LM, ()),
     "qwen2": ("qwen2", LM, ()),
     "qwen3": ("qwen3", LM, ("q_proj", "o_proj")),
@@ -50,6 +51,9 @@ VARIANTS = {  # their kin, and decoders that classify
     "gpt_neox-in-turn": ("gpt_neox-in-turn", LM, ("dense", "dense_4h_to_h")),
     "xlm-roberta": ("xlm-roberta", CLASSES, ("query",)),
     "camembert": ("camembert", CLASSES, ("key",)),
+    "bert-tags": ("bert", TAGS, ()),
+    "roberta-tags": ("roberta", TAGS, ()),
+    "distilbert-tags": ("distilbert", TAGS, ()),
     "llama-classes": ("llama-biased", CLASSES, ("v_proj",)),
     "gpt2-classes": ("gpt2", CLASSES, ()),
     "opt-classes": ("opt-plain", CLASSES, ()),

@@ -307,7 +307,7 @@ def test_tasks_and_labels_are_checked(
 ) -> None:
     """A family says what it is supported for; a classifier needs two labels or more."""
     out = ("--out", tmp_path / "artifact")
-    only = "bert is supported for sequence-classification, not for causal-lm"
+    only = "bert is supported for sequence-classification, token-classification, not for causal-lm"
     assert only in refused(capsys, "export", tiny_bert_folder, *CAUSAL, *out)
     assert "give two or more" in refused(capsys, "export", tiny_bert_folder, *CLASSES, *out, "--labels", "one")
 

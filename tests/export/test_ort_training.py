@@ -157,7 +157,9 @@ def test_no_environment_is_one_line(
 
 
 @ort_training
-@pytest.mark.parametrize(("name", "level"), [("llama", "fp32"), ("llama", "int8"), ("bert", "int8-2layers-last1")])
+@pytest.mark.parametrize(
+    ("name", "level"), [("llama", "fp32"), ("llama", "int8"), ("bert", "int8-2layers-last1"), ("bert-tags", "fp32")]
+)
 def test_five_steps_are_ours(exports: Exports, tmp_path: pathlib.Path, name: str, level: str) -> None:
     """From the same adapter on the same batches both runtimes come to the same losses; gradients are torch's."""
     exported = exports[name]

@@ -10,6 +10,12 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from edge_sdk.engine import batch as engine
+from edge_sdk.engine.artifact import Artifact
+from edge_sdk.engine.plan import Plan
+from edge_sdk.engine.train import batch_gradient, evaluate
+from edge_sdk.engine.walk import Walk
+from edge_sdk.wire.manifest import IGNORED
 from export.compress.quantize import rounded
 from export.errors import ParityError
 from export.parity import (
@@ -25,7 +31,7 @@ from export.parity import (
 )
 from export.reference import Batch, ReferenceWalk
 from export.report import parity_table, verdict
-from tests.export.conftest import Exported
+from tests.export.conftest import Exported, Exports
 from tests.models import SPECIAL
 
 
@@ -45,7 +51,8 @@ def test_any_batch_and_any_length(any_exported: Exported, rows: int, tokens: int
     """The same graphs serve shapes that they were not captured with, one row and the longest input among them."""
     manifest, adapted = any_exported.manifests["fp32"], any_exported.program.adapted
     generator = np.random.default_rng(tokens)
-    labels = generator.integers(0, max(1, len(manifest.model.labels)), rows)
+    per_token = manifest.model.task.labels_tokens
+    labels = generator.integers(0, max(1, len(manifest.model.labels)), (rows, tokens) if per_token else rows)
     if (image := manifest.model.image) is not None:  # which are of one length
         ones = np.ones((rows, manifest.model.max_tokens), np.int64)
         batch = Batch(ones[:, :0], ones, labels, generator.integers(0, 256, (rows, *image.shape), np.uint8))
@@ -76,8 +83,12 @@ def test_padding_changes_nothing(any_exported_text: Exported) -> None:
     """A row with padding behind it has the loss and the gradients that it has without."""
     manifest = any_exported_text.manifests["fp32"]
     batch = draw_batch(any_exported_text.program.adapted.foundation, seed=3)
-    row = Batch(batch.ids[:1, :9], np.ones((1, 9), dtype=np.int64), batch.labels[:1])
-    padded = Batch(np.pad(row.ids, ((0, 0), (0, 8))), np.pad(row.attention_mask, ((0, 0), (0, 8))), row.labels)
+    row, behind = Batch(batch.ids[:1, :9], np.ones((1, 9), dtype=np.int64), batch.labels[:1]), ((0, 0), (0, 8))
+    padded = Batch(np.pad(row.ids, behind), np.pad(row.attention_mask, behind), row.labels)
+    if manifest.model.task.labels_tokens:
+        labels = row.labels[:, :9]
+        row = dataclasses.replace(row, labels=labels)
+        padded = dataclasses.replace(padded, labels=np.pad(labels, behind, constant_values=IGNORED))
     generator = np.random.default_rng(0)
     adapter = {
         name: generator.normal(0, 0.1, shape).astype(np.float32) for name, shape in manifest.adapter_shapes().items()
@@ -151,3 +162,41 @@ def test_classifier_trains_with_the_adapter(bert: Exported) -> None:
         "head/classifier.weight": (3, 32),
         "head/classifier.bias": (3,),
     }
+
+
+def test_tokens_without_a_label_teach_nothing(exports: Exports) -> None:
+    """Loss and gradients are means over the tokens that have one, whatever the label's place in the row."""
+    exported = exports["bert-tags"]
+    walk, adapter = ReferenceWalk(exported.store, exported.manifests["fp32"]), exported.initial_adapter()
+    batch = draw_batch(exported.program.adapted.foundation, seed=4)
+    tokens = [tuple(place) for place in np.argwhere(batch.labels != IGNORED)]
+    assert 0 < len(tokens) < batch.attention_mask.sum()
+
+    def alone(place: tuple[int, ...]) -> Batch:
+        labels = np.full_like(batch.labels, IGNORED)
+        labels[place] = batch.labels[place]
+        return dataclasses.replace(batch, labels=labels)
+
+    whole, parts = walk.run(adapter, batch), [walk.run(adapter, alone(place)) for place in tokens]
+    assert whole.loss == pytest.approx(np.mean([part.loss for part in parts]), rel=1e-5)
+    for name, gradient in whole.gradients.items():
+        mean = np.mean([part.gradients[name] for part in parts], axis=0)
+        assert relative_error(gradient, mean) < 1e-4
+
+
+def test_the_engine_takes_the_same_mean(exports: Exports) -> None:
+    """Row by row, each with another number of labels: the loss and gradients of the whole batch; and the accuracy."""
+    exported = exports["distilbert-tags"]
+    manifest, oracle = exported.manifests["fp32"], Oracle(exported.program.adapted)
+    wanted, drawn = ReferenceWalk(exported.store, manifest).run(oracle.adapter, oracle.batch), oracle.batch
+    walk = Walk(Artifact(manifest, exported.store), 1, Plan(1, 64), lambda: None)
+    batch = engine.Batch(drawn.ids, drawn.attention_mask, drawn.labels)
+    loss, found = batch_gradient(walk, oracle.adapter, batch, list(manifest.trained_shapes()))
+    assert loss == pytest.approx(wanted.loss, rel=1e-5)
+    for name, gradient in found.items():
+        assert relative_error(gradient, wanted.gradients[name]) <= BOUND, name
+    measured = evaluate(walk, oracle.adapter, [batch])
+    assert measured.loss == pytest.approx(wanted.loss, rel=1e-5)
+    assert (measured.rows, measured.predictions) == (len(batch), (drawn.labels != IGNORED).sum())
+    assert measured.accuracy is not None
+    assert measured.accuracy * measured.predictions == pytest.approx(round(measured.accuracy * measured.predictions))

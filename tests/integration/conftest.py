@@ -78,6 +78,17 @@ def image_data(path: pathlib.Path, rows: int = 24) -> dict[str, Any]:
     return {"kind": "image-arrays", "path": str(path)}
 
 
+def word_data(path: pathlib.Path, lines: int = 24) -> dict[str, Any]:
+    """Sentences whose words are labelled by their length, in a file that a configuration's table names."""
+    words = np.random.default_rng(0).permutation(" ".join(CORPUS * lines).split())
+    sentences = np.array_split(words, lines)
+    labels = [["short" if len(word) < 4 else "long" for word in sentence] for sentence in sentences]
+    pairs = zip(sentences, labels, strict=True)
+    text = "".join(json.dumps({"words": list(words), "labels": labels}) + "\n" for words, labels in pairs)
+    path.write_text(text, encoding="utf-8")
+    return {"kind": "json-lines", "path": str(path)}
+
+
 def coordinator_table(model: pathlib.Path, out: pathlib.Path, /, **changes: Any) -> dict[str, Any]:
     """`coordinator.toml` for a short run of two levels."""
     table: dict[str, Any] = {

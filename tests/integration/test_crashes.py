@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+
 import pytest
 
 from coordinator.aggregate.blobs import aggregate_blobs
@@ -10,7 +12,7 @@ from coordinator.errors import LedgerError
 from coordinator.ledger import Ledger
 from coordinator.places import artifact_folder, ledger_path, received_folder
 from edge_sdk.wire.blobs import Blob, BlobStore
-from tests.integration.conftest import ROUNDS, Processes, assert_counted_once, wait_until
+from tests.integration.conftest import ROUNDS, Processes, assert_counted_once, device_table, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -128,3 +130,25 @@ def test_ctrl_c_is_no_crash(processes: Processes) -> None:
     processes.serve()
     assert processes.finish() == 0, processes.log("coordinator")
     assert_counted_once(processes.history())
+
+
+def test_the_server_takes_part(processes: Processes) -> None:
+    """A device of the coordinator's own is in every round, beside the others; it ends with the coordinator, even with
+    one that is killed, and comes back with the next one.
+    """
+    public = device_table("server", processes.folder, processes.broker.url)["data"]["path"]
+    rounds = {"count": 2, "devices": 2, "quorum": 2, "deadline_s": 60.0, "wait_s": 60.0}
+    changes = {"participant": {"budget": "300MB", "path": public, "threads": 1}, "rounds": rounds}
+    processes.serve(**changes)
+    processes.device("a")
+    wait_until(lambda: rounds_done(processes) >= 1, "round 1 is done")
+    processes.kill("coordinator")
+    processes.serve(**changes)
+    assert processes.finish() == 0, processes.log("coordinator")
+    history = processes.history()
+    assert {(row.round, row.device) for row in history.results} == {
+        (k, name) for k in (1, 2) for name in ("a", "server")
+    }
+    assert all(history.used(row) for row in history.results)
+    with (processes.out / "participant" / "store" / "lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

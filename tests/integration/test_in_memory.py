@@ -53,6 +53,7 @@ from tests.integration.conftest import (
     device_table,
     image_data,
     wait_until,
+    word_data,
 )
 from tests.models import tiny_model
 
@@ -218,6 +219,30 @@ def test_a_fleet_learns_from_images(tmp_path: pathlib.Path, tiny_images: Tiny) -
     assert all(row.accuracy is not None and row.rows == 8 for row in kinds.values())
 
 
+def test_a_fleet_learns_labels_of_words(tmp_path: pathlib.Path) -> None:
+    """By configuration alone: a device that has labelled words learns from them; accuracy over tokens is measured."""
+    model = {"dir": str(tiny_model("bert", tmp_path / "model")), "task": "token-classification"}
+    changes = {
+        "model": {**model, "labels": ["short", "long"]},
+        "adapter": {"rank": 2, "alpha": 4},
+        "levels": [{"name": "int8", "bits": 8}],
+        "rounds": {"count": 1, "devices": 1, "deadline_s": 60.0},
+        "training": {"steps": 12, "batch": 4, "tokens": TOKENS, "learning_rate": 3e-2},
+        "evaluation": {**word_data(tmp_path / "held-out.jsonl"), "rows": 8},
+    }
+    fleet = Fleet(tmp_path, built(tmp_path, tmp_path / "model", **changes), MemoryBroker())
+    with fleet.device("a", data=word_data(tmp_path / "words.jsonl")):
+        assert fleet.serve() is State.DONE
+    history = fleet.history()
+    (row,) = history.results
+    assert row.report.loss_after < row.report.loss_before
+    before, after = (history.evaluated(version) for version in (0, 1))
+    for kind in (FULL, EMULATOR):
+        assert after[kind].loss < before[kind].loss
+        assert (after[kind].accuracy or 0) > 0.6
+    assert after[FULL].loss == pytest.approx(after[EMULATOR].loss, rel=2e-2)
+
+
 def test_a_run_over_a_network_that_loses_repeats_and_swaps(tmp_path: pathlib.Path, tiny: Tiny) -> None:
     """With messages lost, doubled and late the run still completes, and nothing counts twice."""
     fleet = Fleet(tmp_path, tiny, MemoryBroker(seed=1, loss=0.03, duplicate=0.1, reorder=0.1))
@@ -339,3 +364,39 @@ def test_another_kind_of_adapter_is_a_line_in_the_configuration(
     before, after = (read_tensors(store.path(one.sha256)) for one in history.adapters)
     assert before.keys() == after.keys()
     assert not {name for name in before if np.array_equal(before[name], after[name])}
+
+
+PLAIN: dict[str, Any] = {"adapter": {"kind": "full"}, "levels": [{"name": "model"}]}
+CASES: dict[str, dict[str, Any]] = {  # of FedPEAT, by what trains of which model
+    "emulator, adapter": {"levels": [{"name": "int8", "bits": 8}]},
+    "model, adapter": {"levels": [{"name": "fp32"}]},
+    "model, all of it": PLAIN,
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_fedpeats_three_cases_are_one_configuration(tmp_path: pathlib.Path, tiny: Tiny, case: str) -> None:
+    """An emulator with an adapter, the model with one, all of the model: one device's result is the next version."""
+    changes = CASES[case]
+    if changes is PLAIN:
+        tiny = built(tmp_path, tiny_model("gpt2", tmp_path / "model"), **changes)
+        changes = {}
+    fleet = Fleet(tmp_path, tiny, MemoryBroker())
+    with fleet.device("a"):
+        assert fleet.serve(**changes, rounds={"count": 1, "devices": 1, "deadline_s": 60.0}) is State.DONE
+    history, config = fleet.history(), load_config(tmp_path / "coordinator.toml")
+    store, received = BlobStore(tmp_path / "out" / "artifact"), BlobStore(received_folder(config))
+    before, after = (read_tensors(store.path(one.sha256)) for one in history.adapters)
+    (row,) = history.results
+    delta = decode_delta(received.read(Blob(row.sha256, row.size_bytes)), row.size_bytes)[1].tensors
+    assert row.level == config.levels[0].name
+    assert delta.keys() == before.keys()
+    if config.aggregation.rule is Rule.MEAN:
+        assert all(name in before for name in ("block.0/attn.c_attn.weight", "norm/weight"))
+        for name, array in after.items():
+            np.testing.assert_allclose(array, before[name] + delta[name], atol=1e-6)
+    else:
+        for name in (name for name in before if name.endswith("lora_A")):
+            other = name.replace("lora_A", "lora_B")
+            product = (before[other] + delta[other]) @ (before[name] + delta[name])
+            np.testing.assert_allclose(after[other] @ after[name], product, atol=1e-6)
