@@ -49,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
+    from coordinator.ladder.cli import add_command as add_ladder
     from export.cli import add_commands
 
     parser = argparse.ArgumentParser(prog="fedpeat", description="Federated fine-tuning: the coordinator's side.")
@@ -63,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--config", type=pathlib.Path, default=pathlib.Path(CONFIG), metavar="FILE")
     command.set_defaults(run=_status)
     commands.add_parser("version", help="print the version").set_defaults(run=lambda _arguments: _version())
+    add_ladder(commands)
     add_commands(commands)
     return parser
 

@@ -126,6 +126,11 @@ class LevelConfig:
     refit: bool = False
     tensors_mb: float = number(0, 1e9, 0.0)
 
+    @property
+    def needs_public(self) -> bool:
+        """Whether it is chosen or refitted by public data."""
+        return self.refit or self.drop is Drop.IMPORTANCE or self.tensors_mb > 0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PublicConfig:
@@ -279,12 +284,17 @@ def load_config(path: pathlib.Path) -> Config:
         config = read_settings(Config, path)
     except SettingsError as error:
         raise ConfigError(str(error)) from error
+    return checked(config, f"{path}: ")
+
+
+def checked(config: Config, where: str) -> Config:
+    """The configuration, with the rule that `auto` stands for. Raises ConfigError, with `where` before its line."""
     if config.aggregation.rule is Rule.AUTO:
         rule = rules_for(config.adapter.kind)[0]
         config = dataclasses.replace(config, aggregation=dataclasses.replace(config.aggregation, rule=rule))
     for complaint, applies in _complaints(config).items():
         if applies:
-            msg = f"{path}: {complaint}"
+            msg = f"{where}{complaint}"
             raise ConfigError(msg)
     return config
 
@@ -332,8 +342,8 @@ def _complaints(config: Config) -> dict[str, bool]:
         complaints[f"levels.{level.name}.bits is {level.bits}; allowed: {allowed}"] = level.bits not in BITS
         trained_too_many = 0 < level.layers < level.train_last
         complaints[f"levels.{level.name} trains more layers than it keeps"] = trained_too_many
-        needs_public = level.refit or level.drop is Drop.IMPORTANCE or level.tensors_mb > 0
-        complaints[f"levels.{level.name} needs a [public] table with a path"] = needs_public and config.public is None
+        lacks_public = level.needs_public and config.public is None
+        complaints[f"levels.{level.name} needs a [public] table with a path"] = lacks_public
         complaints |= _rank_complaints(level, config)
     return complaints
 

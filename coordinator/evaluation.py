@@ -12,7 +12,7 @@ import io
 import math
 import pathlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from coordinator.aggregate.blobs import adapter_at_rank
@@ -23,6 +23,7 @@ from coordinator.history import EvaluationRow, History
 from coordinator.jobs import Jobs, Line
 from coordinator.report import EMULATOR, FULL
 from edge_sdk.wire.blobs import Blob
+from edge_sdk.wire.manifest import TaskType
 
 LANE: Final = "evaluate"
 KINDS: Final = (FULL, EMULATOR)
@@ -91,30 +92,56 @@ class Evaluator:
         self._prepared = True
 
     def _prepare_command(self) -> list[str]:
-        held_out, manifest = self._held_out, self._artifact.full.manifest
-        words: list[Any] = ["--kind", held_out.kind.value, "--path", held_out.path, "--out", self.tokens]
-        words += ["--tokens", manifest.model.row_tokens(self._config.training.tokens), "--max-rows", held_out.rows]
+        manifest, held_out = self._artifact.full.manifest, self._held_out
+        tokenizer = None
         if manifest.tokenizer:
-            words += ["--tokenizer", self._artifact.store.path(manifest.files[manifest.tokenizer].sha256)]
-        words += [f"--text-column={held_out.text_column}", f"--label-column={held_out.label_column}"]
-        if manifest.model.labels:
-            labels = io.StringIO()
-            csv.writer(labels, lineterminator="").writerow(manifest.model.labels)
-            words.append(f"--labels={labels.getvalue()}")
-        if manifest.model.task.labels_tokens:
-            words.append("--labels-tokens")
-        if manifest.model.image is not None:
-            words.append(f"--image={manifest.model.image}")
-        return [sys.executable, "-m", "edge_sdk.prepare", *map(str, words)]
+            tokenizer = self._artifact.store.path(manifest.files[manifest.tokenizer].sha256)
+        model, image = manifest.model, manifest.model.image
+        tokens = model.row_tokens(self._config.training.tokens)
+        shape = "" if image is None else str(image)
+        return prepare_command(held_out, model.task, tokenizer, tokens, model.labels, shape, self.tokens)
 
     def _command(self, kind: str, adapter: Blob) -> list[str]:
-        store = self._artifact.store
+        store, artifact = self._artifact.store, self._artifact
         if kind == FULL:
-            command: list[Any] = ["export.cli", "evaluate", self._config.model.dir, self.tokens]
-            command += ["--manifest", self._artifact.full.path, "--adapter", store.path(adapter.sha256)]
-        else:
-            level = self._artifact.levels[self._config.levels[-1].name]
-            here = adapter_at_rank(store, adapter, level.manifest.adapter.rank)
-            command = ["edge_sdk.cli", "evaluate", level.path, "--adapter", store.path(here.sha256)]
-            command += ["--data", self.tokens]
-        return [sys.executable, "-m", *map(str, command)]
+            return full_command(self._config.model.dir, artifact.full.path, store.path(adapter.sha256), self.tokens)
+        level = artifact.levels[self._config.levels[-1].name]
+        here = adapter_at_rank(store, adapter, level.manifest.adapter.rank)
+        return emulator_command(level.path, store.path(here.sha256), self.tokens)
+
+
+def prepare_command(
+    data: EvaluationConfig,
+    task: TaskType,
+    tokenizer: pathlib.Path | None,
+    tokens: int,
+    labels: Sequence[str],
+    image: str,
+    out: pathlib.Path,
+) -> list[str]:
+    """The process that makes `data` the folder of rows `out`; `image` is empty for a model of text."""
+    words: list[Any] = ["--kind", data.kind.value, "--path", data.path, "--out", out]
+    words += ["--tokens", tokens, "--max-rows", data.rows]
+    words += ["--tokenizer", tokenizer] if tokenizer is not None else []
+    words += [f"--text-column={data.text_column}", f"--label-column={data.label_column}"]
+    if labels:
+        line = io.StringIO()
+        csv.writer(line, lineterminator="").writerow(labels)
+        words.append(f"--labels={line.getvalue()}")
+    words += ["--labels-tokens"] if task.labels_tokens else []
+    words += [f"--image={image}"] if image else []
+    return [sys.executable, "-m", "edge_sdk.prepare", *map(str, words)]
+
+
+def full_command(
+    model: pathlib.Path, manifest: pathlib.Path, adapter: pathlib.Path | None, rows: pathlib.Path
+) -> list[str]:
+    """The process that measures an adapter plugged into the full model; without one, the model as training starts."""
+    words = [model, rows, "--manifest", manifest, *(["--adapter", adapter] if adapter is not None else [])]
+    return [sys.executable, "-m", "export.cli", "evaluate", *map(str, words)]
+
+
+def emulator_command(manifest: pathlib.Path, adapter: pathlib.Path | None, rows: pathlib.Path) -> list[str]:
+    """The process that measures an adapter on the emulator that it was, or might be, trained on."""
+    words = [manifest, *(["--adapter", adapter] if adapter is not None else []), "--data", rows]
+    return [sys.executable, "-m", "edge_sdk.cli", "evaluate", *map(str, words)]

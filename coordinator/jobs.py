@@ -7,7 +7,7 @@ Rules:
 - `close` ends the processes that are still running, and those of ours end with a daemon that is killed.
 
 A process of ours speaks JSON on standard output, one object a line; the last line is its result, those before are
-progress. On failure it says one line on standard error.
+progress, as is every line with a `stage`. On failure it says one line on standard error.
 """
 
 from __future__ import annotations
@@ -138,11 +138,13 @@ class Jobs:
 
 
 def _read_lines(process: subprocess.Popen[str], say: Callable[[Line], None]) -> Line:
-    """All JSON lines; each but the last is said. Other output (a library's chatter) is passed over."""
+    """All JSON lines; each but the last is said, one with a stage at once. A library's chatter is passed over."""
     last: Line | None = None
     for text in process.stdout or ():
         line = _parsed(text)
-        if line is not None:
+        if line is not None and "stage" in line:
+            say(line)
+        elif line is not None:
             if last is not None:
                 say(last)
             last = line

@@ -81,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--budget", required=True, metavar="SIZE")
     _add_integers(command)
     _add_in_memory(command)
+    command.add_argument("--json", action="store_true", help="JSON of the plans that are worth a choice, leanest first")
     command.set_defaults(run=_plan)
 
     command = commands.add_parser("evaluate", help="loss of an adapter on this artifact's emulator, as JSON")
@@ -111,8 +112,10 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--budget", required=True, metavar="SIZE")
     command.add_argument("--steps", type=_positive, required=True)
     command.add_argument("--learning-rate", type=float, default=1e-3)
+    command.add_argument("--seed", type=int, default=0, help="draws the order of the rows; default: 0")
     _add_integers(command)
     _add_provider(command)
+    command.add_argument("--json", action="store_true", help="a JSON line a step, and one of the plan and its peak")
     command.add_argument("--out", type=pathlib.Path, required=True, metavar="ADAPTER.safetensors")
     command.set_defaults(run=_train)
     return parser
@@ -205,6 +208,10 @@ def _plan(arguments: argparse.Namespace) -> int:
     manifest, budget_bytes = artifact.manifest, parse_size(arguments.budget)
     shape, integers = (arguments.batch, artifact.row_tokens(arguments.tokens)), arguments.integers
     storage, line = _storage(artifact, budget_bytes, in_memory=arguments.in_memory)
+    if arguments.json:
+        found = frontier(plans(manifest, *shape, budget_bytes, storage, integers=integers))
+        print(json.dumps({"plans": [dataclasses.asdict(plan) for plan in found if plan.peak_bytes <= budget_bytes]}))
+        return 0
     print(line)
     chosen = choose_plan(manifest, *shape, budget_bytes, storage=storage, integers=integers)
     print("   micro-batch  head rows  kept blocks  in bits  resident  back bits   peak MB   step ms")
@@ -286,24 +293,30 @@ def _prepare(arguments: argparse.Namespace) -> int:
 def _train(arguments: argparse.Namespace) -> int:
     from edge_sdk.engine.runtime import use
     from edge_sdk.local import open_artifact, train
-    from edge_sdk.memory import parse_size
+    from edge_sdk.memory import parse_size, read_memory
 
     use(Provider(arguments.provider))
     _require_writable(arguments.out)
+    budget_bytes = parse_size(arguments.budget)
     training = train(
         open_artifact(arguments.artifact, arguments.level),
         arguments.data,
-        budget_bytes=parse_size(arguments.budget),
+        budget_bytes=budget_bytes,
         steps=arguments.steps,
         batch=arguments.batch,
         tokens=arguments.tokens,
         learning_rate=arguments.learning_rate,
         threads=arguments.threads,
+        seed=arguments.seed,
         integers=arguments.integers,
     )
     for report in training:
-        print(f"step {report.step} of {report.steps}: loss {report.loss:.4f}, {report.time_ms:.0f} ms", flush=True)
+        line = f"step {report.step} of {report.steps}: loss {report.loss:.4f}, {report.time_ms:.0f} ms"
+        print(json.dumps(dataclasses.asdict(report)) if arguments.json else line, flush=True)
     training.save_adapter(arguments.out)
+    if arguments.json:
+        found = {"budget_bytes": budget_bytes, "peak_bytes": read_memory().peak_bytes}
+        print(json.dumps({**found, "plan": dataclasses.asdict(training.plan)}))
     return 0
 
 

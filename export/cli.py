@@ -1,4 +1,4 @@
-"""Commands: families, export, build, parity, inspect, plug-in, evaluate.
+"""Commands: families, describe, export, build, parity, inspect, plug-in, evaluate.
 
     python -m export.cli export MODEL_DIR --task causal-lm --out DIR
 
@@ -39,6 +39,7 @@ TOKENS = 128
 def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Register all commands; each parser's `run` default takes the parsed arguments and returns the exit status."""
     _add(subparsers, "families", _families, manual.FAMILIES)
+    _add_describe(subparsers)
     _add_export(subparsers)
     command = _add(subparsers, "build", _build, manual.BUILD)
     command.add_argument("request", type=pathlib.Path, metavar="REQUEST.json")
@@ -111,6 +112,21 @@ def _families(_arguments: argparse.Namespace) -> int:
     from export.report import family_table
 
     Console().print(family_table(all_families()))
+    return 0
+
+
+def _add_describe(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    command = _add(subparsers, "describe", _describe, manual.DESCRIBE)
+    command.add_argument("model", type=pathlib.Path, metavar="MODEL_DIR", help="as save_pretrained writes it")
+    command.add_argument("--task", required=True, choices=[task.value for task in TaskType])
+    command.add_argument("--labels", type=_names, default=(), metavar="A,B,...", help="class names by index")
+
+
+def _describe(arguments: argparse.Namespace) -> int:
+    from export.describe import describe
+    from export.foundation import open_foundation
+
+    print(json.dumps(describe(open_foundation(arguments.model, TaskType(arguments.task), arguments.labels))))
     return 0
 
 

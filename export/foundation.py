@@ -60,6 +60,12 @@ class Foundation:
         settings = self.config.to_dict().items()
         return {name: value for name, value in settings if "drop" in name and isinstance(value, float) and value > 0}
 
+    def skeleton(self) -> nn.Module:
+        """The model without numbers: shapes alone."""
+        with torch.device("meta"), quiet():
+            found: nn.Module = self._model_class().from_config(self.config)
+        return found
+
     def load(self, seed: int = 0) -> nn.Module:
         """The model in float32, in evaluation mode; `seed` draws what the checkpoint lacks (a new classifier).
 
@@ -71,10 +77,9 @@ class Foundation:
         if size is not None:  # the weights are of that size
             config = copy.deepcopy(config)
             config.image_size = list(size)
-        model_class = TasksManager.get_model_class_for_task(TASKS[self.spec.task].optimum, framework="pt")
         with seeded(seed), quiet():
             try:
-                model, report = model_class.from_pretrained(
+                model, report = self._model_class().from_pretrained(
                     self.folder,
                     config=config,
                     dtype=torch.float32,
@@ -93,6 +98,9 @@ class Foundation:
             stretch_positions(backbone_of(model))
         loaded: nn.Module = model.eval()
         return loaded
+
+    def _model_class(self) -> Any:  # noqa: ANN401 - one of transformers' automatic classes
+        return TasksManager.get_model_class_for_task(TASKS[self.spec.task].optimum, framework="pt")
 
 
 def open_foundation(folder: pathlib.Path, task: TaskType, labels: tuple[str, ...]) -> Foundation:

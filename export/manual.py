@@ -18,6 +18,18 @@ file in export/families/ lacks; else it takes a file of its own. `fedpeat export
 exit status: 0 listed
 """
 
+DESCRIBE = """\
+What a model folder holds, as JSON, before anything is exported.
+
+  layers         so many blocks; a level keeps some of them
+  labels         of a classification, the model's own where none are given
+  image          of a model of images, the shape of one, as in 3x224x224
+  weights_bytes  of all weights, were they held in 32, 16, 8 or 4 bits: what a level of all layers comes to, but for
+                 graphs, adapter and tokenizer
+
+exit status: 0 described, 2 it cannot be exported, and why
+"""
+
 EXPORT = f"""\
 Export a foundation model as a training artifact, one emulator level.
 

@@ -14,13 +14,14 @@ from rich.console import Console
 class Progress:
     """`stage` has begun, number `done` (from 0) of `of`; `level` is empty for what all levels share.
 
-    The same stage and level again: it goes on.
+    The same stage and level again: it goes on, with another `detail`.
     """
 
     stage: str
     level: str
     done: int
     of: int
+    detail: str = ""
 
 
 Report = Callable[[Progress], None]
@@ -50,7 +51,8 @@ def narrated() -> Iterator[Report]:
                 end()
                 begin = time.monotonic()
             now = progress
-            status.update(f"{progress.done + 1}/{progress.of} {progress.stage} {progress.level}")
+            what = f"{progress.stage} {progress.level} {progress.detail}"
+            status.update(f"{progress.done + 1}/{progress.of} {what}")
 
         yield show
         end()

@@ -68,10 +68,15 @@ def read_settings(kind: type[T], path: pathlib.Path) -> T:
         msg = f"{path}: cannot be read: {why_unreadable(error)}"
         raise SettingsError(msg) from error
     try:
-        return _table(kind, table, "", path.parent)
+        return settings_of(kind, table, path.parent)
     except SettingsError as error:
         msg = f"{path}: {error}"
         raise SettingsError(msg) from error
+
+
+def settings_of(kind: type[T], table: Mapping[str, object], base: pathlib.Path) -> T:
+    """Tables as the dataclass `kind` has them; paths are relative to `base`. Raises SettingsError."""
+    return _table(kind, table, "", base)
 
 
 def _field(metadata: dict[str, object], default: object) -> Any:  # noqa: ANN401 - what `field` returns

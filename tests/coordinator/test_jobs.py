@@ -40,6 +40,12 @@ def test_the_last_line_is_the_result(jobs: Jobs) -> None:
     assert until(jobs, ended(1)) == [Progress("job", {"n": 0}), Progress("job", {"n": 1}), Done("job", {"n": 2})]
 
 
+def test_a_stage_is_said_when_it_begins(jobs: Jobs) -> None:
+    """A line with a stage is no result: it is progress at once, not when the next line comes."""
+    start(jobs, "job", "lane", 'import time; print(\'{"stage": "load"}\', flush=True); time.sleep(60)')
+    assert until(jobs, bool) == [Progress("job", {"stage": "load"})]
+
+
 def test_a_failure_carries_its_last_words(jobs: Jobs) -> None:
     """A process that fails gives an error of one line with what it said last."""
     start(jobs, "job", "lane", FAILS)

@@ -52,6 +52,25 @@ def test_train_then_evaluate(tiny_artifact: pathlib.Path, tokens: pathlib.Path, 
     assert (before["rows"], before["predictions"], before["accuracy"]) == (8, 120, None)
 
 
+def test_other_programs_read_json(tiny_artifact: pathlib.Path, tokens: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """A line a step and one of the plan and its peak; the same seed makes the same steps; plans, leanest first."""
+    shape = ("--tokens", 16, "--threads", 1, "--budget", "1GB", "--json")
+    words = ("--data", tokens, "--steps", 2, "--out", tmp_path / "adapter.safetensors")
+    losses = []
+    for seed in (1, 1, 2):
+        done = edge("train", tiny_artifact, *shape, *words, "--seed", seed)
+        assert (done.returncode, done.stderr) == (0, "")
+        *steps, last = map(json.loads, done.stdout.splitlines())
+        assert [step["step"] for step in steps] == [1, 2]
+        assert 0 < last["peak_bytes"] <= last["budget_bytes"] == 10**9
+        losses.append([step["loss"] for step in steps])
+    assert losses[0] == losses[1] != losses[2]
+    done = edge("plan", tiny_artifact, *shape, "--in-memory")
+    plans = json.loads(done.stdout)["plans"]
+    assert last["plan"]["micro_batch"] == 1
+    assert [plan["peak_bytes"] for plan in plans] == sorted(plan["peak_bytes"] for plan in plans)
+
+
 def test_prepare_makes_a_token_folder(
     tiny_artifact: pathlib.Path, tokens: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
