@@ -19,9 +19,9 @@ the full model. Measured are the bytes that a device fetches, and how many of th
 level; peak memory and time of a step, by plan; held-out loss on the emulator and of the full model; and the share
 of the gap that this closes between the full model as it is and the full model tuned itself, in as many steps.
 
-DATA is a folder of .txt, a .csv, a .jsonl of words and labels, a folder of token arrays; for a model of images a folder of pictures for each class,
-image arrays, or a file in MNIST's format. Its rows are divided: some are held out to judge by, some are what levels are
-chosen and refitted by, all others are tuned on.
+DATA is a folder of .txt, a .csv, a .jsonl of words and labels, a folder of token arrays; for a model of images a folder
+of pictures for each class, image arrays, or a file in MNIST's format. Its rows are divided: some are held out to judge
+by, some are what levels are chosen and refitted by, all others are tuned on.
 """
 EPILOG = """\
 writes into --out:
