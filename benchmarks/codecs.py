@@ -25,7 +25,7 @@ import numpy as np
 
 from benchmarks.machine import machine
 from coordinator.aggregate.rules import Contribution, aggregate
-from coordinator.config import AggregationConfig, Rule
+from coordinator.config import AggregationConfig, Rule, rules_for
 from coordinator.task_book import FROZEN
 from edge_sdk.engine.optimizers import AdamW
 from edge_sdk.feedback import compress
@@ -36,6 +36,7 @@ from edge_sdk.wire.tensors import Array
 RESULTS: Final = pathlib.Path(__file__).parent / "results" / "codecs.json"
 WIDTH, RANK, DEVICES, ROWS, ROUNDS, STEPS, RATE = 192, 8, 5, 128, 40, 5, 0.005
 SEEDS: Final = (0, 1)
+RULES: Final = rules_for("lora")
 REMEDIES: Final = ("residuals", "chance", "nothing")
 A, B = "map.lora_A", "map.lora_B"
 
@@ -57,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Play all of them; the exit status."""
     description = (__doc__ or "").split("\n\n")[0]
     argparse.ArgumentParser(prog="python -m benchmarks.codecs", description=description).parse_args(arguments)
-    outcomes = [outcome(rule, how, remedy) for rule in Rule for how in DeltaCodec for remedy in REMEDIES]
+    outcomes = [outcome(rule, how, remedy) for rule in RULES for how in DeltaCodec for remedy in REMEDIES]
     show(outcomes)
     found = {
         "machine": machine(),
