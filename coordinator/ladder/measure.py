@@ -22,7 +22,7 @@ from coordinator.errors import ConfigError
 from coordinator.evaluation import emulator_command, full_command
 from coordinator.jobs import Jobs, Line
 from coordinator.ladder.rows import Split
-from coordinator.ladder.rungs import Measured, PlanPoint, Quality, Tune, gap_closed, new_bytes, size_bytes
+from coordinator.ladder.rungs import Measured, PlanPoint, Quality, Tune, gap_closed, new_bytes, size_bytes, spaced
 from edge_sdk.wire.blobs import Blob
 from edge_sdk.wire.manifest import encode_manifest
 from export.progress import Progress, Report
@@ -167,7 +167,7 @@ def _measured(artifact: Artifact, built: BuiltLevel, plain: Mapping[str, Any]) -
         is_whole=len(built.manifest.level.layers) == built.manifest.model.layers,
         size_bytes=size_bytes(own),
         new_bytes={name: new_bytes(own, held) for name, held in others.items()},
-        plans=tuple(PlanPoint(**plan) for plan in plain["plans"]),
+        plans=spaced([PlanPoint(**plan) for plan in plain["plans"]]),
         tune=Tune(**plain["tune"]),
         quality=Quality(**plain["quality"]),
     )

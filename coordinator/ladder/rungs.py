@@ -72,6 +72,15 @@ class Measured:
         return self.plans[0].peak_bytes
 
 
+def spaced(plans: Sequence[PlanPoint]) -> tuple[PlanPoint, ...]:
+    """Of plans, leanest first, the leanest, the last, and between them those a step of peaks above the one before."""
+    found = list(plans[:1])
+    for plan in plans[1:]:
+        if math.log(plan.peak_bytes / found[-1].peak_bytes) >= PEAK_STEP or plan is plans[-1]:
+            found.append(plan)
+    return tuple(found)
+
+
 def gap_closed(zero_shot: float, tuned: float, plug_in: float) -> float:
     """The share of the way from the full model's loss to that of the full model tuned itself; 1: all of it.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -15,6 +17,7 @@ from coordinator.ladder.rungs import (
     gap_closed,
     new_bytes,
     size_bytes,
+    spaced,
     worth_having,
 )
 from edge_sdk.wire.blobs import Blob
@@ -97,3 +100,13 @@ def test_what_is_held_is_not_fetched(own: frozenset[Blob], held: frozenset[Blob]
     assert new_bytes(own, own) == 0
     assert new_bytes(own, frozenset()) == size_bytes(own)
     assert size_bytes(own) - new_bytes(own, held) == size_bytes(held) - new_bytes(held, own) == size_bytes(own & held)
+
+
+@given(st.lists(st.integers(50, 400), min_size=1, unique=True).map(sorted))
+def test_plans_are_few_and_none_is_far(peaks: list[int]) -> None:
+    """The leanest and the last are kept; of the others enough that each has a kept one at most 5 % below it."""
+    plans = [PlanPoint(peak * MB, 1000.0 - peak) for peak in peaks]
+    found = spaced(plans)
+    assert (found[0], found[-1]) == (plans[0], plans[-1])
+    assert all(any(kept.peak_bytes <= plan.peak_bytes < 1.0501 * kept.peak_bytes for kept in found) for plan in plans)
+    assert all(b.peak_bytes >= 1.0499 * a.peak_bytes for a, b in pairwise(found[:-1]))
