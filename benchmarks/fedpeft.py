@@ -55,12 +55,14 @@ class Kind:
     learning_rate: float
 
 
-# A line here is a line of the table. The bottleneck is as wide as FedPEFT's: an eighth of the model.
+# A line here is a line of the table. As in FedPEFT the bottleneck has an eighth of the model's width, and each block
+# ten prompts; the rates are not tuned.
 KINDS: Final[Mapping[str, Kind]] = {
     "full": Kind({"kind": "full"}, 1e-4),
     "head": Kind({"kind": "head"}, 3e-3),
     "bias": Kind({"kind": "bias"}, 3e-3),
     "adapter": Kind({"kind": "bottleneck", "rank": 48}, 1e-3),
+    "prompt": Kind({"kind": "prompt", "length": 10}, 1e-2),
     "lora": Kind({"kind": "lora", "rank": 8, "alpha": 16}, 2e-3),
 }
 DATA: Final[Mapping[str, Callable[[int], DataSet]]] = {"fashion-mnist": vision.fashion, "textile": vision.textile}
