@@ -16,7 +16,7 @@ from edge_sdk.wire.messages import MAX_BATCH, MAX_STEPS, MAX_TOKENS, DeltaCodec,
 from edge_sdk.wire.settings import SettingsError, matching, number, read_settings
 from edge_sdk.wire.topics import FLEET, NAME_RULE
 from export.kinds import FACTORS, why_not
-from export.levels import Drop
+from export.levels import Drop, Refitting
 
 MAX_DEVICES = 10_000
 WEEK_S = 7 * 24 * 3600.0
@@ -119,7 +119,9 @@ class LevelConfig:
     ffn: float = number(0.001, 1, 1.0)
     svd: tuple[str, ...] = ()
     svd_rank: int = number(0, 100_000, 0)
-    refit: bool = False
+    refit: Refitting = Refitting.NONE
+    distill_steps: int = number(1, 10_000_000, 100)
+    distill_rate: float = number(1e-9, 1, 1e-4)
     tensors_mb: float = number(0, 1e9, 0.0)
 
 
@@ -305,7 +307,8 @@ def _complaints(config: Config) -> dict[str, bool]:
         complaints[f"levels.{level.name}.bits is {level.bits}; allowed: {allowed}"] = level.bits not in BITS
         trained_too_many = 0 < level.layers < level.train_last
         complaints[f"levels.{level.name} trains more layers than it keeps"] = trained_too_many
-        needs_public = level.refit or level.drop is Drop.IMPORTANCE or level.tensors_mb > 0
+        chosen = level.drop is not Drop.UNIFORM or level.tensors_mb > 0
+        needs_public = chosen or level.refit is not Refitting.NONE
         complaints[f"levels.{level.name} needs a [public] table with a path"] = needs_public and config.public is None
         complaints |= _rank_complaints(level, config)
     return complaints
