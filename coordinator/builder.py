@@ -99,7 +99,9 @@ def request_of(config: Config) -> dict[str, Any]:
                 "ffn": level.ffn,
                 "svd": list(level.svd),
                 "svd_rank": level.svd_rank,
-                "refit": level.refit,
+                "refit": level.refit.value,
+                "distill_steps": level.distill_steps,
+                "distill_rate": level.distill_rate,
                 "tensors_mb": level.tensors_mb or None,
             }
             for level in config.levels

@@ -16,7 +16,7 @@ from edge_sdk.wire.messages import MAX_BATCH, MAX_STEPS, MAX_TOKENS, DeltaCodec,
 from edge_sdk.wire.settings import SettingsError, matching, number, read_settings
 from edge_sdk.wire.topics import DEVICE, FLEET, NAME_RULE
 from export.kinds import FACTORS, why_not
-from export.levels import Drop
+from export.levels import Drop, Refitting
 
 MAX_DEVICES = 10_000
 WEEK_S = 7 * 24 * 3600.0
@@ -123,13 +123,15 @@ class LevelConfig:
     ffn: float = number(0.001, 1, 1.0)
     svd: tuple[str, ...] = ()
     svd_rank: int = number(0, 100_000, 0)
-    refit: bool = False
+    refit: Refitting = Refitting.NONE
+    distill_steps: int = number(1, 10_000_000, 100)
+    distill_rate: float = number(1e-9, 1, 1e-4)
     tensors_mb: float = number(0, 1e9, 0.0)
 
     @property
     def needs_public(self) -> bool:
         """Whether it is chosen or refitted by public data."""
-        return self.refit or self.drop is Drop.IMPORTANCE or self.tensors_mb > 0
+        return self.refit is not Refitting.NONE or self.drop is not Drop.UNIFORM or self.tensors_mb > 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

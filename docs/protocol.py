@@ -55,6 +55,7 @@ MANIFEST: Final = (
     manifest.ImageSpec,
     manifest.LevelSpec,
     manifest.Surgery,
+    manifest.Refit,
     manifest.AdapterSpec,
     manifest.Structure,
     manifest.Keeping,

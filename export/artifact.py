@@ -35,6 +35,7 @@ from export.adapters import adapter_arrays
 from export.compress.integers import INTEGER_BITS, MultiplyBackInIntegers
 from export.compress.quantize import FULL_BITS, STORAGES, QuantizeInputs, is_quantized, quantize_tensors
 from export.errors import ExportError
+from export.fitting import NOT_FITTED, Fitted
 from export.kinds import beside
 from export.lowering import Canonicalize, serialize
 from export.optimizers import optimizer_graphs
@@ -50,11 +51,11 @@ class ArtifactWriter:
     store: BlobStore
     _written: dict[tuple[int, str], Blob] = field(default_factory=dict)
 
-    def write(self, level: LevelSpec, reference_tokens: int) -> Manifest:
-        """Write all blobs of `level`; its manifest as yet without costs."""
+    def write(self, level: LevelSpec, reference_tokens: int, fitted: Fitted = NOT_FITTED) -> Manifest:
+        """Write all blobs of `level`, which may have `fitted` tensors; its manifest as yet without costs."""
         files: dict[str, Blob] = {}
         kept = tuple(self._kept(level))
-        walk = tuple(self._segment(place, level, files) for place in kept)
+        walk = tuple(self._segment(place, level, fitted, files) for place in kept)
         returns = {segment.structure for segment in walked_back(walk)}
         alike = {segment.structure: place for segment, place in zip(walk, kept, strict=True)}
         structures = {
@@ -81,8 +82,12 @@ class ArtifactWriter:
     def _kept(self, level: LevelSpec) -> Iterator[Place]:
         return (place for place in self.program.walk if place.layer is None or place.layer in level.layers)
 
-    def _segment(self, place: Place, level: LevelSpec, files: dict[str, Blob]) -> Segment:
-        name = self._tensors(f"{place.segment}.safetensors", place.frozen(), level.bits_of(place.layer), files)
+    def _segment(self, place: Place, level: LevelSpec, fitted: Fitted, files: dict[str, Blob]) -> Segment:
+        name, bits = f"{place.segment}.safetensors", level.bits_of(place.layer)
+        if place.layer is not None and place.layer in fitted:
+            files[name] = self._put_tensors({n: fitted[place.layer][n] for n in place.frozen()}, bits)
+        else:
+            self._tensors(name, place.frozen(), bits, files)
         chosen = place.layer is None or place.layer in level.trained_layers
         trains = chosen and bool(self.program.structures[place.structure].trained)
         return Segment(place.segment, _structure_name(place, level), name, trains)
@@ -169,11 +174,14 @@ class ArtifactWriter:
 
     def _tensors(self, name: str, tensors: Mapping[str, Array], bits: int, files: dict[str, Blob]) -> str:
         if (bits, name) not in self._written:
-            path = self.store.folder / "writing"
-            write_tensors(path, tensors if bits == FULL_BITS else quantize_tensors(tensors, bits))
-            self._written[bits, name] = self.store.adopt(path)
+            self._written[bits, name] = self._put_tensors(tensors, bits)
         files[name] = self._written[bits, name]
         return name
+
+    def _put_tensors(self, tensors: Mapping[str, Array], bits: int) -> Blob:
+        path = self.store.folder / "writing"
+        write_tensors(path, tensors if bits == FULL_BITS else quantize_tensors(tensors, bits))
+        return self.store.adopt(path)
 
     def _graph(self, name: str, graph: ir.Model, matrices: tuple[str, ...], bits: int, files: dict[str, Blob]) -> str:
         if (bits, name) not in self._written:

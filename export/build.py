@@ -8,7 +8,9 @@ import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
+
+from torch import nn
 
 from edge_sdk.wire.blobs import Blob, BlobStore
 from edge_sdk.wire.manifest import LevelSpec, Manifest, ModelSpec, Surgery, TaskType
@@ -17,12 +19,15 @@ from export.adapters import AdapterRequest, adapter_arrays, set_adapter, startin
 from export.artifact import ArtifactWriter, staged, write_manifest
 from export.compress.importance import block_influence
 from export.compress.mixed import with_mixed_bits
+from export.compress.quantize import FULL_BITS
+from export.compress.surgery import WHOLE, operated_model
 from export.errors import ExportError
 from export.evaluate import Rows
+from export.fitting import NOT_FITTED, Fitted, fit
 from export.folder import read_manifest
 from export.foundation import Foundation, open_foundation
 from export.kinds import FACTORS, beside
-from export.levels import Drop, LevelRequest, resolve_level
+from export.levels import Drop, LevelRequest, Refitting, resolve_level
 from export.measure import measure
 from export.parity import Oracle, Parity, check_parity, emulator, integers_error, require_parity
 from export.program import Adapted, Program, adapt, capture_program
@@ -65,9 +70,28 @@ class _Asked:
     rank: int
 
     @property
-    def captured(self) -> tuple[int, Surgery]:
+    def captured(self) -> _Captured:
         """What levels must have in common to share one captured program."""
-        return self.rank, self.spec.surgery
+        surgery = self.spec.surgery
+        return _Captured(self.rank, surgery, refitted=surgery != WHOLE and self.spec.refit is not None)
+
+
+class _Captured(NamedTuple):
+    """A captured program: the adapter's rank, what blocks have lost, and whether what was left of them was refitted."""
+
+    rank: int
+    surgery: Surgery
+    refitted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Levels that share a captured program, and what they are made of; `operated` is None where nothing was cut."""
+
+    levels: Sequence[_Asked]
+    operated: nn.Module | None
+    adapted: Adapted
+    public: Rows | None
 
 
 def build(request: BuildRequest, report: Report) -> tuple[Built, ...]:
@@ -80,20 +104,24 @@ def build(request: BuildRequest, report: Report) -> tuple[Built, ...]:
     foundation = open_foundation(request.model, request.task, request.labels)
     adapter = request.adapter.resolved(foundation)
     model = beside(adapter, foundation.spec)
-    _require_possible(request, model, adapter)
+    stages = _Stages(report, _count_stages(request, _possible_levels(request, model, adapter)))
     _require_same(request, model, adapter)
-    stages = _Stages(report, _count_stages(request, adapter))
     built: dict[str, Built] = {}
     with staged(request.out) as store:  # first of all: a folder that cannot be written is said at once
         public = _read_public(request, foundation, stages)
+        influence = _influence(request, foundation, public, stages)
+        levels = _resolve(request, model, adapter, influence, 0 if public is None else len(public))
         start: dict[str, Array] = {}
-        for group in _groups(_resolve(request, foundation, adapter, public, stages), adapter.rank):
-            rank, surgery = group[0].captured
+        for captured, asked in _groups(levels, adapter.rank).items():
             stages.begin("load, without dropout" if foundation.dropout else "load")
-            adapted = adapt(foundation, adapter.at_rank(rank), request.seed, surgery, public)
+            operated = None
+            if captured.surgery != WHOLE:
+                data = public if captured.refitted else None
+                operated = operated_model(foundation, captured.surgery, adapter.targets, request.seed, data)
+            adapted = adapt(foundation, adapter.at_rank(captured.rank), request.seed, operated)
             start = start or adapter_arrays(adapted.parameters)
-            set_adapter(adapted.parameters, starting_values_at_rank(start, rank))
-            built |= _build_group(store, adapted, group, request, public, stages)
+            set_adapter(adapted.parameters, starting_values_at_rank(start, captured.rank))
+            built |= _build_group(store, _Group(asked, operated, adapted, public), request, stages)
         whole = next(one.manifest for one in built.values() if one.manifest.adapter.rank == adapter.rank)
         _require_same(request, model, adapter, whole.files[whole.adapter.initial])
     return tuple(built[level.name] for level in request.levels)
@@ -110,47 +138,54 @@ class _Stages:
         """The next stage begins."""
         self._report(Progress(stage, level, next(self._numbers), self._of))
 
-    def begin_parts(self, stage: str) -> Callable[[str], None]:
+    def begin_parts(self, stage: str, level: str = "") -> Callable[[str], None]:
         """The next stage begins, part by part; what is returned is told the name of each."""
         number = next(self._numbers)
-        return lambda name: self._report(Progress(f"{stage} {name}", "", number, self._of))
+        return lambda name: self._report(Progress(f"{stage} {name}", level, number, self._of))
 
 
-def _build_group(
-    store: BlobStore,
-    adapted: Adapted,
-    group: Sequence[_Asked],
-    request: BuildRequest,
-    public: Rows | None,
-    stages: _Stages,
-) -> dict[str, Built]:
-    """The levels of one surgery and rank, captured once."""
-    program = capture_program(adapted, stages.begin_parts("capture"))
-    writer, oracle = ArtifactWriter(program, store), Oracle(adapted, request.seed)
-    return {
-        asked.spec.name: _build_level(writer, oracle, _with_bits(program, asked, public, stages), request, stages)
-        for asked in group
-    }
+def _build_group(store: BlobStore, group: _Group, request: BuildRequest, stages: _Stages) -> dict[str, Built]:
+    program = capture_program(group.adapted, stages.begin_parts("capture"))
+    writer, oracle = ArtifactWriter(program, store), Oracle(group.adapted, request.seed)
+    built = {}
+    for asked in group.levels:
+        fitted = _fitted(group, asked.spec, request.seed, stages)
+        level = _with_bits(program, group, asked, fitted, stages)
+        built[level.name] = _build_level(writer, oracle, level, fitted, request, stages)
+    return built
 
 
-def _with_bits(program: Program, asked: _Asked, public: Rows | None, stages: _Stages) -> LevelSpec:
+def _fitted(group: _Group, level: LevelSpec, seed: int, stages: _Stages) -> Fitted:
+    """The tensors of the level that are not the model's."""
+    if level.refit is None:
+        return NOT_FITTED
+    report = stages.begin_parts("refit:", level.name)
+    return fit(group.adapted, group.operated, level, _given(group.public), seed, report)
+
+
+def _with_bits(program: Program, group: _Group, asked: _Asked, fitted: Fitted, stages: _Stages) -> LevelSpec:
     """The level with bits for each of its parts, where its tensors have a bound."""
     level, tensors_mb = asked.spec, asked.request.tensors_mb
     if tensors_mb is None:
         return level
+    stages.begin("sensitivity", level.name)
+    in_full = dataclasses.replace(level, bits=FULL_BITS)
+    model, whole = (emulator(group.adapted, one, fitted)[0].get_base_model() for one in (level, in_full))
+    return with_mixed_bits(program, level, model, whole, tensors_mb, _given(group.public))
+
+
+def _given(public: Rows | None) -> Rows:
     if public is None:  # it was refused
         raise AssertionError
-    stages.begin("sensitivity", level.name)
-    model, _ = emulator(program.adapted, level)
-    return with_mixed_bits(program, level, model.get_base_model(), tensors_mb, public)
+    return public
 
 
 def _build_level(
-    writer: ArtifactWriter, oracle: Oracle, level: LevelSpec, request: BuildRequest, stages: _Stages
+    writer: ArtifactWriter, oracle: Oracle, level: LevelSpec, fitted: Fitted, request: BuildRequest, stages: _Stages
 ) -> Built:
     stages.begin("tensors", level.name)
     spec = writer.program.adapted.foundation.spec
-    manifest = writer.write(level, spec.row_tokens(request.tokens))
+    manifest = writer.write(level, spec.row_tokens(request.tokens), fitted)
     parity = None
     if request.parity:
         stages.begin("parity", level.name)
@@ -165,8 +200,11 @@ def _build_level(
     return Built(manifest, parity)
 
 
-def _require_possible(request: BuildRequest, model: ModelSpec, adapter: AdapterRequest) -> None:
-    """Raise ExportError for what can be known to be impossible before anything is loaded."""
+def _possible_levels(request: BuildRequest, model: ModelSpec, adapter: AdapterRequest) -> list[_Asked]:
+    """The levels, but for which layers are dropped by importance.
+
+    Raises ExportError for what can be known to be impossible before anything is loaded.
+    """
     names = [level.name for level in request.levels]
     if not names or len(set(names)) != len(names):
         msg = "give one or more levels, each with a name of its own"
@@ -174,39 +212,33 @@ def _require_possible(request: BuildRequest, model: ModelSpec, adapter: AdapterR
     if not 2 <= model.row_tokens(request.tokens) <= model.max_tokens:  # noqa: PLR2004 - one token predicts nothing
         msg = f"cannot measure at {request.tokens} tokens: the model takes 2 to {model.max_tokens}"
         raise ExportError(msg)
-    layers = model.layers
+    levels = _resolve(request, model, adapter, range(model.layers), 1)
     for level in request.levels:
-        # Whatever layers matter most: which of them train does not depend on that.
-        resolve_level(level, layers, adapter.layers_of(layers), influence=range(layers), public_rows=1)
         if level.needs_public and request.public is None:
             msg = f"level {level.name} needs public data: give --public, {WHAT_IT_IS}"
             raise ExportError(msg)
-        _require_rank(level, adapter)
-    if all(_rank(level, adapter) != adapter.rank for level in request.levels):
+        if level.rank is not None and adapter.kind not in FACTORS:
+            msg = f"level {level.name} has a rank, which is for adapters of kind {', '.join(FACTORS)}"
+            raise ExportError(msg)
+        if level.rank is not None and not 1 <= level.rank <= adapter.rank:
+            msg = f"level {level.name} cannot have rank {level.rank}: give 1 to {adapter.rank}, the adapter's"
+            raise ExportError(msg)
+    if all(level.rank != adapter.rank for level in levels):
         msg = f"no level has the adapter's own rank, {adapter.rank}, from which the others are cut"
         raise ExportError(msg)
+    return levels
 
 
-def _require_rank(level: LevelRequest, adapter: AdapterRequest) -> None:
-    if level.rank is not None and adapter.kind not in FACTORS:
-        msg = f"level {level.name} has a rank, which is for adapters of kind {', '.join(FACTORS)}"
-        raise ExportError(msg)
-    if level.rank is not None and not 1 <= level.rank <= adapter.rank:
-        msg = f"level {level.name} cannot have rank {level.rank}: give 1 to {adapter.rank}, the adapter's"
-        raise ExportError(msg)
-
-
-def _rank(level: LevelRequest, adapter: AdapterRequest) -> int:
-    return adapter.rank if level.rank is None else level.rank
-
-
-def _count_stages(request: BuildRequest, adapter: AdapterRequest) -> int:
+def _count_stages(request: BuildRequest, levels: Sequence[_Asked]) -> int:
     """So many will begin: those of all levels, those of each captured program (load, capture), those of each level."""
-    levels = request.levels
-    shared = any(level.needs_public for level in levels) + any(level.drop is Drop.IMPORTANCE for level in levels)
-    captured = {(_rank(level, adapter), level.ffn, level.svd, level.svd_rank, level.refit) for level in levels}
+    shared = any(one.needs_public for one in request.levels) + any(_by_importance(one) for one in request.levels)
     each = 3 if request.parity else 2
-    return shared + 2 * len(captured) + each * len(levels) + sum(level.tensors_mb is not None for level in levels)
+    own = sum((one.spec.refit is not None) + (one.request.tensors_mb is not None) for one in levels)
+    return shared + 2 * len({one.captured for one in levels}) + each * len(levels) + own
+
+
+def _by_importance(level: LevelRequest) -> bool:
+    return level.drop is Drop.IMPORTANCE
 
 
 def _read_public(request: BuildRequest, foundation: Foundation, stages: _Stages) -> Rows | None:
@@ -216,24 +248,33 @@ def _read_public(request: BuildRequest, foundation: Foundation, stages: _Stages)
     return read_public(request.public, foundation, request.tokens)
 
 
+def _influence(request: BuildRequest, foundation: Foundation, public: Rows | None, stages: _Stages) -> Sequence[float]:
+    """Of each layer, where a level is chosen by it."""
+    if not any(_by_importance(level) for level in request.levels):
+        return ()
+    stages.begin("influence of layers")
+    return block_influence(foundation.load(request.seed), _given(public))
+
+
 def _resolve(
-    request: BuildRequest, foundation: Foundation, adapter: AdapterRequest, public: Rows | None, stages: _Stages
+    request: BuildRequest, model: ModelSpec, adapter: AdapterRequest, influence: Sequence[float], rows: int
 ) -> list[_Asked]:
-    layers, influence = foundation.spec.layers, tuple[float, ...]()
-    if public is not None and any(level.drop is Drop.IMPORTANCE for level in request.levels):
-        stages.begin("influence of layers")
-        influence = block_influence(foundation.load(request.seed), public)
-    adapted, rows = adapter.layers_of(layers), 0 if public is None else len(public)
-    specs = (resolve_level(level, layers, adapted, influence=influence, public_rows=rows) for level in request.levels)
-    return [_Asked(level, spec, _rank(level, adapter)) for level, spec in zip(request.levels, specs, strict=True)]
+    adapted = adapter.layers_of(model.layers)
+    specs = (
+        resolve_level(level, model.layers, adapted, influence=influence, public_rows=rows) for level in request.levels
+    )
+    return [
+        _Asked(level, spec, adapter.rank if level.rank is None else level.rank)
+        for level, spec in zip(request.levels, specs, strict=True)
+    ]
 
 
-def _groups(levels: Sequence[_Asked], highest: int) -> list[list[_Asked]]:
+def _groups(levels: Sequence[_Asked], highest: int) -> dict[_Captured, list[_Asked]]:
     """Those that share a captured program together; the adapter's own rank first: others start from its values, cut."""
-    groups: dict[tuple[int, Surgery], list[_Asked]] = {}
-    for level in levels:
+    groups: dict[_Captured, list[_Asked]] = {}
+    for level in sorted(levels, key=lambda level: level.rank != highest):
         groups.setdefault(level.captured, []).append(level)
-    return sorted(groups.values(), key=lambda group: group[0].rank != highest)
+    return groups
 
 
 def _require_same(
@@ -305,5 +346,9 @@ def parse_request(plain: Mapping[str, Any]) -> BuildRequest:
 
 def parse_level(plain: Mapping[str, Any]) -> LevelRequest:
     """A level from plain data, by the fields of LevelRequest. Raises ValueError, TypeError for what is not one."""
-    found = {**plain, "drop": Drop(plain.get("drop", Drop.UNIFORM)), "svd": tuple(plain.get("svd", ()))}
-    return LevelRequest(**found)
+    found = {
+        "drop": Drop(plain.get("drop", Drop.UNIFORM)),
+        "svd": tuple(plain.get("svd", ())),
+        "refit": Refitting(plain.get("refit", Refitting.NONE)),
+    }
+    return LevelRequest(**{**plain, **found})

@@ -23,7 +23,7 @@ from edge_sdk.wire.lifeline import end_with_parent, exit_on_terminate
 from edge_sdk.wire.manifest import TaskType
 from export import manual
 from export.errors import ExportError, ParityError
-from export.levels import Drop, LevelRequest, default_name
+from export.levels import Drop, LevelRequest, Refitting, default_name
 
 if TYPE_CHECKING:
     from edge_sdk.wire.manifest import Manifest
@@ -46,7 +46,6 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
     command = _add(subparsers, "parity", _parity, manual.PARITY)
     command.add_argument("artifact", type=pathlib.Path, metavar="DIR", help="an artifact, as export writes it")
     command.add_argument("model", type=pathlib.Path, metavar="MODEL_DIR", help="the model that it was made of")
-    _add_public(command)
     command = _add(subparsers, "inspect", _inspect, manual.INSPECT)
     command.add_argument("artifact", type=pathlib.Path, metavar="DIR", help="an artifact, as export writes it")
     _add_plug_in(subparsers)
@@ -159,7 +158,9 @@ def _add_export(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     group.add_argument("--ffn", type=float, default=1.0, metavar="S", help="share of FFN neurons to keep (default: 1)")
     group.add_argument("--svd", type=_names, default=(), metavar="A,B,...", help="modules to hold at a lower rank")
     group.add_argument("--svd-rank", type=int, default=0, metavar="R", help="that rank")
-    group.add_argument("--refit", action="store_true", help="refit what these leave on public data")
+    group.add_argument("--refit", default="none", choices=[one.value for one in Refitting], help="see below")
+    group.add_argument("--distill-steps", type=int, default=100, metavar="N", help="its steps (default: 100)")
+    group.add_argument("--distill-rate", type=float, default=1e-4, metavar="R", help="learning rate (default: 1e-4)")
     group.add_argument("--tensors-mb", type=float, default=None, metavar="MB", help="fewer bits, where they harm least")
     _add_public(command)
     group = command.add_argument_group("checks")
@@ -242,7 +243,9 @@ def request_of(arguments: argparse.Namespace) -> BuildRequest:
         ffn=arguments.ffn,
         svd=arguments.svd,
         svd_rank=arguments.svd_rank,
-        refit=arguments.refit,
+        refit=Refitting(arguments.refit),
+        distill_steps=arguments.distill_steps,
+        distill_rate=arguments.distill_rate,
         tensors_mb=arguments.tensors_mb,
     )
     return BuildRequest(
@@ -291,7 +294,7 @@ def _parity(arguments: argparse.Namespace) -> int:
     with narrated() as show:
         from export.parity import check_artifact
 
-        results = check_artifact(arguments.artifact, arguments.model, show, _public(arguments))
+        results = check_artifact(arguments.artifact, arguments.model, show)
     Console().print(parity_table(results))
     print(verdict(results))
     return 0 if all(result.holds for result in results) else FAILED

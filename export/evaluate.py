@@ -39,9 +39,9 @@ class Tokens:
         """How many rows."""
         return len(self.ids)
 
-    def __getitem__(self, rows: slice) -> Tokens:
+    def __getitem__(self, rows: slice | Array) -> Tokens:
         """Some of them."""
-        return Tokens(self.ids[rows], self.lengths[rows], self.labels[rows])
+        return Tokens(self.ids[rows], self.lengths[rows], self.labels[rows] if len(self.labels) else self.labels)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class Images:
         """How many."""
         return len(self.pixels)
 
-    def __getitem__(self, rows: slice) -> Images:
+    def __getitem__(self, rows: slice | Array) -> Images:
         """Some of them."""
         return Images(self.pixels[rows], self.labels[rows], self.spec)
 

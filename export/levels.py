@@ -10,7 +10,7 @@ import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from edge_sdk.wire.manifest import BITS, LevelSpec, Surgery
+from edge_sdk.wire.manifest import BITS, LevelSpec, Refit, Surgery
 from export.compress.depth import Choice, layers_beside, most_influential, uniform_layers
 from export.errors import ExportError
 
@@ -24,14 +24,23 @@ class Drop(enum.Enum):
     IMPORTANCE = "importance"
 
 
+class Refitting(enum.Enum):
+    """How what is kept is fitted to the whole model on public data: not, in closed form, or by training after that."""
+
+    NONE = "none"
+    LEAST_SQUARES = "least-squares"
+    DISTILL = "distill"
+
+
 @dataclass(frozen=True, slots=True)
 class LevelRequest:
     """One level: how many layers to keep (None: all), how many of the last kept ones train (None: all of them).
 
     `rank` is that of the adapter there (None: the adapter's own); `export.build` checks it. `drop` says which layers
     go. `ffn` is the share of FFN neurons that each block keeps; modules called as in `svd` get matrices of rank
-    `svd_rank`; `refit`: what is left is then refitted on public data. `tensors_mb` (None: no bound) is what the frozen
-    tensors may take, in MB: some are held in fewer than `bits`, where that harms least.
+    `svd_rank`. `refit`: what is kept is then fitted to the whole model; where by training, for `distill_steps` of a
+    learning rate up to `distill_rate`. `tensors_mb` (None: no bound) is what the frozen tensors may take, in MB: some
+    are held in fewer than `bits`, where that harms least.
     """
 
     name: str
@@ -43,13 +52,16 @@ class LevelRequest:
     ffn: float = 1.0
     svd: tuple[str, ...] = ()
     svd_rank: int = 0
-    refit: bool = False
+    refit: Refitting = Refitting.NONE
+    distill_steps: int = 100
+    distill_rate: float = 1e-4
     tensors_mb: float | None = None
 
     @property
     def needs_public(self) -> bool:
         """Whether public data must be there to make it."""
-        return self.refit or self.drop is Drop.IMPORTANCE or self.tensors_mb is not None
+        chosen = self.drop is not Drop.UNIFORM or self.tensors_mb is not None
+        return chosen or self.refit is not Refitting.NONE
 
 
 def default_name(request: LevelRequest) -> str:
@@ -65,8 +77,8 @@ def default_name(request: LevelRequest) -> str:
         parts.append(f"ffn{100 * request.ffn:g}")
     if request.svd:
         parts.append(f"svd{request.svd_rank}")
-    if request.refit:
-        parts.append("refit")
+    if request.refit is not Refitting.NONE:
+        parts.append("distill" if request.refit is Refitting.DISTILL else "refit")
     if request.train_last is not None:
         parts.append(f"last{request.train_last}")
     return "-".join(parts)
@@ -96,10 +108,24 @@ def resolve_level(
         msg = f"{bound}: give more MB, and more than {min(BITS)} bits"
         raise ExportError(msg)
     try:
-        surgery = Surgery(request.ffn, request.svd, request.svd_rank, public_rows if request.refit else 0)
-        return LevelSpec(request.name, kept, trained, request.bits, surgery=surgery)
+        surgery, refit = Surgery(request.ffn, request.svd, request.svd_rank), _refit(request, public_rows)
+        if refit is not None and len(kept) == total and surgery == Surgery():
+            msg = "a refit is of what was cut: give fewer layers, a share of FFN neurons below 1, or modules for svd"
+            raise ExportError(msg)
+        return LevelSpec(request.name, kept, trained, request.bits, surgery=surgery, refit=refit)
     except ValueError as error:
         raise ExportError(str(error)) from error
+
+
+def _refit(request: LevelRequest, rows: int) -> Refit | None:
+    if request.refit is Refitting.NONE:
+        return None
+    if request.refit is Refitting.LEAST_SQUARES:
+        return Refit(rows)
+    if request.distill_steps < 1:
+        msg = f"{request.distill_steps} steps of distillation: give 1 or more"
+        raise ExportError(msg)
+    return Refit(rows, request.distill_steps, request.distill_rate)
 
 
 def _kept_layers(

@@ -60,7 +60,9 @@ A level can lose more than bits and layers; what its adapter is on stays whole, 
   --drop importance  keep the --layers that change the hidden state of public text most, in place of every so-manieth
   --ffn S            keep that share of the neurons of every block's FFN, those with the largest weights
   --svd A,B --svd-rank R  hold the matrices of modules called A and B as a product of two of rank R
-  --refit            refit what --ffn and --svd leave, by least squares on public text
+  --refit HOW        fit what is kept to the whole model, on public data: least-squares, in closed form; or distill,
+                     which then trains it for --distill-steps at --distill-rate. Blocks that train stay as they are,
+                     where there are others.
   --tensors-mb MB    hold blocks and embedding in fewer than --bits until they fit, those first that mind least
 Public data is what need not be private: a folder of .txt, a .csv, or a token folder; for a model of images a folder of
 pictures for each class, a file in MNIST's format, or an image folder.
@@ -69,7 +71,9 @@ examples:
   fedpeat export SmolLM2-135M --task causal-lm --out artifact
   fedpeat export SmolLM2-135M --task causal-lm --out artifact --bits 8 --layers 24 --train-last 6
   fedpeat export SmolLM2-135M --task causal-lm --out artifact --bits 8 --tensors-mb 90 --public texts
-  fedpeat export SmolLM2-135M --task causal-lm --out artifact --ffn 0.75 --refit --public texts
+  fedpeat export SmolLM2-135M --task causal-lm --out artifact --ffn 0.75 --refit least-squares --public texts
+  fedpeat export SmolLM2-135M --task causal-lm --out artifact --layers 15 --train-last 6 --drop importance \\
+      --refit distill --public texts --public-rows 256
   fedpeat export MiniLM --task sequence-classification --labels negative,positive --out reviews
   fedpeat export SmolLM2-135M --task causal-lm --out four-files --runtime ort-training --bits 8
   fedpeat export BERT --task token-classification --labels O,PERSON,PLACE --out names
@@ -93,8 +97,9 @@ request:
               {"name": "int8-last6", "bits": 8, "layers": null, "train_last": 6, "rank": 4}],
    "tokens": 128, "parity": true, "seed": 0, "public": {"path": "texts", "text_column": "text", "rows": 16}}
 
-A level may also have "drop", "ffn", "refit", "svd", "svd_rank" and "tensors_mb": see fedpeat export. Levels that are
-alike in "rank", "ffn", "refit", "svd" and "svd_rank" are captured together.
+A level may also have "drop", "ffn", "refit", "svd", "svd_rank", "distill_steps", "distill_rate" and "tensors_mb": see
+fedpeat export. Levels that are alike in "rank", "ffn", "svd" and "svd_rank" are captured together, unless only some of
+those with less than the model's FFNs and ranks are refitted.
 """
 
 PARITY = """\
@@ -103,8 +108,8 @@ Prove an artifact: compare its gradients with torch's.
 Every file is checked against its SHA-256. Then loss and gradients of a drawn batch, with a drawn adapter, are computed
 twice for each level: by the artifact's graphs in onnxruntime, and by torch and peft on the model brought into the
 level's state (layers dropped, blocks cut, matrices rounded). Printed is, for each group of tensors (one name in all
-layers), the largest |difference| over the largest |gradient|. Levels that were refitted need the --public data that
-they were refitted on.
+layers), the largest |difference| over the largest |gradient|. A level that was refitted is compared with the model that
+has the blocks of its own files.
 
 exit status: 0 all within 1e-4, 1 one is above, 2 wrong input
 """

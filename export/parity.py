@@ -9,12 +9,10 @@ The error of a tensor is max |ours - torch's| / max |torch's|.
 from __future__ import annotations
 
 import copy
-import dataclasses
 import math
 import pathlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,18 +22,18 @@ from torch import nn
 from edge_sdk.wire.blobs import BlobStore
 from edge_sdk.wire.manifest import IGNORED, LevelSpec, Manifest, Surgery, TaskType
 from edge_sdk.wire.tensors import Array
-from export.adapters import AdapterRequest, adapter_arrays, adapter_parameters, set_adapter
+from export.adapters import AdapterRequest, adapter_arrays, adapter_parameters, named, set_adapter
 from export.compress.quantize import FULL_BITS, is_quantized, rounded
-from export.errors import ExportError, ParityError
-from export.evaluate import Rows
+from export.compress.surgery import WHOLE, operated_model
+from export.errors import ParityError
+from export.fitting import NOT_FITTED, Fitted, read_fitted
 from export.folder import read_artifact, verify_files
 from export.foundation import Foundation, open_same_foundation
 from export.kinds import FACTORS
-from export.parts import backbone_of, blocks_of
+from export.parts import backbone_of, blocks_of, keep_layers
 from export.patches import scaled
 from export.program import Adapted, adapt
 from export.progress import Progress, Report, silent
-from export.public import PublicRequest, read_public
 from export.reference import Batch, Outcome, ReferenceWalk
 
 HALF_BITS, HALF_BOUND = 16, 2e-2  # rounding to 11 bits, through all layers of a small model: a few thousandths
@@ -84,7 +82,7 @@ class Oracle:
     """What torch says of one model: of one adapter and one batch, both drawn from `seed`.
 
     Levels that differ in their surgery are of different models. `outcome` is computed once for all levels that keep the
-    same layers in the same bits.
+    same layers in the same bits, unless they were fitted.
     """
 
     def __init__(self, adapted: Adapted, seed: int = 0) -> None:
@@ -99,17 +97,27 @@ class Oracle:
         self.batch = draw_batch(adapted.foundation, seed)
         self._outcomes: dict[tuple[tuple[int, ...], int, tuple[int, ...]], Outcome] = {}
 
-    def outcome(self, level: LevelSpec) -> Outcome:
+    def outcome(self, level: LevelSpec, fitted: Fitted = NOT_FITTED) -> Outcome:
         """Loss, and the gradient by every adapter tensor of the layers kept, whether or not the level trains it."""
+        if fitted:
+            return self._outcome(level, fitted)
         state = (level.layers, level.bits, level.layer_bits)
         if state not in self._outcomes:
-            self._outcomes[state] = _torch_outcome(self.adapted, level, self.adapter, self.batch)
+            self._outcomes[state] = self._outcome(level, fitted)
         return self._outcomes[state]
+
+    def _outcome(self, level: LevelSpec, fitted: Fitted) -> Outcome:
+        model, parameters = emulator(self.adapted, level, fitted)
+        set_adapter(parameters, self.adapter)
+        loss = torch_loss(model, self.adapted.foundation.spec.task, self.batch)
+        loss.backward()
+        gradients = {name: p.grad.numpy() for name, p in parameters.items() if p.grad is not None}
+        return Outcome(loss.item(), gradients)
 
 
 def check_parity(oracle: Oracle, store: BlobStore, manifest: Manifest) -> Parity:
-    """Compare one level with its model."""
-    wanted = oracle.outcome(manifest.level)
+    """Compare one level with its model; where it was fitted, with a model that has the tensors of its files."""
+    wanted = oracle.outcome(manifest.level, read_fitted(oracle.adapted, store, manifest))
     walk = ReferenceWalk(store, manifest)
     gradients: dict[str, float] = {}
     for kept_bits in (0, FULL_BITS):
@@ -150,13 +158,8 @@ def _joined(outcome: Outcome) -> Array:
     return np.concatenate([gradient.ravel() for gradient in blocks])
 
 
-def check_artifact(
-    folder: pathlib.Path, model: pathlib.Path, report: Report = silent, public: PublicRequest | None = None
-) -> list[Parity]:
-    """Compare every level of an artifact with the model, files verified first.
-
-    `public` is the data that levels were refitted on. Raises ExportError.
-    """
+def check_artifact(folder: pathlib.Path, model: pathlib.Path, report: Report = silent) -> list[Parity]:
+    """Compare every level of an artifact with the model, files verified first. Raises ExportError."""
     manifests = read_artifact(folder)
     of = len(manifests) + 1
     report(Progress("verify files", "", 0, of))
@@ -168,21 +171,10 @@ def check_artifact(
         foundation, request = open_same_foundation(model, manifest), AdapterRequest.of(manifest.adapter)
         surgery = manifest.level.surgery
         if (request, surgery) not in oracles:
-            tokens = _refitted_on(manifest, foundation, public)
-            oracles[request, surgery] = Oracle(adapt(foundation, request, 0, surgery, tokens))
+            operated = None if surgery == WHOLE else operated_model(foundation, surgery, request.targets)
+            oracles[request, surgery] = Oracle(adapt(foundation, request, 0, operated))
         results.append(check_parity(oracles[request, surgery], BlobStore(folder), manifest))
     return results
-
-
-def _refitted_on(manifest: Manifest, foundation: Foundation, public: PublicRequest | None) -> Rows | None:
-    """The rows of public data that a level was refitted on, None where it was not."""
-    rows = manifest.level.surgery.refit_rows
-    if not rows:
-        return None
-    if public is None:
-        msg = f"level {manifest.level.name} was refitted on public data: give the same with --public"
-        raise ExportError(msg)
-    return read_public(dataclasses.replace(public, rows=rows), foundation, manifest.reference_tokens)
 
 
 def require_parity(parity: Parity) -> None:
@@ -205,23 +197,25 @@ def relative_error(found: Array, wanted: Array) -> float:
     return float(np.abs(found - wanted).max()) / (scale or 1.0)
 
 
-def emulator(adapted: Adapted, level: LevelSpec) -> tuple[PeftModel, dict[str, nn.Parameter]]:
+def emulator(
+    adapted: Adapted, level: LevelSpec, fitted: Fitted = NOT_FITTED
+) -> tuple[PeftModel, dict[str, nn.Parameter]]:
     """A copy of the model in the level's state, and its adapter's parameters by their names in the full model."""
     model = copy.deepcopy(adapted.peft_model)
     parameters = adapter_parameters(model, adapted.foundation)
-    _keep_layers(model.get_base_model(), level.layers)
+    _set_fitted(model, adapted.foundation, fitted)
+    keep_layers(model.get_base_model(), level.layers)
     _round_matrices(model, level)
     return model, parameters
 
 
-def _keep_layers(base: Any, layers: tuple[int, ...]) -> None:  # noqa: ANN401 - transformers' modules
-    blocks = blocks_of(backbone_of(base))
-    kept = [blocks[k] for k in layers]
-    del blocks[:]
-    blocks.extend(kept)
-    base.config.num_hidden_layers = len(kept)  # some families count, some iterate
-    if kinds := getattr(base.config, "layer_types", None):  # and some ask by number which mask a block takes
-        base.config.layer_types = [kinds[k] for k in layers]
+def _set_fitted(model: PeftModel, foundation: Foundation, fitted: Fitted) -> None:
+    blocks = blocks_of(backbone_of(model.get_base_model()))
+    with torch.no_grad():
+        for layer, tensors in fitted.items():
+            own = named(foundation.family.block(blocks[layer]))
+            for name, array in tensors.items():
+                own[name].value.copy_(torch.from_numpy(array))
 
 
 def _round_matrices(model: PeftModel, level: LevelSpec) -> None:
@@ -234,15 +228,6 @@ def _round_matrices(model: PeftModel, level: LevelSpec) -> None:
             array, bits = parameter.detach().numpy(), own.get(parameter, level.bits)
             if bits != FULL_BITS and not parameter.requires_grad and is_quantized(array.shape):
                 parameter.copy_(torch.from_numpy(rounded(array, bits)))
-
-
-def _torch_outcome(adapted: Adapted, level: LevelSpec, adapter: Mapping[str, Array], batch: Batch) -> Outcome:
-    model, parameters = emulator(adapted, level)
-    set_adapter(parameters, adapter)
-    loss = torch_loss(model, adapted.foundation.spec.task, batch)
-    loss.backward()
-    gradients = {name: p.grad.numpy() for name, p in parameters.items() if p.grad is not None}
-    return Outcome(loss.item(), gradients)
 
 
 def torch_loss(model: nn.Module, task: TaskType, batch: Batch) -> torch.Tensor:

@@ -6,7 +6,7 @@ optimum's normalised configuration and in the tree of modules; all else a family
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,6 +33,13 @@ class Part:
     arguments: Callable[[Tensor, Mapping[str, Tensor]], Arguments] = lambda x, _: ((x,), {})
     context: tuple[str, ...] = ()
     names: Mapping[str, str] = field(default_factory=dict)
+
+    def __call__(self, x: Tensor, context: Mapping[str, Tensor]) -> Tensor:
+        """What the module makes of `x`."""
+        arguments, options = self.arguments(x, context)
+        result = self.module(*arguments, **options)
+        found: Tensor = result[0] if isinstance(result, tuple) else result
+        return found
 
 
 # ------------------------------------------------------------------------------------------------ what is found
@@ -68,6 +75,17 @@ def blocks_of(backbone: Any) -> nn.ModuleList:  # noqa: ANN401
         msg = f"cannot find the {layers} blocks of a model of type {config.model_type!r}: it has no list of so many"
         raise UnsupportedError(msg)
     return found
+
+
+def keep_layers(model: Any, layers: Sequence[int]) -> None:  # noqa: ANN401
+    """Drop all blocks of `model` but these, in place."""
+    blocks = blocks_of(backbone_of(model))
+    kept = [blocks[k] for k in layers]
+    del blocks[:]
+    blocks.extend(kept)
+    model.config.num_hidden_layers = len(kept)  # some families count, some iterate
+    if kinds := getattr(model.config, "layer_types", None):  # and some ask by number which mask a block takes
+        model.config.layer_types = [kinds[k] for k in layers]
 
 
 # ------------------------------------------------------------------------------------------------ embeddings

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,12 +13,9 @@ import torch
 from peft import PeftModel
 from torch import nn
 
-from edge_sdk.wire.manifest import Surgery
 from edge_sdk.wire.tensors import Array
 from export.adapters import AdapterRequest, adapter_arrays, adapter_parameters, attach, block_parts, named
-from export.compress.surgery import WHOLE, operate
 from export.errors import ExportError
-from export.evaluate import Rows
 from export.foundation import Foundation
 from export.kinds import taken_positions
 from export.parts import Part, backbone_of
@@ -84,27 +82,22 @@ class Program:
     head: Part | None
 
 
-def adapt(
-    foundation: Foundation,
-    request: AdapterRequest,
-    seed: int,
-    surgery: Surgery = WHOLE,
-    public: Rows | None = None,
-) -> Adapted:
-    """Load the model, operate on its blocks, and put a new adapter on it; what is drawn is drawn from `seed`.
+def adapt(foundation: Foundation, request: AdapterRequest, seed: int, operated: nn.Module | None = None) -> Adapted:
+    """Load the model, or copy one that was operated on, and put a new adapter on it; what is drawn is from `seed`.
 
-    `public` is the data that a surgery with a refit needs. Raises ExportError, also where the adapter is not, to the
-    bit, that of the full model.
+    Raises ExportError, also where the adapter of an operated model is not, to the bit, that of the full model.
     """
-    wanted = {} if surgery == WHOLE else adapter_arrays(adapt(foundation, request, seed).parameters)
-    model = foundation.load(seed)
-    operate(model, surgery, request.targets, public)
+    model = foundation.load(seed) if operated is None else copy.deepcopy(operated)
     peft_model = attach(model, foundation, request, seed)
     adapted = Adapted(foundation, request, peft_model, adapter_parameters(peft_model, foundation))
-    found = adapter_arrays(adapted.parameters) if wanted else {}
-    if changed := [name for name in wanted.keys() | found.keys() if not _equal(wanted.get(name), found.get(name))]:
-        msg = f"the adapter's {min(changed)} would not fit the full model: adapt other modules, or leave these whole"
-        raise ExportError(msg)
+    if operated is not None:
+        wanted = adapter_arrays(adapt(foundation, request, seed).parameters)
+        found = adapter_arrays(adapted.parameters)
+        if changed := [name for name in wanted.keys() | found.keys() if not _equal(wanted.get(name), found.get(name))]:
+            msg = (
+                f"the adapter's {min(changed)} would not fit the full model: adapt other modules, or leave these whole"
+            )
+            raise ExportError(msg)
     return adapted
 
 

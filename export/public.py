@@ -13,7 +13,7 @@ import pathlib
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -103,15 +103,24 @@ def run(model: nn.Module, public: Rows) -> Iterator[tuple[Tensor, Tensor]]:
     """The model below its head on some rows at a time: where a token is (rows, tokens), and the last hidden state."""
     backbone: Any = backbone_of(model)
     for begin in range(0, len(public), ROWS):
-        rows = public[begin : begin + ROWS]
+        given = arguments_of(model, public[begin : begin + ROWS])
         with torch.no_grad():
-            if isinstance(rows, Images):
-                state = backbone(pixel_values=scaled(model, rows.stretched())).last_hidden_state
-                mask = torch.ones(state.shape[:2], dtype=torch.bool)
-            else:
-                ids, mask = inputs(rows)
-                state = backbone(input_ids=ids, attention_mask=mask.long()).last_hidden_state
-        yield mask, state
+            state = backbone(**given).last_hidden_state
+        yield mask_of(given, state), state
+
+
+def arguments_of(model: nn.Module, rows: Rows) -> dict[str, Tensor]:
+    """What `model` is called with."""
+    if isinstance(rows, Images):
+        return {"pixel_values": scaled(model, rows.stretched())}
+    ids, mask = inputs(rows)
+    return {"input_ids": ids, "attention_mask": mask.long()}
+
+
+def mask_of(given: Mapping[str, Tensor], state: Tensor) -> Tensor:
+    """Where in a state (rows, tokens, width) a token is, of a model that was called with `given`."""
+    mask = given.get("attention_mask")
+    return torch.ones(state.shape[:2], dtype=torch.bool) if mask is None else mask > 0
 
 
 @contextmanager

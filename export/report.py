@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from edge_sdk.wire.manifest import AdapterSpec, LevelSpec, Manifest, Surgery
+from edge_sdk.wire.manifest import AdapterSpec, LevelSpec, Manifest
 from export.folder import size_bytes
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def level_table(manifests: Mapping[str, Manifest]) -> Table:
         table.add_row(
             name,
             _bits(manifest.level),
-            f"{len(manifest.level.layers)} of {manifest.model.layers}{_cut(manifest.level.surgery)}",
+            f"{len(manifest.level.layers)} of {manifest.model.layers}{_cut(manifest.level)}",
             str(len(manifest.level.trained_layers)),
             str(len(manifest.files)),
             f"{size_bytes(blobs) / MB:.1f}",
@@ -84,11 +84,13 @@ def _bits(level: LevelSpec) -> str:
     return ", ".join(str(bits) for bits in sorted({level.bits, *level.layer_bits}, reverse=True))
 
 
-def _cut(surgery: Surgery) -> str:
-    """What these layers lost, as in `, ffn 50%, svd 64, refit`."""
+def _cut(level: LevelSpec) -> str:
+    """What these layers lost, and how they were fitted: `, ffn 50%, svd 64, refit`, `, 100 steps`."""
+    surgery, refit = level.surgery, level.refit
     ffn = f", ffn {surgery.ffn:.0%}" if surgery.ffn < 1 else ""
     svd = f", svd {surgery.svd_rank}" if surgery.svd else ""
-    return ffn + svd + (", refit" if surgery.refit_rows else "")
+    steps = f", {refit.steps} steps" if refit is not None and refit.steps else ""
+    return ffn + svd + (", refit" if refit is not None else "") + steps
 
 
 def cost_table(manifest: Manifest) -> Table:

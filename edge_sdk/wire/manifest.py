@@ -127,14 +127,12 @@ class Surgery:
     """What every block lost before it was captured. No device needs to know it, whoever proves the level does.
 
     `ffn` is the share of its FFN's neurons that a block keeps. `svd` names modules by the last parts of their names;
-    each of their matrices is the product of two of rank `svd_rank`. `refit_rows` is how many rows of public text what
-    was left was refitted on, 0 where it was not.
+    each of their matrices is the product of two of rank `svd_rank`.
     """
 
     ffn: float = 1.0
     svd: tuple[str, ...] = ()
     svd_rank: int = 0
-    refit_rows: int = 0
 
     def __post_init__(self) -> None:
         """Refuse what cannot be done to any model."""
@@ -144,8 +142,23 @@ class Surgery:
         if bool(self.svd) != (self.svd_rank > 0):
             msg = f"svd of {len(self.svd)} modules at rank {self.svd_rank}: give modules and a rank of 1 or more"
             raise ValueError(msg)
-        if self.refit_rows and (self.refit_rows < 0 or (self.ffn == 1 and not self.svd)):
-            msg = "a refit is of what was cut: give a share of FFN neurons below 1, or modules for svd"
+
+
+@dataclass(frozen=True, slots=True)
+class Refit:
+    """How what a level keeps was fitted to the whole model, on `rows` rows of public data.
+
+    In closed form where `steps` is 0, else then trained for so many, up to this `learning_rate`.
+    """
+
+    rows: int
+    steps: int = 0
+    learning_rate: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse what fits nothing."""
+        if self.rows < 1 or self.steps < 0 or (self.steps > 0) != (self.learning_rate > 0):
+            msg = f"a refit on {self.rows} rows, {self.steps} steps at a learning rate of {self.learning_rate:g}"
             raise ValueError(msg)
 
 
@@ -154,7 +167,7 @@ class LevelSpec:
     """The emulator's place on the ladder: which layers it keeps, which of them train, and bits per frozen weight.
 
     None of them trains where the adapter is the classifier alone. `layer_bits` are those of the kept layers where they
-    are not all held in `bits`, else it is empty.
+    are not all held in `bits`, else it is empty. `refit` is None where the kept weights are the model's own.
     """
 
     name: str
@@ -163,6 +176,7 @@ class LevelSpec:
     bits: int
     layer_bits: tuple[int, ...] = ()
     surgery: Surgery = Surgery()
+    refit: Refit | None = None
 
     def __post_init__(self) -> None:
         """Refuse a name that could be a path, trained layers that are not kept, and bits that are not in BITS."""

@@ -29,19 +29,21 @@ AT_ONCE = 256  # tokens whose predictions are compared at a time
 Weights = Sequence[tuple[nn.Parameter, Tensor]]  # a model's own, and what is rounded in their place
 
 
-def with_mixed_bits(program: Program, level: LevelSpec, model: nn.Module, tensors_mb: float, public: Rows) -> LevelSpec:
+def with_mixed_bits(
+    program: Program, level: LevelSpec, model: nn.Module, whole: nn.Module, tensors_mb: float, public: Rows
+) -> LevelSpec:
     """The level with at most its bits for each part, such that its frozen tensors take at most `tensors_mb` MB.
 
-    `model` is the program's, below peft's wrapper, in the state of `level`; it is left as it is. Raises ExportError
-    where they take more even in the fewest bits.
+    `model` is the program's, below peft's wrapper, in the state of `level`, and is left as it is; `whole` is the same
+    in 32 bits. Raises ExportError where they take more even in the fewest bits.
     """
     places = {place.layer: place for place in program.walk}
     kept = [places[layer] for layer in level.layers]
     allowed = [bits for bits in BITS if bits <= level.bits]
     held = [list(_beside_blocks(program)), *([place.frozen()] for place in kept)]
     sizes = [{bits: sum(held_bytes(one, bits) for one in tensors) for bits in allowed} for tensors in held]
-    blocks = [place.part.module for place in kept]
-    parts = [_beside(model, program.adapted.base), *map(_pairs, blocks_of(backbone_of(model)), blocks)]
+    blocks = (blocks_of(backbone_of(one)) for one in (model, whole))
+    parts = [_beside(model, whole), *map(_pairs, *blocks)]
     errors = sensitivities(model, parts, allowed[1:], public, predicts=uses_vocabulary(program))
     bits, *layer_bits = choose_bits(sizes, errors, int(tensors_mb * MB))
     return dataclasses.replace(level, bits=bits, layer_bits=tuple(layer_bits))
@@ -142,7 +144,7 @@ def _pairs(module: nn.Module, original: nn.Module) -> Weights:
 
 
 def _beside(model: nn.Module, original: nn.Module) -> Weights:
-    """What is in no block. `model` may have fewer blocks than `original`."""
+    """What is in no block."""
     return _frozen(*(_outside(one) for one in (model, original)))
 
 

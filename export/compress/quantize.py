@@ -72,6 +72,18 @@ def quantize_tensors(tensors: Mapping[str, Array], bits: int) -> dict[str, Array
     return found
 
 
+def whole_tensors(held: Mapping[str, Array], shapes: Mapping[str, Sequence[int]], bits: int) -> dict[str, Array]:
+    """What `quantize_tensors` has made of tensors of these `shapes` -> the values that a graph computes with."""
+    found = {}
+    for name, shape in shapes.items():
+        if bits == FULL_BITS or not is_quantized(shape):
+            found[name] = held[name]
+        else:
+            storage = STORAGES[bits]
+            found[name] = storage.value([held[part] for part in storage.names(name)], shape[1])
+    return found
+
+
 def held_bytes(tensors: Mapping[str, Array], bits: int) -> int:
     """Bytes of frozen tensors as a level of so many bits holds them: what `quantize_tensors` gives takes as many."""
     return sum(

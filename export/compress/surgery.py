@@ -17,30 +17,39 @@ from export.compress.refit import refitted, second_moments
 from export.compress.width import ffn_of, matrix_of, neurons_kept, set_matrix, slim
 from export.errors import ExportError
 from export.evaluate import Rows
+from export.foundation import Foundation
 from export.parts import backbone_of, blocks_of
 
 WHOLE = Surgery()
 
 
+def operated_model(
+    foundation: Foundation, surgery: Surgery, targets: tuple[str, ...], seed: int = 0, public: Rows | None = None
+) -> nn.Module:
+    """The model of a folder after an operation, as below. Raises ExportError."""
+    model = foundation.load(seed)
+    operate(model, surgery, targets, public)
+    return model
+
+
 def operate(model: nn.Module, surgery: Surgery, targets: tuple[str, ...], public: Rows | None = None) -> None:
     """Operate on `model`, in place; `targets` are what an adapter will be put on, as peft finds them by their names.
+
+    What is left is refitted where there is `public` data to do it on.
 
     Raises ExportError where the model has not what is asked for, where nothing would be saved, or where the adapter
     would not fit the full model any more.
     """
     blocks = blocks_of(backbone_of(model))
     adapted = set(_matching(model, targets).values())
-    if surgery.refit_rows and public is None:  # it was refused
-        raise AssertionError
-    refit = public if surgery.refit_rows else None
     if surgery.ffn < 1:
-        _slim(model, blocks, surgery.ffn, adapted, refit)
+        _slim(model, blocks, surgery.ffn, adapted, public)
     if surgery.svd:
-        _factor(model, blocks, surgery, adapted, refit)
+        _factor(model, blocks, surgery, adapted, public)
 
 
 def _slim(
-    model: nn.Module, blocks: nn.ModuleList, share: float, adapted: AbstractSet[nn.Module], refit: Rows | None
+    model: nn.Module, blocks: nn.ModuleList, share: float, adapted: AbstractSet[nn.Module], public: Rows | None
 ) -> None:
     ffns = [ffn_of(block) for block in blocks]
     for ffn in ffns:
@@ -48,8 +57,8 @@ def _slim(
     takes = [ffn.takes[1] for ffn in ffns]
     kept = [neurons_kept(ffn, share) for ffn in ffns]
     better = []
-    if refit is not None:
-        moments = second_moments(model, takes, refit)
+    if public is not None:
+        moments = second_moments(model, takes, public)
         better = [refitted(matrix_of(m), k, moment) for m, k, moment in zip(takes, kept, moments, strict=True)]
     for ffn, neurons in zip(ffns, kept, strict=True):
         slim(ffn, neurons)
@@ -58,14 +67,14 @@ def _slim(
 
 
 def _factor(
-    model: nn.Module, blocks: nn.ModuleList, surgery: Surgery, adapted: AbstractSet[nn.Module], refit: Rows | None
+    model: nn.Module, blocks: nn.ModuleList, surgery: Surgery, adapted: AbstractSet[nn.Module], public: Rows | None
 ) -> None:
     places = [(block, path) for block in blocks for path in _named(block, surgery.svd)]
     modules = [block.get_submodule(path) for block, path in places]
     for (_, path), module in zip(places, modules, strict=True):
         _refuse_adapted("factor", {path: module}, adapted)
         require_saving(path, module, surgery.svd_rank)
-    moments = repeat(None) if refit is None else second_moments(model, modules, refit)
+    moments = repeat(None) if public is None else second_moments(model, modules, public)
     pairs = [factors(matrix_of(m), surgery.svd_rank, moment) for m, moment in zip(modules, moments, strict=False)]
     for (block, path), pair in zip(places, pairs, strict=True):
         replace(block, path, pair)

@@ -19,7 +19,7 @@ from edge_sdk.wire.blobs import blob_of
 from edge_sdk.wire.codecs import NEEDS_RESIDUAL
 from edge_sdk.wire.messages import DeltaCodec
 from export.build import read_request
-from export.levels import Drop, LevelRequest
+from export.levels import Drop, LevelRequest, Refitting
 from export.public import PublicRequest
 from tests.coordinator.samples import CONFIG
 
@@ -48,7 +48,7 @@ def test_a_minimal_file_is_enough(tmp_path: pathlib.Path) -> None:
 def test_a_level_says_what_its_blocks_lose(tmp_path: pathlib.Path) -> None:
     """Every technique is a key of the level, public data a table, and the exporter is asked for just that."""
     text = CONFIG.replace(
-        "bits = 8", 'bits = 8\ndrop = "importance"\nlayers = 9\nffn = 0.5\nrefit = true\ntensors_mb = 60'
+        "bits = 8", 'bits = 8\ndrop = "importance"\nlayers = 9\nffn = 0.5\nrefit = "distill"\ntensors_mb = 60'
     )
     text = (
         text.replace("layers = 9", 'layers = 9\nsvd = ["o_proj"]\nsvd_rank = 64')
@@ -58,7 +58,7 @@ def test_a_level_says_what_its_blocks_lose(tmp_path: pathlib.Path) -> None:
     path.write_text(text)
     (tmp_path / "request.json").write_text(json.dumps(request_of(load_config(path))))
     request = read_request(tmp_path / "request.json")
-    level = LevelRequest("int8", 8, 9, 6, None, Drop.IMPORTANCE, 0.5, ("o_proj",), 64, refit=True, tensors_mb=60)
+    level = LevelRequest("int8", 8, 9, 6, None, Drop.IMPORTANCE, 0.5, ("o_proj",), 64, Refitting.DISTILL, tensors_mb=60)
     assert request.levels == (LevelRequest("fp32", 32, None, None), level)
     assert request.public == PublicRequest(tmp_path / "texts", rows=5)
     path.write_text(CONFIG)
@@ -164,7 +164,7 @@ def test_the_adapter_chooses_the_rule(tmp_path: pathlib.Path, kind: str, rule: R
         ("bits = 8", "layers = 4", "levels.int8 trains more layers than it keeps"),
         ("bits = 8", "ffn = 0", "levels[1].ffn is 0; it must be from 0.001 to 1"),
         ("bits = 8", 'drop = "evenly"', "levels[1].drop is 'evenly'; allowed: uniform, importance"),
-        ("bits = 8", "refit = true", "levels.int8 needs a [public] table with a path"),
+        ("bits = 8", 'refit = "least-squares"', "levels.int8 needs a [public] table with a path"),
         ("bits = 8", "tensors_mb = 9", "levels.int8 needs a [public] table with a path"),
         ("bits = 8", 'drop = "importance"', "levels.int8 needs a [public] table with a path"),
         ('name = "int8"', 'name = "fp32"', "levels share a name"),

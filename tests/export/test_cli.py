@@ -16,7 +16,7 @@ from edge_sdk.wire.blobs import BlobStore
 from edge_sdk.wire.manifest import TaskType, decode_manifest
 from export.adapters import AdapterRequest
 from export.cli import add_commands, main, request_of
-from export.levels import Drop, LevelRequest
+from export.levels import Drop, LevelRequest, Refitting
 from export.public import PublicRequest
 from tests.export.conftest import Exported, contents
 from tests.models import tiny_model
@@ -104,10 +104,11 @@ def test_options_reach_the_request() -> None:
     assert asked.adapter == AdapterRequest("lora", 4, 2.0, ("a", "b"))
     assert asked.levels == (LevelRequest("int8-24layers-last6", 8, 24, 6),)
     assert (asked.tokens, asked.parity, asked.seed, asked.labels) == (64, False, 3, ("x", "y"))
-    options = "--layers 24 --drop importance --ffn 0.5 --refit --svd a,b --svd-rank 7 --tensors-mb 9.5 --level mine"
-    more = "--public texts.csv --text-column said --public-rows 5"
+    options = "--layers 24 --drop importance --ffn 0.5 --refit distill --svd a,b --svd-rank 7 --tensors-mb 9.5"
+    more = "--level mine --public texts.csv --text-column said --public-rows 5 --distill-steps 9 --distill-rate 0.5"
     asked = request_of(parser.parse_args(["export", "in", "--out", "out", *CLASSES, *options.split(), *more.split()]))
-    wanted = LevelRequest("mine", 32, 24, None, None, Drop.IMPORTANCE, 0.5, ("a", "b"), 7, refit=True, tensors_mb=9.5)
+    refit = (Refitting.DISTILL, 9, 0.5)
+    wanted = LevelRequest("mine", 32, 24, None, None, Drop.IMPORTANCE, 0.5, ("a", "b"), 7, *refit, tensors_mb=9.5)
     assert asked.levels == (wanted,)
     assert asked.public == PublicRequest(pathlib.Path("texts.csv"), "said", 5)
     blocks = ["export", "in", "--out", "out", *CAUSAL, "--adapter", "layers", "--last", "3"]
@@ -284,10 +285,10 @@ def test_weights_are_checked(model: pathlib.Path, tmp_path: pathlib.Path, capsys
         (("--svd", "o_proj"), "svd of 1 modules at rank 0"),
         (("--layers", "2", "--drop", "importance"), "level fp32-2layers-importance needs public data: give --public"),
         (("--bits", "8", "--tensors-mb", "1"), "level int8-1mb needs public data"),
-        (("--ffn", "0.5", "--refit"), "level fp32-ffn50-refit needs public data"),
-        (("--refit", "--public", "."), "a refit is of what was cut: give a share"),
-        (("--ffn", "0.5", "--refit", "--public", "none"), "there is no public data none"),
-        (("--ffn", "0.5", "--refit", "--public", ".", "--public-rows", "0"), "0 rows of public data: give 1 or more"),
+        (("--ffn", "0.5", "--refit", "least-squares"), "level fp32-ffn50-refit needs public data"),
+        (("--refit", "distill", "--public", "."), "a refit is of what was cut: give fewer layers"),
+        (("--ffn", "0.5", "--refit", "distill", "--public", "none"), "there is no public data none"),
+        (("--ffn", "0.5", "--public", ".", "--public-rows", "0"), "0 rows of public data: give 1 or more"),
     ],
 )
 def test_options_are_checked(

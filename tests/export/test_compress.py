@@ -14,7 +14,7 @@ from edge_sdk.wire.manifest import NAME
 from export.compress.depth import uniform_layers
 from export.compress.quantize import BLOCK, STORAGES, held_bytes, quantize_tensors, rounded
 from export.errors import ExportError
-from export.levels import Drop, LevelRequest, default_name, resolve_level
+from export.levels import Drop, LevelRequest, Refitting, default_name, resolve_level
 
 
 @given(st.integers(1, 200), st.data())
@@ -140,7 +140,9 @@ def test_weights_beyond_what_is_held_are_refused(bits: int, largest: float) -> N
         (LevelRequest("a", 32, None, None, ffn=float("nan")), "a share of nan of an FFN's neurons"),
         (LevelRequest("a", 32, None, None, svd=("o_proj",)), "svd of 1 modules at rank 0: give modules and a rank"),
         (LevelRequest("a", 32, None, None, svd_rank=4), "svd of 0 modules at rank 4"),
-        (LevelRequest("a", 32, None, None, refit=True), "a refit is of what was cut: give a share"),
+        (LevelRequest("a", 32, None, None, refit=Refitting.DISTILL), "a refit is of what was cut: give fewer layers"),
+        (LevelRequest("a", 32, 2, None, refit=Refitting.DISTILL, distill_steps=0), "0 steps of distillation: give 1"),
+        (LevelRequest("a", 32, 2, None, refit=Refitting.DISTILL, distill_rate=0), "100 steps at a learning rate of 0"),
         (LevelRequest("a", 8, None, None, tensors_mb=0), "0 MB of tensors in 8 bits or fewer"),
         (LevelRequest("a", 4, None, None, tensors_mb=9), "9 MB of tensors in 4 bits or fewer"),
         (LevelRequest("a", 8, None, None, drop=Drop.IMPORTANCE), "level a keeps all layers: give how many"),
@@ -189,6 +191,7 @@ def test_levels_are_named_by_what_they_are() -> None:
     assert default_name(LevelRequest("", 32, None, None)) == "fp32"
     assert default_name(LevelRequest("", 16, None, None)) == "fp16"
     assert default_name(LevelRequest("", 8, 24, 6)) == "int8-24layers-last6"
-    everything = LevelRequest("", 8, 24, 6, None, Drop.IMPORTANCE, 0.5, ("o_proj",), 64, refit=True, tensors_mb=60.5)
-    assert default_name(everything) == "int8-60.5mb-24layers-importance-ffn50-svd64-refit-last6"
+    surgery = (0.5, ("o_proj",), 64)
+    everything = LevelRequest("", 8, 24, 6, None, Drop.IMPORTANCE, *surgery, Refitting.DISTILL, tensors_mb=60.5)
+    assert default_name(everything) == "int8-60.5mb-24layers-importance-ffn50-svd64-distill-last6"
     assert NAME.fullmatch(default_name(everything))

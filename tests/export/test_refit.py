@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from edge_sdk.wire.manifest import Surgery
 from export.compress import refit
 from export.compress.refit import refitted, second_moments
-from export.compress.surgery import operate
+from export.compress.surgery import operated_model
 from export.compress.width import ffn_of, matrix_of
 from export.foundation import open_foundation
 from export.parts import backbone_of, blocks_of
@@ -42,8 +42,7 @@ def test_every_familys_blocks_are_nearer_to_the_whole(exports: Exports, name: st
     public = public_for(foundation, 9)
     model, models = foundation.load(), {}
     for rows in (0, 9):
-        models[rows] = foundation.load()
-        operate(models[rows], Surgery(ffn=0.5, refit_rows=rows), ("nothing",), public)
+        models[rows] = operated_model(foundation, Surgery(ffn=0.5), ("nothing",), public=public if rows else None)
     takes = [ffn_of(block).takes[1] for block in blocks_of(backbone_of(model))]
     values: list[list[torch.Tensor]] = [[] for _ in takes]
     with seen(takes) as found:

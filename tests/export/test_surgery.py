@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from edge_sdk.wire.blobs import Blob, BlobStore
-from edge_sdk.wire.manifest import LevelSpec, Manifest, Surgery, decode_manifest
+from edge_sdk.wire.manifest import LevelSpec, Manifest, Refit, Surgery, decode_manifest
 from export.artifact import ArtifactWriter, staged
 from export.cli import main
+from export.compress.surgery import operated_model
 from export.parity import Oracle, check_parity, require_parity
 from export.plug_in import plug_in
 from export.program import adapt, capture_program
@@ -41,7 +42,7 @@ def test_gradients_are_those_of_the_model_after_it(exports: Exports, name: str, 
     foundation, asked = whole.program.adapted.foundation, whole.program.adapted.request
     request = dataclasses.replace(asked, targets=foundation.family.targets)
     surgery = Surgery(ffn=0.7, svd=(THINNED[name],), svd_rank=3)
-    adapted = adapt(foundation, request, 0, surgery)
+    adapted = adapt(foundation, request, 0, operated_model(foundation, surgery, request.targets))
     program = capture_program(adapted, lambda _: None)
     layers = tuple(range(foundation.spec.layers))
     with staged(tmp_path / "artifact") as store:
@@ -80,13 +81,14 @@ def test_a_ladder_from_one_request(
     out, texts = tmp_path / "artifact", tmp_path / "texts"
     texts.mkdir()
     (texts / "all.txt").write_text(" ".join(CORPUS * 3))
-    slim = {"ffn": 0.5, "refit": True}
+    slim = {"ffn": 0.5, "refit": "least-squares"}
     levels: list[dict[str, Any]] = [
         {"name": "mixed", "bits": 8, "tensors_mb": 0.038},
         {"name": "slim", "bits": 8, **slim},
         {"name": "shallow", "bits": 8, "layers": 2, "train_last": 1, "drop": "importance"},
         {"name": "all", "bits": 8, "layers": 3, **slim, "tensors_mb": 0.026},
         {"name": "narrow", "bits": 8, **slim, "rank": 1},
+        {"name": "distilled", "bits": 4, "layers": 3, "train_last": 1, "refit": "distill", "distill_steps": 3},
     ]
     request = {
         "model": str(tiny_llama_folder),
@@ -111,12 +113,11 @@ def test_a_ladder_from_one_request(
         assert len({manifest.files[name] for manifest in found.values()}) == 1
     for name in ("embed.safetensors", "embed.forward.onnx", "vocabulary.project.onnx"):
         assert found["slim"].files[name] == found["shallow"].files[name]
-    assert found["slim"].level.surgery == found["all"].level.surgery == Surgery(ffn=0.5, refit_rows=4)
+    assert found["slim"].level.surgery == found["all"].level.surgery == Surgery(ffn=0.5)
+    assert found["slim"].level.refit == found["all"].level.refit == Refit(4)
+    assert found["distilled"].level.refit == Refit(4, 3, 1e-4)
     for name in ("mixed", "all"):
         assert {found[name].level.bits, *found[name].level.layer_bits} == {8, 4}
-    eights = [k for k in found["all"].level.layers if found["all"].level.bits_of(k) == 8]
-    for name in (f"block.{k}.safetensors" for k in eights):
-        assert found["all"].files[name] == found["slim"].files[name]
     assert found["shallow"].level.trained_layers == found["shallow"].level.layers[1:]
     assert all(manifest.needs_bytes > 0 for manifest in found.values())
     monkeypatch.setenv("COLUMNS", "160")
@@ -124,9 +125,8 @@ def test_a_ladder_from_one_request(
     said = capsys.readouterr().out
     assert "3 of 4, ffn 50%, refit" in said
     assert "8, 4" in said
-    assert main(["parity", str(out), str(tiny_llama_folder)]) == 2
-    assert "was refitted on public data: give the same with --public" in capsys.readouterr().err
-    assert main(["parity", str(out), str(tiny_llama_folder), "--public", str(texts)]) == 0
+    assert "3 of 4, refit, 3 steps" in said
+    assert main(["parity", str(out), str(tiny_llama_folder)]) == 0
     adapter = BlobStore(out).path(found["all"].files["adapter.safetensors"].sha256)
     plug_in(tiny_llama_folder, out / "all.manifest", adapter, tmp_path / "checkpoint")
     assert (tmp_path / "checkpoint" / "adapter_model.safetensors").is_file()

@@ -1,0 +1,111 @@
+"""Kept blocks trained to do what the whole model does, on public data.
+
+    loss = L + HIDDEN mean |s - t|^2 / |t|^2
+
+over all tokens and all kept blocks: s is the state that a block gives, t the one that the whole model has where the
+next kept block begins. L is the loss of what is then predicted, in nats per token; 0 for a classifier, which has learnt
+no classes yet. Offsite-Tuning, https://arxiv.org/abs/2302.04870, section 3.3; its code has s and t behind the last
+block alone, and trains for far longer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from edge_sdk.wire.manifest import Refit, TaskType
+from edge_sdk.wire.tensors import Array
+from export.compress.states import Imitation
+from export.errors import ExportError
+from export.evaluate import ROWS, Rows
+from export.parts import backbone_of, blocks_of
+from export.public import arguments_of, mask_of, seen
+
+HIDDEN = 30.0  # Offsite-Tuning's
+WARM_UP = 0.1  # of the steps
+CLIP_NORM = 1.0
+TOLD = 10  # times it is said how far it is
+
+
+def distil(
+    pair: Imitation,
+    weights: Sequence[nn.Parameter],
+    public: Rows,
+    refit: Refit,
+    seed: int,
+    report: Callable[[str], None],
+) -> None:
+    """Train these `weights` of the student, in place.
+
+    AdamW, with a learning rate that warms up and then falls to zero along a cosine; rows are drawn from `seed`, each
+    once before any comes again. `report` is told how far it is. Raises ExportError where the loss is not finite.
+    """
+    pair.student.requires_grad_(False)  # noqa: FBT003 - torch takes it by place
+    for weight in weights:
+        weight.requires_grad_(True)  # noqa: FBT003
+    optimizer = torch.optim.AdamW(weights, lr=refit.learning_rate, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _share(step, refit.steps))
+    every = math.ceil(refit.steps / TOLD)
+    for step, rows in zip(range(refit.steps), _drawn(public, seed), strict=False):
+        loss = _loss(pair, rows)
+        if not math.isfinite(loss.item()):
+            msg = f"distillation lost its way at step {step}: give a learning rate below {refit.learning_rate:g}"
+            raise ExportError(msg)
+        if step % every == 0:
+            report(f"distillation, step {step} of {refit.steps}, loss {loss.item():.3f}")
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(weights, CLIP_NORM)
+        optimizer.step()
+        schedule.step()
+    pair.student.requires_grad_(False)  # noqa: FBT003
+
+
+def _share(step: int, steps: int) -> float:
+    """Of the highest learning rate, at a step from 0 on."""
+    warm_up = math.ceil(WARM_UP * steps)
+    if step < warm_up:
+        return (step + 1) / warm_up
+    return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up)))
+
+
+def _drawn(public: Rows, seed: int) -> Iterator[Rows]:
+    generator = np.random.default_rng(seed)
+    while True:
+        order: Array = generator.permutation(len(public))
+        for begin in range(0, len(order), ROWS):
+            yield public[order[begin : begin + ROWS]]
+
+
+def _loss(pair: Imitation, rows: Rows) -> Tensor:
+    given, whole = arguments_of(pair.student, rows), blocks_of(backbone_of(pair.teacher))
+    with torch.no_grad():
+        _, wanted = _states(backbone_of(pair.teacher), given, [whole[k - 1] for k in (*pair.layers[1:], len(whole))])
+    predicts = pair.foundation.spec.task is TaskType.CAUSAL_LM
+    backbone = backbone_of(pair.student)
+    result, found = _states(pair.student if predicts else backbone, given, blocks_of(backbone))
+    mask = mask_of(given, found[0])
+    hidden = torch.stack([_relative(s[mask], t[mask]) for s, t in zip(found, wanted, strict=True)]).mean()
+    loss: Tensor = HIDDEN * hidden
+    if predicts and bool(mask[:, 1:].any()):
+        loss = loss + cross_entropy(result.logits[:, :-1][mask[:, 1:]], given["input_ids"][:, 1:][mask[:, 1:]])
+    return loss
+
+
+def _states(model: Any, given: Mapping[str, Tensor], blocks: Iterable[nn.Module]) -> tuple[Any, list[Tensor]]:  # noqa: ANN401
+    """What a model makes of its arguments, and the states that some of its blocks give."""
+    with seen(list(blocks)) as states:
+        result = model(**given)
+    return result, [state for _, (_, state) in sorted(states.items())]
+
+
+def _relative(found: Tensor, wanted: Tensor) -> Tensor:
+    """The mean over tokens of |found - wanted|^2 / |wanted|^2."""
+    sizes = wanted.square().sum(dim=1).clamp(min=torch.finfo().tiny)
+    return ((found - wanted).square().sum(dim=1) / sizes).mean()
