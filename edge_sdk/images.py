@@ -8,12 +8,11 @@ pixels, so that nothing is skipped when an image shrinks. How bytes become numbe
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from edge_sdk.errors import DataError
-from edge_sdk.sources import DataSource, Image
 from edge_sdk.wire.manifest import MAX_SIDE, ImageSpec
 from edge_sdk.wire.tensors import Array
 
@@ -52,31 +51,3 @@ def check_images(shape: Sequence[int], spec: ImageSpec, where: object) -> None:
     if not 1 <= min(height, width) <= max(height, width) <= MAX_SIDE:
         msg = f"{where}: images of {height} x {width} pixels; each side must be from 1 to {MAX_SIDE}"
         raise DataError(msg)
-
-
-def images(source: DataSource, spec: ImageSpec, labels: Sequence[str]) -> Iterator[Image]:
-    """The source's images, each with a label; those larger than the model's shrunk to it. Raises DataError.
-
-    Smaller ones stay small until a batch is made of them: stretched on the disk they take many times the room. All are
-    of one size, for they become one array.
-    """
-    first: Sequence[int] = ()
-    for k, item in enumerate(source.read()):
-        if not isinstance(item, Image):
-            msg = "this model takes images, the data is text or tokens"
-            raise DataError(msg)
-        if item.label is None or not 0 <= item.label < len(labels):
-            found = "no label" if item.label is None else f"label {item.label}"
-            msg = f"image {k + 1} of the data has {found}, the model has the {len(labels)} labels {', '.join(labels)}"
-            raise DataError(msg)
-        pixels = item.pixels
-        if pixels.ndim != 3 or pixels.dtype != np.uint8 or pixels.shape != (first or pixels.shape):  # noqa: PLR2004
-            like = f", the first is {tuple(first)}" if first else "; (channels, height, width) uint8 is needed"
-            msg = f"image {k + 1} of the data is {pixels.dtype} {pixels.shape}{like}"
-            raise DataError(msg)
-        if not first:
-            first = pixels.shape
-            check_images(first, spec, "the data")
-        channels = min(len(pixels), spec.channels)
-        size = ImageSpec(channels, min(pixels.shape[1], spec.height), min(pixels.shape[2], spec.width))
-        yield Image(fitted(pixels, size), item.label)

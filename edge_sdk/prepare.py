@@ -6,8 +6,7 @@ makes a token folder (see `edge_sdk.data`) of rows of at most T tokens, or with 
 a model of such images, of T tokens each, and says so in one JSON line on standard output:
 `{"rows", "tokens", "peak_bytes", "cached"}`. What it cannot do ends with status 2, a JSON line as a worker would say
 it, and one line on standard error. A folder made from the same data in the same way is left as it is: `cached`.
-What the rows are is said in `edge_sdk.rows` and `edge_sdk.images`. Everything streams: memory does not grow with the
-data.
+What the rows are is said in `edge_sdk.rows`. Everything streams: memory does not grow with the data.
 """
 
 from __future__ import annotations
@@ -31,9 +30,8 @@ import numpy as np
 from edge_sdk.config import DataConfig, DataKind
 from edge_sdk.data import NOTE, folder_replaced, map_image_folder, map_token_folder
 from edge_sdk.errors import ArtifactError, DataError, EdgeError
-from edge_sdk.images import images
 from edge_sdk.memory import read_memory
-from edge_sdk.rows import Tokenizer, rows
+from edge_sdk.rows import Tokenizer, images, rows
 from edge_sdk.sources import DataSource, Image, Row, open_source
 from edge_sdk.wire.blobs import blob_of_file
 from edge_sdk.wire.lifeline import end_with_parent, exit_on_terminate

@@ -1,4 +1,4 @@
-"""Text and tokens to rows of tokens, for a language model and for classifiers of rows and of tokens.
+"""Text and tokens to rows of tokens, for a language model and for classifiers of rows and of tokens; images to images.
 
 - A language model's documents are joined, with the tokenizer's end token after each where it has one, and cut in rows
   of T tokens; only the last row is shorter.
@@ -14,9 +14,12 @@ import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
+import numpy as np
+
 from edge_sdk.errors import ArtifactError, ConfigError, DataError
+from edge_sdk.images import check_images, fitted
 from edge_sdk.sources import PIECE_CHARACTERS, DataSource, Document, Image, Row, Words
-from edge_sdk.wire.manifest import IGNORED
+from edge_sdk.wire.manifest import IGNORED, ImageSpec
 
 # What families call the token between two documents; tokenizer.json does not say which of its tokens it is.
 END_TOKENS: Final = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>")
@@ -32,6 +35,34 @@ def rows(
     if labels_tokens:
         return _tagged(source, tokenizer, tokens, labels)
     return _classified(source, tokenizer, tokens, labels) if labels else _packed(source, tokenizer, tokens)
+
+
+def images(source: DataSource, spec: ImageSpec, labels: Sequence[str]) -> Iterator[Image]:
+    """The source's images, each with a label; those larger than the model's shrunk to it. Raises DataError.
+
+    Smaller ones stay small until a batch is made of them: stretched on the disk they take many times the room. All are
+    of one size, for they become one array.
+    """
+    first: Sequence[int] = ()
+    for k, item in enumerate(source.read()):
+        if not isinstance(item, Image):
+            msg = "this model takes images, the data is text or tokens"
+            raise DataError(msg)
+        if item.label is None or not 0 <= item.label < len(labels):
+            found = "no label" if item.label is None else f"label {item.label}"
+            msg = f"image {k + 1} of the data has {found}, the model has the {len(labels)} labels {', '.join(labels)}"
+            raise DataError(msg)
+        pixels = item.pixels
+        if pixels.ndim != 3 or pixels.dtype != np.uint8 or pixels.shape != (first or pixels.shape):  # noqa: PLR2004
+            like = f", the first is {tuple(first)}" if first else "; (channels, height, width) uint8 is needed"
+            msg = f"image {k + 1} of the data is {pixels.dtype} {pixels.shape}{like}"
+            raise DataError(msg)
+        if not first:
+            first = pixels.shape
+            check_images(first, spec, "the data")
+        channels = min(len(pixels), spec.channels)
+        size = ImageSpec(channels, min(pixels.shape[1], spec.height), min(pixels.shape[2], spec.width))
+        yield Image(fitted(pixels, size), item.label)
 
 
 class Tokenizer:

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_sdk.errors import DataError
-from edge_sdk.images import check_images, fitted, images
+from edge_sdk.images import check_images, fitted
+from edge_sdk.rows import images
 from edge_sdk.sources import Document, Image, Item
 from edge_sdk.wire.manifest import ImageSpec
 from edge_sdk.wire.tensors import Array
