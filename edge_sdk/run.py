@@ -12,14 +12,16 @@ from collections.abc import Iterator
 
 from edge_sdk.agent import Agent
 from edge_sdk.cgroup import NotDelegated, claim
-from edge_sdk.config import DataConfig, load_config
+from edge_sdk.config import DataConfig, DataKind, load_config
 from edge_sdk.errors import ConfigError, DataError
 from edge_sdk.providers import require
 from edge_sdk.sources import open_source
 from edge_sdk.wire.lifeline import stop_on_signals
+from edge_sdk.wire.manifest import ImageSpec
 from edge_sdk.wire.mqtt import MqttTransport
 
 STOPPED, INTERRUPTED = 0, 130
+ANY_IMAGE = ImageSpec(3, 32, 32)  # of a model that is not known yet
 
 
 def run(config_path: pathlib.Path) -> int:
@@ -41,11 +43,22 @@ def run(config_path: pathlib.Path) -> int:
 
 def _require_data(config: DataConfig) -> None:
     """Say now, not in the first round, that the data is not there, or begins unlike its kind. Raises DataError."""
-    source = open_source(config, ())
+    source = open_source(config, _classes(config), ANY_IMAGE)
     source.fingerprint()
     if next(iter(source.read()), None) is None:
-        msg = f"{config.path} holds no text: nothing to learn from"
+        msg = f"{config.path} holds nothing to learn from"
         raise DataError(msg)
+
+
+def _classes(config: DataConfig) -> tuple[str, ...]:
+    """Names of classes, which a task will say, where no item is found without them: those of folders of pictures."""
+    if config.kind is not DataKind.IMAGE_FILES:
+        return ()
+    found = tuple(sorted(path.name for path in config.path.glob("*") if path.is_dir()))
+    if not found:
+        msg = f"{config.path} has no folders: pictures of each class must be in one of its own"
+        raise DataError(msg)
+    return found
 
 
 def _claimed() -> pathlib.Path | None:

@@ -8,6 +8,10 @@ import subprocess
 import sys
 import time
 
+import numpy as np
+import PIL.Image
+import pytest
+
 from edge_sdk.memory import read_memory
 from edge_sdk.wire.lifeline import end_process
 from tests.brokers import Mosquitto
@@ -22,8 +26,8 @@ broker = "{broker}"
 budget = "256MB"
 store = "store"
 [data]
-kind = "text-folder"
-path = "texts"
+kind = "{kind}"
+path = "{path}"
 """
 
 
@@ -31,7 +35,7 @@ def test_an_idle_agent_is_small(mosquitto: Mosquitto, tmp_path: pathlib.Path) ->
     """Connected to a real broker and without a task, all of `fedpeat-edge run` is at most 45 MB resident."""
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "a.txt").write_text("something to learn from")
-    (tmp_path / "device.toml").write_text(DEVICE.format(broker=mosquitto.url))
+    (tmp_path / "device.toml").write_text(DEVICE.format(broker=mosquitto.url, kind="text-folder", path="texts"))
     command = [sys.executable, "-m", "edge_sdk.cli", "run", "--config", str(tmp_path / "device.toml")]
     agent = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
     try:
@@ -48,3 +52,38 @@ def test_an_idle_agent_is_small(mosquitto: Mosquitto, tmp_path: pathlib.Path) ->
         end_process(agent)
         if agent.stdout:
             agent.stdout.close()
+
+
+@pytest.mark.parametrize("kind", ["image-files", "image-arrays"])
+def test_images_are_looked_at_before_any_model_is_known(
+    kind: str, mosquitto: Mosquitto, tmp_path: pathlib.Path
+) -> None:
+    """A device with images comes to the broker as one with texts does."""
+    pixels = np.zeros((2, 3, 9, 8), np.uint8)
+    (tmp_path / "pictures" / "cat").mkdir(parents=True)
+    PIL.Image.fromarray(pixels[0].transpose(1, 2, 0)).save(tmp_path / "pictures" / "cat" / "1.png")
+    np.save(tmp_path / "pictures" / "images.npy", pixels)
+    np.save(tmp_path / "pictures" / "labels.npy", np.zeros(2, np.int64))
+    (tmp_path / "device.toml").write_text(DEVICE.format(broker=mosquitto.url, kind=kind, path="pictures"))
+    command = [sys.executable, "-m", "edge_sdk.cli", "run", "--config", str(tmp_path / "device.toml")]
+    agent = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT)
+    try:
+        assert agent.stdout
+        words = [agent.stdout.readline() for _ in range(2)]
+        assert "connected to the broker" in words[1], words
+    finally:
+        end_process(agent)
+        if agent.stdout:
+            agent.stdout.close()
+
+
+def test_pictures_outside_folders_are_refused(tmp_path: pathlib.Path) -> None:
+    """Without a folder for each class: one line, and status 2, before the broker is asked for."""
+    (tmp_path / "pictures").mkdir()
+    device = DEVICE.format(broker="mqtt://localhost:1", kind="image-files", path="pictures")
+    (tmp_path / "device.toml").write_text(device)
+    command = [sys.executable, "-m", "edge_sdk.cli", "run", "--config", str(tmp_path / "device.toml")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 2
+    assert "has no folders: pictures of each class must be in one of its own" in done.stderr
+    assert done.stderr.count("\n") == 1
