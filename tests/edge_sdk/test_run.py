@@ -7,9 +7,9 @@ import statistics
 import subprocess
 import sys
 import time
+from typing import Any
 
 import numpy as np
-import PIL.Image
 import pytest
 
 from edge_sdk.memory import read_memory
@@ -59,9 +59,10 @@ def test_images_are_looked_at_before_any_model_is_known(
     kind: str, mosquitto: Mosquitto, tmp_path: pathlib.Path
 ) -> None:
     """A device with images comes to the broker as one with texts does."""
+    pillow: Any = pytest.importorskip("PIL.Image")
     pixels = np.zeros((2, 3, 9, 8), np.uint8)
     (tmp_path / "pictures" / "cat").mkdir(parents=True)
-    PIL.Image.fromarray(pixels[0].transpose(1, 2, 0)).save(tmp_path / "pictures" / "cat" / "1.png")
+    pillow.fromarray(pixels[0].transpose(1, 2, 0)).save(tmp_path / "pictures" / "cat" / "1.png")
     np.save(tmp_path / "pictures" / "images.npy", pixels)
     np.save(tmp_path / "pictures" / "labels.npy", np.zeros(2, np.int64))
     (tmp_path / "device.toml").write_text(DEVICE.format(broker=mosquitto.url, kind=kind, path="pictures"))
