@@ -50,6 +50,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.edge_only)
         if BROKERS & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.broker)
+        if item.config.pluginmanager.hasplugin("xdist"):  # one process for what shares a file's fixtures
+            item.add_marker(pytest.mark.xdist_group(str(item.path.relative_to(HERE))))
 
 
 @pytest.fixture

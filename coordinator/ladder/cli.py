@@ -60,7 +60,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     group.add_argument("--label-column", default="label", metavar="NAME", help="of a .csv (default: label)")
     group.add_argument("--tokens", type=int, default=128, metavar="N", help="the longest row (default: 128)")
     group.add_argument("--held-out", type=_positive, default=64, metavar="ROWS", help="to judge by (default: 64)")
-    group.add_argument("--public-rows", type=_positive, default=16, metavar="ROWS", help="to refit by (default: 16)")
+    group.add_argument("--public-rows", type=_positive, default=64, metavar="ROWS", help="to refit by (default: 64)")
     group = command.add_argument_group("adapter, and its tune")
     group.add_argument("--adapter", default="lora", metavar="KIND", help="default: lora")
     group.add_argument("--rank", type=int, default=8, metavar="R", help="of LoRA's factors (default: 8)")

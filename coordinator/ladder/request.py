@@ -14,7 +14,7 @@ from coordinator.errors import ConfigError
 from coordinator.jobs import Jobs
 from edge_sdk.wire.manifest import TaskType
 from edge_sdk.wire.settings import SettingsError, read_settings, settings_of
-from export.levels import Drop
+from export.levels import Drop, Refitting
 
 REFERENCE: Final = "fp32"
 MB: Final = 1e6
@@ -89,7 +89,7 @@ def configuration(asked: Config, model: Description, given: LevelsFile | None) -
 
 
 def default_levels(model: Description) -> tuple[LevelConfig, ...]:
-    """A ladder to begin with: precision, mixes of precision, and depth, with and without a look at public data."""
+    """A ladder to begin with: precision, mixes of precision, and depth."""
     in_full, in_fewest = model.weights_bytes[32], model.weights_bytes[min(model.weights_bytes)]
     mixes = [share * in_full for share in MIXED_SHARES if share * in_full > in_fewest]
     depths = sorted({max(1, round(model.layers * share)) for share in DEPTH_SHARES} - {model.layers}, reverse=True)
@@ -101,9 +101,15 @@ def default_levels(model: Description) -> tuple[LevelConfig, ...]:
             for size in mixes
         ),
         LevelConfig(name="int4", bits=4),
-        *(LevelConfig(name=f"int8-{keep}layers", bits=8, layers=keep, drop=Drop.IMPORTANCE) for keep in depths),
-        *(LevelConfig(name=f"int8-{keep}layers-uniform", bits=8, layers=keep) for keep in depths),
+        *(level for keep in depths for level in _of_depth(keep)),
     )
+
+
+def _of_depth(keep: int) -> tuple[LevelConfig, ...]:
+    """Plain uniform drop, and what a choice of layers and a distillation make of as many."""
+    plain = LevelConfig(name=f"int8-{keep}layers-plain", bits=8, layers=keep)
+    name = f"int8-{keep}layers"
+    return plain, dataclasses.replace(plain, name=name, drop=Drop.IMPORTANCE, refit=Refitting.DISTILL)
 
 
 def with_reference(levels: tuple[LevelConfig, ...]) -> tuple[LevelConfig, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,6 +62,22 @@ VARIANTS = {  # their kin, encoders that classify tokens, and decoders that clas
     "dinov2-gated": ("dinov2-gated", IMAGES, ("o_proj", "gate_proj")),
 }
 LABELS = ("bad", "so-so", "good")
+HERE = pathlib.Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of one model run in one process: exporting it takes longer than most of them."""
+    for item in items:
+        if HERE in item.path.parents and item.config.pluginmanager.hasplugin("xdist"):
+            for name in [name for name in _names(item) if name in FAMILIES | VARIANTS][:1]:
+                item.add_marker(pytest.mark.xdist_group(name), append=False)
+
+
+def _names(item: pytest.Item) -> Iterator[str]:
+    """Whatever may be a model's name among the test's parameters, then among its fixtures."""
+    for value in item.callspec.params.values() if hasattr(item, "callspec") else ():
+        yield from [one for one in (value if isinstance(value, tuple) else (value,)) if isinstance(one, str)]
+    yield from getattr(item, "fixturenames", ())
 
 
 @dataclass(frozen=True, slots=True)
