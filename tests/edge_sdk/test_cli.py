@@ -231,8 +231,8 @@ def test_rows_that_the_model_cannot_read_are_refused(tiny_classifier: pathlib.Pa
     ("kind", "name", "content", "complaint"),
     [
         ("csv", "a.csv", b"a,b\n1,2\n", "has no column text; its first line has a, b"),
-        ("csv", "a.csv", b"text\n", "holds no text"),
-        ("text-folder", ".", b"", "holds no text"),
+        ("csv", "a.csv", b"text\n", "holds nothing to learn from"),
+        ("text-folder", ".", b"", "holds nothing to learn from"),
         ("text-folder", ".", b"caf\xe9", "is not UTF-8 text (byte 0xe9)"),
         ("csv", ".", b"", "Is a directory"),
     ],

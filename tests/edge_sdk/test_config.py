@@ -58,7 +58,7 @@ def test_an_absolute_path_stays(tmp_path: pathlib.Path) -> None:
         ('store = "store"', 'store = "store"\nthreads = 0', "threads is 0; it must be from 1 to 256"),
         ('store = "store"', 'store = "store"\nthreads = true', "threads is True; it must be a whole number"),
         ('store = "store"', 'store = "store"\nquota = "9999GB"', "quota is '9999GB'; it must be from 1MB"),
-        ('"text-folder"', '"parquet"', "data.kind is 'parquet'; allowed: text-folder, csv, token-arrays"),
+        ('"text-folder"', '"parquet"', "data.kind is 'parquet'; allowed: text-folder, csv, json-lines, token-arrays"),
         ('"pi-1"', '"pi/1"', "device is 'pi/1'; allowed: letters, digits"),
         ('"demo"', '""', "fleet is ''; it must be a text"),
         ('"demo"', '"+"', "fleet is '+'; allowed: letters, digits"),

@@ -65,9 +65,9 @@ def test_build_and_look_at_it(
     (out / "request.json").write_text(json.dumps(request))
     assert main(["build", str(out / "request.json")]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert all(set(line) == {"stage", "level", "done", "of"} for line in lines)
+    assert all(set(line) == {"stage", "level", "done", "of", "detail"} for line in lines)
     assert [line["done"] for line in lines] == sorted(line["done"] for line in lines)
-    assert lines[-1] == {"stage": "costs", "level": "small", "done": 7, "of": 8}
+    assert lines[-1] == {"stage": "costs", "level": "small", "done": 7, "of": 8, "detail": ""}
     assert sorted(path.name for path in (out / "blobs").iterdir()) == sorted(
         path.name for path in (llama.folder / "blobs").iterdir()
     )
@@ -250,7 +250,7 @@ def test_weights_are_checked(model: pathlib.Path, tmp_path: pathlib.Path, capsys
         ),
         (
             ("--adapter", "head"),
-            "an adapter of kind head is for sequence-classification, image-classification, not for causal-lm: choose",
+            "kind head is for sequence-classification, token-classification, image-classification, not for causal-lm",
         ),
         (("--adapter", "prompt", "--length", "4"), "kind prompt is for image-classification, not for causal-lm"),
         (("--adapter", "prompt"), "an adapter of kind prompt needs length, how many tokens each block gets"),
