@@ -317,12 +317,15 @@ class Rounds(Generic[S]):
             yield self._new_task(device, level, now_s)
 
     def _drawn(self, chosen: dict[str, str]) -> dict[str, str]:
-        """Those of `chosen` that take part: the same ones, whenever this attempt of a run with this seed is drawn."""
+        """Those of `chosen` that take part: whoever is needed, and the same others, whenever this attempt of a run with
+        this seed is drawn.
+        """
         participants, seed = self._plan.rounds.participants, self._plan.tasks.training.seed
         if not 0 < participants < len(chosen):
             return chosen
         lots = random.Random(f"{seed}.{self.round}.{self.attempt}")  # noqa: S311 - a fair draw, not a secret
-        drawn = set(lots.sample(sorted(chosen), participants))
+        needed = self._plan.needed & chosen.keys()
+        drawn = needed | set(lots.sample(sorted(chosen.keys() - needed), max(participants - len(needed), 0)))
         return {device: level for device, level in chosen.items() if device in drawn}
 
     def _close_if_due(self, now_s: float) -> Iterator[Instruction]:

@@ -128,10 +128,10 @@ def test_a_round_opens_when_the_expected_devices_are_there() -> None:
     assert scene.task("a").seed != scene.task("b").seed
 
 
-def drawn(seed: int = 0) -> list[list[str]]:
+def drawn(seed: int = 0, needed: frozenset[str] = frozenset()) -> list[list[str]]:
     """Who took part in each of eight rounds of three out of ten devices."""
     names = [f"d{k}" for k in range(10)]
-    scene = Scene(count=8, devices=10, participants=3, seed=seed)
+    scene = Scene(count=8, devices=10, participants=3, seed=seed, needed=needed)
     for name in names:
         scene.hello(name)
     rounds = []
@@ -151,6 +151,13 @@ def test_participants_are_drawn_anew_for_each_round() -> None:
     assert len({tuple(devices) for devices in rounds}) > 4
     assert len({device for devices in rounds for device in devices}) > 7
     assert drawn() == rounds != drawn(seed=1)
+
+
+def test_whoever_is_needed_is_not_left_to_the_lot() -> None:
+    """It takes part in every round, in one of its places; the others are drawn."""
+    rounds = drawn(needed=frozenset({"d7"}))
+    assert all("d7" in devices and len(devices) == 3 for devices in rounds)
+    assert len({tuple(devices) for devices in rounds}) > 4
 
 
 def test_whoever_speaks_up_later_joins_while_there_is_room() -> None:
