@@ -27,7 +27,7 @@ demo: .venv/.demo
 	@$(BIN)/python -m benchmarks.demo --task $(TASK) $(ARGS)
 
 test: .venv/.dev broker
-	@$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadgroup $(ARGS)
 
 lint: .venv/.dev
 	@$(BIN)/ruff check .
