@@ -111,6 +111,7 @@ def request_of(config: Config) -> dict[str, Any]:
         "parity": True,
         "seed": config.training.seed,
         "public": public and {"path": str(public.path), "text_column": public.text_column, "rows": public.rows},
+        "start": adapter.start and str(adapter.start),
     }
 
 
@@ -126,16 +127,17 @@ def is_built(config: Config) -> bool:
     return all(artifact.store.has(blob) for level in artifact.levels.values() for blob in level.manifest.files.values())
 
 
-def require_model(config: Config) -> None:
-    """Raise ConfigError where there is no model folder."""
-    if not config.model.dir.is_dir():
-        msg = f"model.dir is {config.model.dir}, which is no folder"
-        raise ConfigError(msg)
+def require_folders(config: Config) -> None:
+    """Raise ConfigError where there is no model folder, or no checkpoint folder to start from."""
+    for key, folder in (("model.dir", config.model.dir), ("adapter.start", config.adapter.start)):
+        if folder is not None and not folder.is_dir():
+            msg = f"{key} is {folder}, which is no folder"
+            raise ConfigError(msg)
 
 
 def build(config: Config, jobs: Jobs, say: Callable[[Line], None]) -> Artifact:
     """Build what is not built yet; for use within a job. Raises JobError, ConfigError, OSError."""
-    require_model(config)
+    require_folders(config)
     if not is_built(config):
         folder = artifact_folder(config)
         record = record_of(config)  # of the model as it is before the build, not after
@@ -188,12 +190,11 @@ def check_initial(artifact: Artifact) -> None:
 
 
 def record_of(config: Config) -> dict[str, Any]:
-    """What is recorded beside a finished artifact: the digest of request, model files and public data."""
+    """What is recorded beside a finished artifact: the digest of the request, and of all files that it is made of."""
     request = request_of(config)
     request.pop("out")
-    files = _fingerprint(config.model.dir)
-    public = _fingerprint(config.public.path) if config.public else []
-    text = json.dumps([request, files, public], sort_keys=True)
+    made_of = (config.model.dir, config.public and config.public.path, config.adapter.start)
+    text = json.dumps([request, [path and _fingerprint(path) for path in made_of]], sort_keys=True)
     return {"digest": hashlib.sha256(text.encode()).hexdigest()}
 
 

@@ -94,7 +94,8 @@ class AdapterConfig:
     """The adapter: its kind, one of `export.kinds`, and what that takes; the family's own choice without `targets`.
 
     `rank` and `alpha` are LoRA's; `first` and `last` how many of the first and the last blocks train in one of kind
-    `layers`; `length` how many tokens each block gets in one of kind `prompt` or `prefix`.
+    `layers`; `length` how many tokens each block gets in one of kind `prompt` or `prefix`. `start` is the checkpoint
+    of a run of kind `sparse`, from whose changes LoRA's factors begin: SLoRA's second stage.
     """
 
     kind: str = "lora"
@@ -104,6 +105,7 @@ class AdapterConfig:
     last: int = number(0, 10_000, 0)
     first: int = number(0, 10_000, 0)
     length: int = number(0, 1024, 0)
+    start: pathlib.Path | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -316,6 +318,9 @@ def _complaints(config: Config) -> dict[str, bool]:
         "at least one [[levels]] table is needed": not names,
         f"levels share a name: {', '.join(names)}": len(set(names)) != len(names),
         f"adapter: {no_adapter}": no_adapter is not None,
+        f"adapter.start is for adapters of kind {' or '.join(FACTORS)}, this one is of kind {adapter.kind!r}": (
+            adapter.start is not None and adapter.kind not in FACTORS
+        ),
         f"aggregation.rule is {rule.value!r}; allowed for an adapter of kind {adapter.kind!r}: auto, "
         + ", ".join(rule.value for rule in rules): rule not in rules,
         f"no level has the adapter's own rank, {adapter.rank}: set no rank in one": (

@@ -349,7 +349,7 @@ class Daemon:
     def _on_evaluation(self, found: EvaluationRow) -> None:
         self._ledger.evaluation(found.version, found.kind, found.loss, found.accuracy, found.rows)
         where = "full model" if found.kind == FULL else f"emulator {self._config.levels[-1].name}"
-        what = "base model" if found.version == 0 else f"after round {found.version}"
+        what = f"after round {found.version}" if found.version else "before round 1"
         accuracy = "" if found.accuracy is None else f", accuracy {found.accuracy:.3f}"
         self._screen.line(f"held-out loss, {what}, {where}: {found.loss:.4f}{accuracy}", "cyan")
 

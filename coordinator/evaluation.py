@@ -1,8 +1,8 @@
 """Held-out losses of adapter versions, by processes of their own, while the next round runs.
 
 Each version is measured twice: plugged into the full model (`python -m export.cli evaluate`), and on the most
-compressed emulator level (`python -m edge_sdk.cli evaluate`). Version 0 changes nothing in the model: its loss is the
-base model's.
+compressed emulator level (`python -m edge_sdk.cli evaluate`). Version 0 changes nothing in the model, unless the
+adapter begins from another run's: its loss is the base model's.
 """
 
 from __future__ import annotations

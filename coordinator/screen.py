@@ -120,7 +120,7 @@ def result_table(history: History) -> Table:
 
 
 def evaluation_table(history: History, level: str) -> Table:
-    """Held-out losses by version; version 0 is the base model."""
+    """Held-out losses by version; version 0 is what the first round starts from."""
     table = Table(title="Held-out loss", title_justify="left")
     for heading in ("adapter", "full model", f"emulator ({level})", "accuracy, full", "truncation"):
         table.add_column(heading, justify="right")
@@ -128,7 +128,7 @@ def evaluation_table(history: History, level: str) -> Table:
         rows = history.evaluated(adapter.version)
         full, emulator = rows.get(FULL), rows.get(EMULATOR)
         table.add_row(
-            "base" if adapter.version == 0 else f"round {adapter.version}",
+            f"round {adapter.version}" if adapter.version else "start",
             f"{full.loss:.4f}" if full else NONE,
             f"{emulator.loss:.4f}" if emulator else NONE,
             f"{full.accuracy:.3f}" if full and full.accuracy is not None else NONE,

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Final, TypeVar, cast
 
 from coordinator.broker import Broker, check_url
-from coordinator.builder import Artifact, build, check_initial, require_model, write_json
+from coordinator.builder import Artifact, build, check_initial, require_folders, write_json
 from coordinator.config import Config
 from coordinator.daemon import Daemon
 from coordinator.history import History, read_history
@@ -46,7 +46,7 @@ def serve(config: Config, screen: Screen, *, insecure: bool) -> int:
     """Run to the end; the exit status. Raises CoordinatorError, OSError, sqlite3.Error."""
     if config.broker.url != AUTO:
         check_url(config.broker.url, insecure=insecure)
-    require_model(config)  # before anything is made
+    require_folders(config)  # before anything is made
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(stop_on_signals())
         config.out.mkdir(parents=True, exist_ok=True)

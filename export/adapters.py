@@ -6,6 +6,7 @@ for a factor in layer 3 of the full model, `block.3/self_attn.q_proj.weight` whe
 
 - LoRA: https://arxiv.org/abs/2106.09685; A is drawn, B is zero, so that the adapter starts as identity. With rank
   stabilisation (rslora): https://arxiv.org/abs/2312.03732
+- sparse: a share of the targets' own weights, `export.sparse`
 - IA3: https://arxiv.org/abs/2205.05638; its factors start as ones
 - the norms: https://arxiv.org/abs/2312.11420, peft's LNTuning
 - the biases (BitFit, https://arxiv.org/abs/2106.10199), the classifier, whole blocks: peft has no kind for these, and
@@ -25,7 +26,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from peft import IA3Config, LNTuningConfig, LoraConfig, PeftConfig, PeftModel, PrefixTuningConfig, get_peft_model
+from peft import (
+    IA3Config,
+    LNTuningConfig,
+    LoraConfig,
+    PeftConfig,
+    PeftModel,
+    PrefixTuningConfig,
+    ShiraConfig,
+    get_peft_model,
+)
 from peft.tuners.ln_tuning.layer import LNTuningLayer
 from peft.utils import ModulesToSaveWrapper
 from peft.utils.constants import DUMMY_TARGET_MODULES
@@ -41,6 +51,7 @@ from export.inserted import insert
 from export.kinds import FACTORS, KINDS, beside, why_not
 from export.parts import Part, backbone_of, blocks_of
 from export.prefix import cache_of, place_prefixes, prefixes_of, with_prefix
+from export.sparse import MASK_SEED, add_densely
 from export.tasks import TASKS
 
 MIN_TOKENS = 2  # in a row: one predicts nothing
@@ -146,6 +157,8 @@ def attach(model: nn.Module, foundation: Foundation, request: AdapterRequest, se
             adapted: PeftModel = get_peft_model(model, config).eval()
             if request.kind == "prefix":
                 place_prefixes(adapted)
+            if request.kind == "sparse":
+                add_densely(adapted)
         except ValueError as error:
             msg = f"cannot adapt {', '.join(request.targets) or 'this model'}: {first_line(error)}"
             raise ExportError(msg) from error
@@ -162,6 +175,14 @@ def _factors(model: nn.Module, foundation: Foundation, request: AdapterRequest) 
         lora_dropout=0.0,
         use_rslora=request.kind == "rslora",
     )
+
+
+def _shares(model: nn.Module, foundation: Foundation, request: AdapterRequest) -> PeftConfig:
+    for name, module in _targeted(model, foundation.family, request).items():
+        if not isinstance(module, nn.Linear):
+            msg = f"cannot train a share of {name}, which is no torch.nn.Linear: choose another kind, as lora"
+            raise ExportError(msg)
+    return ShiraConfig(r=request.rank, target_modules=list(request.targets), random_seed=MASK_SEED)
 
 
 def _scales(model: nn.Module, foundation: Foundation, request: AdapterRequest) -> PeftConfig:
@@ -225,6 +246,7 @@ def _whole(model: nn.Module, foundation: Foundation, request: AdapterRequest) ->
 
 _CONFIGURATIONS: Mapping[str, Callable[[nn.Module, Foundation, AdapterRequest], PeftConfig]] = {
     **dict.fromkeys(FACTORS, _factors),
+    "sparse": _shares,
     "ia3": _scales,
     "bottleneck": _bottlenecks,
     "prompt": _prompts,
@@ -360,7 +382,9 @@ def adapter_arrays(parameters: Mapping[str, Tensor]) -> dict[str, Array]:
 
 
 def starting_values_at_rank(values: Mapping[str, Array], rank: int) -> dict[str, Array]:
-    """Of an adapter's starting values those at a lower rank: B is zero, so the first rows of A are as good as any."""
+    """Of an adapter's starting values those at a lower rank: where B is zero the first rows of A are as good as any,
+    and where it is not (`export.start`) the first are the best approximation.
+    """
 
     def cut(name: str, array: Array) -> Array:
         if name.endswith("lora_A"):

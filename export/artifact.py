@@ -34,12 +34,12 @@ from edge_sdk.wire.tensors import Array, write_tensors
 from export.adapters import adapter_arrays
 from export.compress.integers import INTEGER_BITS, MultiplyBackInIntegers
 from export.compress.quantize import FULL_BITS, STORAGES, QuantizeInputs, is_quantized, quantize_tensors
+from export.emulator import NOT_FITTED, Fitted
 from export.errors import ExportError
-from export.fitting import NOT_FITTED, Fitted
 from export.kinds import beside
 from export.lowering import Canonicalize, serialize
 from export.optimizers import optimizer_graphs
-from export.program import Place, Program, frozen_arrays, uses_vocabulary, vocabulary_matrix
+from export.program import VOCABULARY, Place, Program, frozen_arrays, uses_vocabulary, vocabulary_matrix
 from export.structures import Captured
 
 
@@ -69,7 +69,7 @@ class ArtifactWriter:
             context=self._context(files),
             structures=structures,
             walk=walk,
-            vocabulary_loss=self._vocabulary_loss(level.bits, files) if uses_vocabulary(self.program) else None,
+            vocabulary_loss=self._vocabulary_loss(level.bits, fitted, files) if uses_vocabulary(self.program) else None,
             classes_loss=self._classes_loss(level.bits, files),
             optimizers=self._optimizers(files),
             tokenizer=self._tokenizer(files),
@@ -84,8 +84,8 @@ class ArtifactWriter:
 
     def _segment(self, place: Place, level: LevelSpec, fitted: Fitted, files: dict[str, Blob]) -> Segment:
         name, bits = f"{place.segment}.safetensors", level.bits_of(place.layer)
-        if place.layer is not None and place.layer in fitted:
-            files[name] = self._put_tensors({n: fitted[place.layer][n] for n in place.frozen()}, bits)
+        if place.segment in fitted:
+            files[name] = self._put_tensors({n: fitted[place.segment][n] for n in place.frozen()}, bits)
         else:
             self._tensors(name, place.frozen(), bits, files)
         chosen = place.layer is None or place.layer in level.trained_layers
@@ -126,11 +126,14 @@ class ArtifactWriter:
             backward_integers=self._integers(integers, kept.backward, matrices, bits, files),
         )
 
-    def _vocabulary_loss(self, bits: int, files: dict[str, Blob]) -> VocabularyLoss:
+    def _vocabulary_loss(self, bits: int, fitted: Fitted, files: dict[str, Blob]) -> VocabularyLoss:
         matrix, tied = vocabulary_matrix(self.program.adapted)
         tensors = "embed.safetensors"  # where the walk has put it, if it is the embedding's
-        if not tied:
-            tensors = self._tensors("vocabulary.safetensors", {"matrix": matrix.detach().numpy()}, bits, files)
+        if VOCABULARY in fitted:
+            tensors = f"{VOCABULARY}.safetensors"
+            files[tensors] = self._put_tensors(fitted[VOCABULARY], bits)
+        elif not tied:
+            tensors = self._tensors(f"{VOCABULARY}.safetensors", {"matrix": matrix.detach().numpy()}, bits, files)
         graphs = {
             name: self._graph(f"vocabulary.{name}.onnx", graph, ("matrix",), bits, files)
             for name, graph in self.program.vocabulary.items()

@@ -7,7 +7,7 @@ import itertools
 import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -17,28 +17,32 @@ from edge_sdk.wire.manifest import LevelSpec, Manifest, ModelSpec, Surgery, Task
 from edge_sdk.wire.tensors import Array
 from export.adapters import AdapterRequest, adapter_arrays, set_adapter, starting_values_at_rank
 from export.artifact import ArtifactWriter, staged, write_manifest
+from export.compress.calibrate import Rounding
 from export.compress.importance import block_influence
-from export.compress.mixed import with_mixed_bits
+from export.compress.mixed import Errors, part_errors, with_mixed_bits
 from export.compress.quantize import FULL_BITS
 from export.compress.surgery import WHOLE, operated_model
+from export.emulator import NOT_FITTED, Fitted, emulator
 from export.errors import ExportError
 from export.evaluate import Rows
-from export.fitting import NOT_FITTED, Fitted, fit
+from export.fitting import Calibrated, calibrate, fit
 from export.folder import read_manifest
 from export.foundation import Foundation, open_foundation
 from export.kinds import FACTORS, beside
 from export.levels import Drop, LevelRequest, Refitting, resolve_level
 from export.measure import measure
-from export.parity import Oracle, Parity, check_parity, emulator, integers_error, require_parity
+from export.parity import Oracle, Parity, check_parity, integers_error, require_parity
 from export.program import Adapted, Program, adapt, capture_program
 from export.progress import Progress, Report
 from export.public import WHAT_IT_IS, PublicRequest, read_public
+from export.start import begin_from
 
 
 @dataclass(frozen=True, slots=True)
 class BuildRequest:
     """What to build. Targets that the adapter leaves open are the family's. `tokens` is where costs are measured, of
     text; images are of one length. `public` is the data that some levels are chosen or refitted by, None where none is.
+    `start` is a PEFT checkpoint of kind sparse, from whose changes the factors begin.
     """
 
     model: pathlib.Path
@@ -51,6 +55,7 @@ class BuildRequest:
     parity: bool
     seed: int
     public: PublicRequest | None = None
+    start: pathlib.Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +124,8 @@ def build(request: BuildRequest, report: Report) -> tuple[Built, ...]:
                 data = public if captured.refitted else None
                 operated = operated_model(foundation, captured.surgery, adapter.targets, request.seed, data)
             adapted = adapt(foundation, adapter.at_rank(captured.rank), request.seed, operated)
+            if request.start is not None and not start:
+                begin_from(adapted, request.start)
             start = start or adapter_arrays(adapted.parameters)
             set_adapter(adapted.parameters, starting_values_at_rank(start, captured.rank))
             built |= _build_group(store, _Group(asked, operated, adapted, public), request, stages)
@@ -147,31 +154,61 @@ class _Stages:
 def _build_group(store: BlobStore, group: _Group, request: BuildRequest, stages: _Stages) -> dict[str, Built]:
     program = capture_program(group.adapted, stages.begin_parts("capture"))
     writer, oracle = ArtifactWriter(program, store), Oracle(group.adapted, request.seed)
+    search = _Search(program, group, request.seed, stages)
     built = {}
     for asked in group.levels:
-        fitted = _fitted(group, asked.spec, request.seed, stages)
-        level = _with_bits(program, group, asked, fitted, stages)
+        level, fitted = search.find(asked)
         built[level.name] = _build_level(writer, oracle, level, fitted, request, stages)
     return built
 
 
-def _fitted(group: _Group, level: LevelSpec, seed: int, stages: _Stages) -> Fitted:
-    """The tensors of the level that are not the model's."""
-    if level.refit is None:
-        return NOT_FITTED
-    report = stages.begin_parts("refit:", level.name)
-    return fit(group.adapted, group.operated, level, _given(group.public), seed, report)
+@dataclass(slots=True)
+class _Search:
+    """Finds what public data says of the levels of a group: tensors that are not the model's, and bits of parts.
 
+    What takes long is found once for levels that keep the same layers as the model has them.
+    """
 
-def _with_bits(program: Program, group: _Group, asked: _Asked, fitted: Fitted, stages: _Stages) -> LevelSpec:
-    """The level with bits for each of its parts, where its tensors have a bound."""
-    level, tensors_mb = asked.spec, asked.request.tensors_mb
-    if tensors_mb is None:
-        return level
-    stages.begin("sensitivity", level.name)
-    in_full = dataclasses.replace(level, bits=FULL_BITS)
-    model, whole = (emulator(group.adapted, one, fitted)[0].get_base_model() for one in (level, in_full))
-    return with_mixed_bits(program, level, model, whole, tensors_mb, _given(group.public))
+    program: Program
+    group: _Group
+    seed: int
+    stages: _Stages
+    _calibrated: dict[tuple[int, ...], Calibrated] = field(default_factory=dict)
+    _errors: dict[tuple[tuple[int, ...], int, bool], Errors] = field(default_factory=dict)
+
+    def find(self, asked: _Asked) -> tuple[LevelSpec, Fitted]:
+        """The level, now with bits for each of its parts, and its own tensors."""
+        level, fitted, by = asked.spec, NOT_FITTED, None
+        if level.refit is not None:
+            report = self.stages.begin_parts("refit:", level.name)
+            group = self.group
+            fitted = fit(group.adapted, group.operated, level, _given(group.public), self.seed, report)
+            if asked.request.may_have_least_bits:
+                report("rounding")
+                by = self._calibration(level, fitted)
+        if asked.request.tensors_mb is not None:
+            self.stages.begin("sensitivity", level.name)
+            errors = self._sensitivity(level, fitted, by)
+            level = with_mixed_bits(self.program, level, errors, asked.request.tensors_mb)
+        return level, fitted if by is None else {**fitted, **by.fitted(level)}
+
+    def _calibration(self, level: LevelSpec, fitted: Fitted) -> Calibrated:
+        known = {} if fitted else self._calibrated
+        if level.layers not in known:
+            known[level.layers] = calibrate(self.group.adapted, level, fitted, _given(self.group.public))
+        return known[level.layers]
+
+    def _sensitivity(self, level: LevelSpec, fitted: Fitted, by: Calibrated | None) -> Errors:
+        known, state = {} if fitted else self._errors, (level.layers, level.bits, by is None)
+        if state not in known:
+            rounding = self._nearest(level, fitted) if by is None else by.rounding
+            model = emulator(self.group.adapted, level, fitted)[0].get_base_model()
+            known[state] = part_errors(self.program, level, model, rounding, _given(self.group.public))
+        return known[state]
+
+    def _nearest(self, level: LevelSpec, fitted: Fitted) -> Rounding:
+        in_full = dataclasses.replace(level, bits=FULL_BITS)
+        return Rounding(emulator(self.group.adapted, in_full, fitted)[0].get_base_model())
 
 
 def _given(public: Rows | None) -> Rows:
@@ -317,7 +354,7 @@ def parse_request(plain: Mapping[str, Any]) -> BuildRequest:
     {"model": dir, "task": "causal-lm", "out": dir, "adapter": {"kind": "lora", "rank": 8, "alpha": 16, "targets": []},
      "levels": [{"name": "fp32", "bits": 32, "layers": null, "train_last": null, "rank": null}],
      "labels": [], "tokens": 128, "parity": true, "seed": 0,
-     "public": {"path": dir or file, "text_column": "text", "rows": 16}}
+     "public": {"path": dir or file, "text_column": "text", "rows": 16}, "start": null}
 
     A level may have the other fields of LevelRequest. Raises KeyError, ValueError, TypeError for what is not that.
     """
@@ -341,6 +378,7 @@ def parse_request(plain: Mapping[str, Any]) -> BuildRequest:
         parity=bool(plain.get("parity", True)),
         seed=int(plain.get("seed", 0)),
         public=PublicRequest(**{**public, "path": pathlib.Path(public["path"])}) if public else None,
+        start=pathlib.Path(plain["start"]) if plain.get("start") else None,
     )
 
 

@@ -1,15 +1,16 @@
-"""What a level keeps, fitted to the whole model on public data: block tensors that are its own.
+"""What a level keeps, fitted to the whole model on public data: tensors that are its own.
 
-Blocks that train stay the model's own, where there are others: an adapter learns on what it will be plugged into, and
-these tensors are shared with other levels. What is in no block is never changed.
+Where something was cut, the blocks that are left. Those that train stay the model's own, where there are others: an
+adapter learns on what it will be plugged into, and these tensors are shared with other levels. Then, in all of the
+level, the rounding of what is held in 4 bits.
 """
 
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
-from typing import Final, TypeAlias
+from dataclasses import dataclass
 
 from torch import nn
 
@@ -17,16 +18,15 @@ from edge_sdk.wire.blobs import BlobStore
 from edge_sdk.wire.manifest import LevelSpec, Manifest
 from edge_sdk.wire.tensors import Array, read_tensors
 from export.adapters import named
+from export.compress.calibrate import Rounding, calibrated
 from export.compress.distill import distil
-from export.compress.quantize import whole_tensors
+from export.compress.quantize import FULL_BITS, LEAST_BITS, whole_tensors
 from export.compress.states import Imitation, fit_states
+from export.emulator import NOT_FITTED, Fitted, emulator, frozen_parameters
 from export.errors import ExportError, UnsupportedError
 from export.evaluate import Rows
 from export.parts import backbone_of, blocks_of, keep_layers
-from export.program import Adapted, places
-
-Fitted: TypeAlias = Mapping[int, Mapping[str, Array]]  # by layer of the full model, by input name, float32
-NOT_FITTED: Final[Fitted] = MappingProxyType({})
+from export.program import VOCABULARY, Adapted, layer_of
 
 
 def fit(
@@ -37,13 +37,14 @@ def fit(
     seed: int,
     report: Callable[[str], None],
 ) -> Fitted:
-    """The blocks of a level with a refit, without what the adapter trains; `report` is told how far it is.
+    """The blocks of a level that was cut and has a refit, without what the adapter trains, as yet in 32 bits; `report`
+    is told how far it is.
 
     `operated` is the model after the level's surgery, before any adapter; None where the level has none. It is left as
     it is. Least squares go first; where training follows, or a surgery was refitted, blocks that they cannot fit are
     taken as they are. Raises ExportError.
     """
-    if level.refit is None:
+    if level.refit is None or (operated is None and len(level.layers) == adapted.foundation.spec.layers):
         return NOT_FITTED
     teacher = adapted.foundation.load(seed)
     student = copy.deepcopy(teacher if operated is None else operated)
@@ -59,7 +60,39 @@ def fit(
         weights = [weight for own in _own_weights(adapted, pair, level).values() for weight in own.values()]
         distil(pair, weights, public, level.refit, seed, report)
     found = _own_weights(adapted, pair, level)
-    return {layer: {name: w.detach().numpy() for name, w in own.items()} for layer, own in found.items()}
+    return {f"block.{layer}": {name: w.detach().numpy() for name, w in own.items()} for layer, own in found.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Calibrated:
+    """How a level's matrices are rounded, and its parameters by segment of the full model and input name."""
+
+    rounding: Rounding
+    parameters: Mapping[str, Mapping[str, nn.Parameter]]
+
+    def fitted(self, level: LevelSpec) -> Fitted:
+        """The segments that a level of the same layers holds in 4 bits."""
+        return {
+            segment: {name: self._value(parameter) for name, parameter in own.items()}
+            for segment, own in self.parameters.items()
+            if level.bits_of(layer_of(segment)) == LEAST_BITS
+        }
+
+    def _value(self, parameter: nn.Parameter) -> Array:
+        """As it is rounded, where it is: all else is left to the writer."""
+        held = parameter in self.rounding.held
+        value = self.rounding.of(parameter, LEAST_BITS) if held else parameter.detach()
+        return value.numpy()
+
+
+def calibrate(adapted: Adapted, level: LevelSpec, fitted: Fitted, public: Rows) -> Calibrated:
+    """Find how the matrices of a level, some of them `fitted`, are best rounded to 4 bits."""
+    in_full = dataclasses.replace(level, bits=FULL_BITS, layer_bits=())
+    model, parameters = emulator(adapted, in_full, fitted)
+    own = frozen_parameters(dataclasses.replace(adapted, peft_model=model, parameters=parameters))
+    names = {f"block.{k}": f"block.{layer}" for k, layer in enumerate(level.layers)}
+    rounding = calibrated(model.get_base_model(), public, predicts=not adapted.foundation.spec.task.classifies)
+    return Calibrated(rounding, {names.get(segment, segment): tensors for segment, tensors in own.items()})
 
 
 def _own_weights(adapted: Adapted, pair: Imitation, level: LevelSpec) -> dict[int, dict[str, nn.Parameter]]:
@@ -81,18 +114,20 @@ def _own_weights(adapted: Adapted, pair: Imitation, level: LevelSpec) -> dict[in
 
 
 def read_fitted(adapted: Adapted, store: BlobStore, manifest: Manifest) -> Fitted:
-    """The blocks of a level with a refit as its tensor files have them; none of a level without.
+    """The tensors of a level with a refit, as its files have them; none of a level without.
 
     How they came about cannot be repeated to the bit on another machine, so a proof of gradients begins with them.
     """
     level = manifest.level
     if level.refit is None:
         return NOT_FITTED
-    tensors = {segment.name: segment.tensors for segment in manifest.walk}
+    files = {segment.name: segment.tensors for segment in manifest.walk}
+    if manifest.vocabulary_loss is not None:
+        files[VOCABULARY] = manifest.vocabulary_loss.tensors
     found = {}
-    for place in places(adapted):
-        if place.layer in level.layers:
-            held = read_tensors(store.path(manifest.files[tensors[place.segment]].sha256))
-            shapes = {name: array.shape for name, array in place.frozen().items()}
-            found[place.layer] = whole_tensors(held, shapes, level.bits_of(place.layer))
+    for segment, own in frozen_parameters(adapted).items():
+        if segment in files:
+            held = read_tensors(store.path(manifest.files[files[segment]].sha256))
+            shapes = {name: tuple(parameter.shape) for name, parameter in own.items()}
+            found[segment] = whole_tensors(held, shapes, level.bits_of(layer_of(segment)))
     return found

@@ -32,6 +32,7 @@ class Kind:
 KINDS = {
     "lora": Kind("two factors beside each target, scaled by alpha / rank", ("rank", "alpha", "targets")),
     "rslora": Kind("the same, scaled by alpha / sqrt(rank)", ("rank", "alpha", "targets")),
+    "sparse": Kind("a random share of each target's weights, as many as factors of rank have", ("rank", "targets")),
     "ia3": Kind("a factor for each key, value and number within the feed-forward", ("targets",)),
     "bottleneck": Kind("two small products behind each target, of a width of rank", ("rank", "targets")),
     "prompt": Kind(

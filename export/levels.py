@@ -25,7 +25,10 @@ class Drop(enum.Enum):
 
 
 class Refitting(enum.Enum):
-    """How what is kept is fitted to the whole model on public data: not, in closed form, or by training after that."""
+    """How what is kept is fitted to the whole model on public data: not, in closed form, or by training after that.
+
+    In closed form fitted is what blocks, FFNs and factors are left with when something was cut, and how 4 bits round.
+    """
 
     NONE = "none"
     LEAST_SQUARES = "least-squares"
@@ -62,6 +65,11 @@ class LevelRequest:
         """Whether public data must be there to make it."""
         chosen = self.drop is not Drop.UNIFORM or self.tensors_mb is not None
         return chosen or self.refit is not Refitting.NONE
+
+    @property
+    def may_have_least_bits(self) -> bool:
+        """Whether some of it may be held in the fewest bits there are."""
+        return self.bits == min(BITS) or self.tensors_mb is not None
 
 
 def default_name(request: LevelRequest) -> str:
@@ -109,12 +117,23 @@ def resolve_level(
         raise ExportError(msg)
     try:
         surgery, refit = Surgery(request.ffn, request.svd, request.svd_rank), _refit(request, public_rows)
-        if refit is not None and len(kept) == total and surgery == Surgery():
-            msg = "a refit is of what was cut: give fewer layers, a share of FFN neurons below 1, or modules for svd"
-            raise ExportError(msg)
+        if len(kept) == total and surgery == Surgery():
+            _require_fewer_bits(request)
         return LevelSpec(request.name, kept, trained, request.bits, surgery=surgery, refit=refit)
     except ValueError as error:
         raise ExportError(str(error)) from error
+
+
+def _require_fewer_bits(request: LevelRequest) -> None:
+    """Refuse to refit a level of which nothing was cut, where rounding is not all there is to it."""
+    if request.refit is Refitting.NONE or (request.may_have_least_bits and request.refit is Refitting.LEAST_SQUARES):
+        return
+    cuts = "fewer layers, a share of FFN neurons below 1, or modules for svd"
+    if request.refit is Refitting.DISTILL:
+        msg = f"a distillation is of what was cut: give {cuts}; what 4 bits round needs {Refitting.LEAST_SQUARES.value}"
+    else:
+        msg = f"a refit is of what was cut, and of {min(BITS)} bits: give these, a bound on the tensors, {cuts}"
+    raise ExportError(msg)
 
 
 def _refit(request: LevelRequest, rows: int) -> Refit | None:

@@ -60,8 +60,9 @@ A level can lose more than bits and layers; what its adapter is on stays whole, 
   --drop importance  keep the --layers that change the hidden state of public text most, in place of every so-manieth
   --ffn S            keep that share of the neurons of every block's FFN, those with the largest weights
   --svd A,B --svd-rank R  hold the matrices of modules called A and B as a product of two of rank R
-  --refit HOW        fit what is kept to the whole model, on public data: least-squares, in closed form; or distill,
-                     which then trains it for --distill-steps at --distill-rate. Blocks that train stay as they are,
+  --refit HOW        fit what is kept to the whole model, on public data: least-squares, in closed form, what a cut has
+                     left of blocks and how 4 bits round; or distill, which trains blocks after that, for
+                     --distill-steps at --distill-rate. Of blocks that were cut those that train stay as they are,
                      where there are others.
   --tensors-mb MB    hold blocks and embedding in fewer than --bits until they fit, those first that mind least
 Public data is what need not be private: a folder of .txt, a .csv, or a token folder; for a model of images a folder of
@@ -95,11 +96,14 @@ request:
    "adapter": {"kind": "lora", "rank": 8, "alpha": 16, "targets": []},
    "levels": [{"name": "fp32", "bits": 32, "layers": null, "train_last": null},
               {"name": "int8-last6", "bits": 8, "layers": null, "train_last": 6, "rank": 4}],
-   "tokens": 128, "parity": true, "seed": 0, "public": {"path": "texts", "text_column": "text", "rows": 16}}
+   "tokens": 128, "parity": true, "seed": 0, "public": {"path": "texts", "text_column": "text", "rows": 16},
+   "start": null}
 
 A level may also have "drop", "ffn", "refit", "svd", "svd_rank", "distill_steps", "distill_rate" and "tensors_mb": see
 fedpeat export. Levels that are alike in "rank", "ffn", "svd" and "svd_rank" are captured together, unless only some of
 those with less than the model's FFNs and ranks are refitted.
+
+start names a PEFT checkpoint of kind sparse: the factors of a new LoRA begin from what it changed.
 """
 
 PARITY = """\

@@ -172,8 +172,8 @@ def classify_last_token(model: Any) -> Part:  # noqa: ANN401
     return Part(LastToken(model.score), lambda x, given: ((x, given["attention_mask"]), {}))
 
 
-class EachToken(nn.Module):
-    """The classifier of an encoder's `ForTokenClassification`: on the hidden state of every token."""
+class OfStates(nn.Module):
+    """An encoder's classifier that takes the hidden state of all tokens, its tensors named as in the model."""
 
     def __init__(self, classifier: nn.Module) -> None:
         """Share the module."""
@@ -181,14 +181,16 @@ class EachToken(nn.Module):
         self.classifier = classifier
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (batch, tokens, classes) of the hidden state (batch, tokens, width)."""
+        """Logits (batch, tokens, classes) of the hidden state (batch, tokens, width), or (batch, classes) where the
+        classifier looks at one token of its choice.
+        """
         logits: Tensor = self.classifier(x)
         return logits
 
 
-def classify_each_token(model: Any) -> Part:  # noqa: ANN401
-    """The head of an encoder's `ForTokenClassification`."""
-    return Part(EachToken(model.classifier))
+def classify_states(model: Any) -> Part:  # noqa: ANN401
+    """The head of an encoder's `ForTokenClassification`, and of RoBERTa's `ForSequenceClassification`."""
+    return Part(OfStates(model.classifier))
 
 
 DECODER_HEADS = {TaskType.CAUSAL_LM: None, TaskType.SEQUENCE_CLASSIFICATION: classify_last_token}

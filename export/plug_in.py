@@ -22,6 +22,7 @@ from export.inserted import note, restore
 from export.parity import draw_batch, torch_loss
 from export.program import Adapted, adapt
 from export.progress import Progress, Report, silent
+from export.sparse import add_densely
 
 TOLERANCE = (
     1e-6  # of the loss after reloading: the same numbers in the same order, so this allows for nothing but rounding
@@ -129,13 +130,16 @@ def _prove(adapted: Adapted, folder: pathlib.Path) -> float:
     return loaded
 
 
-def reload(foundation: Foundation, folder: pathlib.Path) -> PeftModel:
-    """The model with a PEFT checkpoint on it. Raises ExportError when the folder is none."""
+def reload(foundation: Foundation, folder: pathlib.Path, *, trainable: bool = False) -> PeftModel:
+    """The model with a PEFT checkpoint on it; to peft, a prefix is never `trainable`. Raises ExportError when the
+    folder is none.
+    """
     base = foundation.load()
     with quiet():
         try:
             restore(folder, base)
-            model: PeftModel = PeftModel.from_pretrained(base, str(folder))
+            model: PeftModel = PeftModel.from_pretrained(base, str(folder), is_trainable=trainable)
+            add_densely(model)
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             msg = f"cannot load the PEFT checkpoint {folder}: {first_line(error)}"
             raise ExportError(msg) from error

@@ -33,6 +33,7 @@ from export.structures import (
 )
 
 Report = Callable[[str], None]
+VOCABULARY = "vocabulary"  # the projection's own matrix, where it is not the embedding's; in no segment
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +157,12 @@ def vocabulary_matrix(adapted: Adapted) -> tuple[nn.Parameter, bool]:
 def uses_vocabulary(program: Program) -> bool:
     """Whether the loss is over the vocabulary."""
     return not program.adapted.foundation.spec.task.classifies
+
+
+def layer_of(segment: str) -> int | None:
+    """The layer of a segment of that name; None for all but blocks."""
+    kind, _, number = segment.partition(".")
+    return int(number) if kind == "block" else None
 
 
 def places(adapted: Adapted) -> tuple[Place, ...]:

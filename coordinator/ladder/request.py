@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import pathlib
 import sys
 from collections.abc import Mapping
@@ -18,7 +19,8 @@ from export.levels import Drop, Refitting
 
 REFERENCE: Final = "fp32"
 MB: Final = 1e6
-MIXED_SHARES: Final = (0.20, 0.15)  # of the bytes in 32 bits; int8 has about 0.25 of them, int4 0.14
+STEP: Final = 1.17  # in bytes, of mixes of 8 and 4 bits: from one to the next a third of the bytes is to be new
+SOLVED: Final = Refitting.LEAST_SQUARES
 DEPTH_SHARES: Final = (0.75, 0.5)
 
 
@@ -90,26 +92,27 @@ def configuration(asked: Config, model: Description, given: LevelsFile | None) -
 
 def default_levels(model: Description) -> tuple[LevelConfig, ...]:
     """A ladder to begin with: precision, mixes of precision, and depth."""
-    in_full, in_fewest = model.weights_bytes[32], model.weights_bytes[min(model.weights_bytes)]
-    mixes = [share * in_full for share in MIXED_SHARES if share * in_full > in_fewest]
+    in_full, most, least = (model.weights_bytes[bits] for bits in (32, 8, 4))
+    steps = max(1, math.ceil(math.log(most / least, STEP)))
+    mixes = [most * (least / most) ** (k / steps) for k in range(1, steps)]
     depths = sorted({max(1, round(model.layers * share)) for share in DEPTH_SHARES} - {model.layers}, reverse=True)
     return (
         LevelConfig(name=REFERENCE),
         LevelConfig(name="int8", bits=8),
         *(
-            LevelConfig(name=f"mixed{size / in_full:.0%}"[:-1], bits=8, tensors_mb=round(size / MB, 3))
+            LevelConfig(name=f"mixed{size / in_full:.0%}"[:-1], bits=8, tensors_mb=round(size / MB, 3), refit=SOLVED)
             for size in mixes
         ),
-        LevelConfig(name="int4", bits=4),
+        LevelConfig(name="int4", bits=4, refit=SOLVED),
         *(level for keep in depths for level in _of_depth(keep)),
     )
 
 
 def _of_depth(keep: int) -> tuple[LevelConfig, ...]:
-    """Plain uniform drop, and what a choice of layers and a distillation make of as many."""
+    """Plain uniform drop, and what a choice of layers and a refit make of as many."""
     plain = LevelConfig(name=f"int8-{keep}layers-plain", bits=8, layers=keep)
     name = f"int8-{keep}layers"
-    return plain, dataclasses.replace(plain, name=name, drop=Drop.IMPORTANCE, refit=Refitting.DISTILL)
+    return plain, dataclasses.replace(plain, name=name, drop=Drop.IMPORTANCE, refit=SOLVED)
 
 
 def with_reference(levels: tuple[LevelConfig, ...]) -> tuple[LevelConfig, ...]:

@@ -8,8 +8,9 @@ frozen tensors fit under a bound; what room is left over then gives bits back. E
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,8 @@ from torch import Tensor, nn
 
 from edge_sdk.wire.manifest import BITS, LevelSpec
 from edge_sdk.wire.tensors import Array
-from export.compress.quantize import held_bytes, is_quantized, rounded
+from export.compress.calibrate import Rounding
+from export.compress.quantize import held_bytes, is_quantized
 from export.errors import ExportError
 from export.evaluate import Rows
 from export.parts import backbone_of, blocks_of
@@ -26,32 +28,39 @@ from export.public import run
 
 MB = 1e6
 AT_ONCE = 256  # tokens whose predictions are compared at a time
-Weights = Sequence[tuple[nn.Parameter, Tensor]]  # a model's own, and what is rounded in their place
+Weights = Sequence[tuple[nn.Parameter, Callable[[int], Tensor]]]  # a model's own, and what they are in so many bits
+Errors = Sequence[Mapping[int, float]]  # of each part by bits; none for the most bits it can have
 
 
-def with_mixed_bits(
-    program: Program, level: LevelSpec, model: nn.Module, whole: nn.Module, tensors_mb: float, public: Rows
-) -> LevelSpec:
+def with_mixed_bits(program: Program, level: LevelSpec, errors: Errors, tensors_mb: float) -> LevelSpec:
     """The level with at most its bits for each part, such that its frozen tensors take at most `tensors_mb` MB.
 
-    `model` is the program's, below peft's wrapper, in the state of `level`, and is left as it is; `whole` is the same
-    in 32 bits. Raises ExportError where they take more even in the fewest bits.
+    Raises ExportError where they take more even in the fewest bits.
     """
     places = {place.layer: place for place in program.walk}
     kept = [places[layer] for layer in level.layers]
-    allowed = [bits for bits in BITS if bits <= level.bits]
     held = [list(_beside_blocks(program)), *([place.frozen()] for place in kept)]
-    sizes = [{bits: sum(held_bytes(one, bits) for one in tensors) for bits in allowed} for tensors in held]
-    blocks = (blocks_of(backbone_of(one)) for one in (model, whole))
-    parts = [_beside(model, whole), *map(_pairs, *blocks)]
-    errors = sensitivities(model, parts, allowed[1:], public, predicts=uses_vocabulary(program))
+    sizes = [{bits: sum(held_bytes(one, bits) for one in tensors) for bits in _allowed(level)} for tensors in held]
     bits, *layer_bits = choose_bits(sizes, errors, int(tensors_mb * MB))
     return dataclasses.replace(level, bits=bits, layer_bits=tuple(layer_bits))
 
 
-def choose_bits(
-    sizes: Sequence[Mapping[int, int]], errors: Sequence[Mapping[int, float]], room_bytes: int
-) -> tuple[int, ...]:
+def part_errors(program: Program, level: LevelSpec, model: nn.Module, rounding: Rounding, public: Rows) -> Errors:
+    """What fewer bits than the level's do, alone, to what is beside the blocks and then to each block that is kept.
+
+    `model` is the program's, below peft's wrapper, in the state of `level`, and is left as it is; `rounding` is of the
+    same in 32 bits.
+    """
+    divided = zip(_parts(model), _parts(rounding.whole), strict=True)
+    parts = [_frozen(own, whole, rounding) for own, whole in divided]
+    return sensitivities(model, parts, _allowed(level)[1:], public, predicts=uses_vocabulary(program))
+
+
+def _allowed(level: LevelSpec) -> list[int]:
+    return [bits for bits in BITS if bits <= level.bits]
+
+
+def choose_bits(sizes: Sequence[Mapping[int, int]], errors: Errors, room_bytes: int) -> tuple[int, ...]:
     """Bits of each part, of those that `sizes` (bytes by bits) has; `errors` are by bits, and 0 for the most of them.
 
     None could have more bits and less error in the room that is left. Raises ExportError where the fewest take more.
@@ -83,7 +92,7 @@ def choose_bits(
 
 def sensitivities(
     model: nn.Module, parts: Sequence[Weights], fewer: Sequence[int], public: Rows, *, predicts: bool
-) -> list[dict[int, float]]:
+) -> Errors:
     """For each part of `model`, by bits: how far what it computes moves when that part alone is held in them.
 
     Where the model `predicts` tokens, the divergence KL(before, after) of what is predicted, in nats per token. Else
@@ -130,8 +139,8 @@ def _divergence(states: Tensor, after: Tensor, wanted: Tensor, before: Tensor) -
 def _held(part: Weights, bits: int) -> Iterator[None]:
     """A model whose `part` is held in so many bits; afterwards it has its own weights again."""
     own = [p.data for p, _ in part]
-    for p, whole in part:
-        p.data = torch.from_numpy(rounded(whole.numpy(), bits))
+    for p, rounded in part:
+        p.data = rounded(bits)
     try:
         yield
     finally:
@@ -139,23 +148,17 @@ def _held(part: Weights, bits: int) -> Iterator[None]:
             p.data = value
 
 
-def _pairs(module: nn.Module, original: nn.Module) -> Weights:
-    return _frozen(module.parameters(), original.parameters())
+def _parts(model: nn.Module) -> list[list[nn.Parameter]]:
+    """What is in no block, then each block."""
+    blocks = [list(block.parameters()) for block in blocks_of(backbone_of(model))]
+    inside = {p for block in blocks for p in block}
+    return [[p for p in model.parameters() if p not in inside], *blocks]
 
 
-def _beside(model: nn.Module, original: nn.Module) -> Weights:
-    """What is in no block."""
-    return _frozen(*(_outside(one) for one in (model, original)))
-
-
-def _outside(model: nn.Module) -> list[nn.Parameter]:
-    inside = {p for block in blocks_of(backbone_of(model)) for p in block.parameters()}
-    return [p for p in model.parameters() if p not in inside]
-
-
-def _frozen(own: Iterable[nn.Parameter], whole: Iterable[nn.Parameter]) -> Weights:
+def _frozen(own: Iterable[nn.Parameter], whole: Iterable[nn.Parameter], rounding: Rounding) -> Weights:
+    """Of the parameters of two equal modules, what is held in bits."""
     pairs = zip(own, whole, strict=True)
-    return [(p, w.detach()) for p, w in pairs if not p.requires_grad and is_quantized(p.shape)]
+    return [(p, partial(rounding.of, w)) for p, w in pairs if not p.requires_grad and is_quantized(p.shape)]
 
 
 def _beside_blocks(program: Program) -> Iterator[dict[str, Array]]:

@@ -16,7 +16,7 @@ from export.parts import (
     backbone_of,
     bidirectional_context,
     block_with_mask,
-    classify_each_token,
+    classify_states,
     embed_for_encoder,
     refuse_decoder,
 )
@@ -51,7 +51,7 @@ FAMILY = Family(
     context=bidirectional_context,
     heads={
         TaskType.SEQUENCE_CLASSIFICATION: _classifier,
-        TaskType.TOKEN_CLASSIFICATION: classify_each_token,
+        TaskType.TOKEN_CLASSIFICATION: classify_states,
     },
     check=refuse_decoder,
     keys_values=("key", "value"),

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from edge_sdk.wire.manifest import TaskType
 from export.families import Family
-from export.parts import Part, bidirectional_context, block_with_mask, classify_each_token, embed_for_encoder
+from export.parts import Part, bidirectional_context, block_with_mask, classify_states, embed_for_encoder
 
 
 class Classifier(nn.Module):
@@ -41,7 +41,7 @@ FAMILY = Family(
     context=bidirectional_context,
     heads={
         TaskType.SEQUENCE_CLASSIFICATION: _classifier,
-        TaskType.TOKEN_CLASSIFICATION: classify_each_token,
+        TaskType.TOKEN_CLASSIFICATION: classify_states,
     },
     keys_values=("k_lin", "v_lin"),
     feedforward=("ffn.lin2",),

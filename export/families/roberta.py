@@ -8,32 +8,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
-
 from edge_sdk.wire.manifest import TaskType
 from export.families import Family
 from export.parts import (
     Part,
     bidirectional_context,
     block_with_mask,
-    classify_each_token,
+    classify_states,
     embed_for_encoder,
     refuse_decoder,
 )
-
-
-class Classifier(nn.Module):
-    """The classifier of a `RobertaForSequenceClassification`, its tensors named as in the model."""
-
-    def __init__(self, classifier: nn.Module) -> None:
-        """Share the module."""
-        super().__init__()
-        self.classifier = classifier
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits (batch, classes) of the hidden state (batch, tokens, width)."""
-        logits: Tensor = self.classifier(x)
-        return logits
 
 
 def _embed(backbone: Any, first: int) -> Part:  # noqa: ANN401 - transformers' modules are typed by attribute
@@ -60,8 +44,8 @@ FAMILY = Family(
     norm=lambda _backbone: None,
     context=bidirectional_context,
     heads={
-        TaskType.SEQUENCE_CLASSIFICATION: lambda model: Part(Classifier(model.classifier)),
-        TaskType.TOKEN_CLASSIFICATION: classify_each_token,
+        TaskType.SEQUENCE_CLASSIFICATION: classify_states,
+        TaskType.TOKEN_CLASSIFICATION: classify_states,
     },
     check=_check,
     max_tokens=_max_tokens,

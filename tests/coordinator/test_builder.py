@@ -65,14 +65,15 @@ def test_levels_of_one_model_are_told_by_what_trains(tmp_path: pathlib.Path) -> 
 
 
 def test_another_request_is_built_anew(tmp_path: pathlib.Path) -> None:
-    """Another rank or level, a changed model or public data is another artifact; another learning rate is the same."""
+    """Another rank, start or level, a changed model or public data is another artifact; another learning rate, none."""
     config = built(tmp_path)
     rank = dataclasses.replace(config, adapter=dataclasses.replace(config.adapter, rank=4))
+    start = dataclasses.replace(config, adapter=dataclasses.replace(config.adapter, start=tmp_path))
     level = dataclasses.replace(config, levels=(*config.levels, LevelConfig(name="tiny")))
     rate = dataclasses.replace(config, training=dataclasses.replace(config.training, learning_rate=0.5))
     (tmp_path / "public").mkdir()
     public = dataclasses.replace(config, public=PublicConfig(path=tmp_path / "public"))
-    assert [is_built(c) for c in (config, rank, level, rate, public)] == [True, False, False, True, False]
+    assert [is_built(c) for c in (config, rank, start, level, rate, public)] == [True, *[False] * 3, True, False]
     (artifact_folder(config) / RECORD).write_text(json.dumps(record_of(public)))
     assert is_built(public)
     (tmp_path / "public" / "text.txt").write_text("other public data")
@@ -95,11 +96,16 @@ def test_a_missing_file_is_noticed(tmp_path: pathlib.Path) -> None:
     assert not is_built(config)
 
 
-def test_a_model_that_is_not_there_is_said(tmp_path: pathlib.Path, jobs: Jobs) -> None:
-    """The missing folder is named before anything is written."""
-    with pytest.raises(ConfigError, match=r"model\.dir"):
-        build(make_config(tmp_path), jobs, print)
-    assert not artifact_folder(make_config(tmp_path)).exists()
+def test_a_folder_that_is_not_there_is_said(tmp_path: pathlib.Path, jobs: Jobs) -> None:
+    """The model's, or the one to start from, is named before anything is written."""
+    config = make_config(tmp_path)
+    with pytest.raises(ConfigError, match=r"model\.dir is .*, which is no folder"):
+        build(config, jobs, print)
+    config.model.dir.mkdir()
+    adapter = dataclasses.replace(config.adapter, start=tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"adapter\.start is .*, which is no folder"):
+        build(dataclasses.replace(config, adapter=adapter), jobs, print)
+    assert not artifact_folder(config).exists()
 
 
 def test_the_exporters_complaint_comes_through(tmp_path: pathlib.Path, jobs: Jobs) -> None:

@@ -185,6 +185,11 @@ def test_the_adapter_chooses_the_rule(tmp_path: pathlib.Path, kind: str, rule: R
         ("[training]", '[adapter]\nkind = "dora"\n[training]', "adapters of kind 'dora' are not supported; supp"),
         ("[training]", '[adapter]\nkind = "head"\n[training]', "adapter: an adapter of kind head is for sequence-"),
         ("[training]", '[adapter]\nkind = "layers"\n[training]', "adapter: an adapter of kind layers needs first or"),
+        (
+            "[training]",
+            '[adapter]\nkind = "sparse"\nstart = "run"\n[training]',
+            "adapter.start is for adapters of kind lora or rslora, this one is of kind 'sparse'",
+        ),
         ("[training]", '[adapter]\nkind = "bias"\ntargets = ["q"]\n[training]', "of kind bias takes no targets"),
         (
             "[training]",

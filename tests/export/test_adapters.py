@@ -37,6 +37,7 @@ from tests.models import FFN, WIDTH, tiny_model
 
 CASES = {
     "rslora": (AdapterRequest("rslora", 2, 4.0), ("llama",)),
+    "sparse": (AdapterRequest("sparse", 2), ("llama", "bert")),
     "ia3": (AdapterRequest("ia3"), ("gpt2", "bert", "deit")),
     "bottleneck": (AdapterRequest("bottleneck", rank=3), ("roberta", "dinov2")),
     "prompt": (AdapterRequest("prompt", length=3), ("vit", "dinov2")),

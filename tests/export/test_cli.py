@@ -286,7 +286,7 @@ def test_weights_are_checked(model: pathlib.Path, tmp_path: pathlib.Path, capsys
         (("--layers", "2", "--drop", "importance"), "level fp32-2layers-importance needs public data: give --public"),
         (("--bits", "8", "--tensors-mb", "1"), "level int8-1mb needs public data"),
         (("--ffn", "0.5", "--refit", "least-squares"), "level fp32-ffn50-refit needs public data"),
-        (("--refit", "distill", "--public", "."), "a refit is of what was cut: give fewer layers"),
+        (("--refit", "distill", "--public", "."), "a distillation is of what was cut: give fewer layers"),
         (("--ffn", "0.5", "--refit", "distill", "--public", "none"), "there is no public data none"),
         (("--ffn", "0.5", "--public", ".", "--public-rows", "0"), "0 rows of public data: give 1 or more"),
     ],

@@ -84,12 +84,11 @@ def test_a_row_is_held_by_itself(matrix: np.ndarray, bits: int) -> None:
 
 @given(st.integers(1, 5), st.integers(1, 3), st.integers(0, 2**32 - 1))
 def test_what_is_held_already_stays(rows: int, blocks: int, seed: int) -> None:
-    """A matrix that is rounded already, as of a model that was published in 4 bits by this rule, is held exactly."""
+    """A matrix that is on a grid already, whatever its scales, is held exactly."""
     generator = np.random.default_rng(seed)
     half = generator.normal(size=(rows, blocks)).astype(np.float16)
     assert np.array_equal(rounded(half.astype(np.float32), 16), half)
-    nibbles = generator.integers(-8, 8, (rows, blocks, BLOCK))
-    nibbles[:, :, generator.integers(BLOCK)] = -8
+    nibbles = generator.integers(-8, 8, (rows, blocks, BLOCK)) // generator.integers(1, 9, (rows, blocks, 1))
     matrix = (nibbles * half[:, :, None].astype(np.float32)).reshape(rows, -1)
     np.testing.assert_array_equal(rounded(matrix, 4), matrix)
 
@@ -140,7 +139,11 @@ def test_weights_beyond_what_is_held_are_refused(bits: int, largest: float) -> N
         (LevelRequest("a", 32, None, None, ffn=float("nan")), "a share of nan of an FFN's neurons"),
         (LevelRequest("a", 32, None, None, svd=("o_proj",)), "svd of 1 modules at rank 0: give modules and a rank"),
         (LevelRequest("a", 32, None, None, svd_rank=4), "svd of 0 modules at rank 4"),
-        (LevelRequest("a", 32, None, None, refit=Refitting.DISTILL), "a refit is of what was cut: give fewer layers"),
+        (
+            LevelRequest("a", 4, None, None, refit=Refitting.DISTILL),
+            "a distillation is of what was cut: give fewer",
+        ),
+        (LevelRequest("a", 8, None, None, refit=Refitting.LEAST_SQUARES), "a refit is of what was cut, and of 4 bits"),
         (LevelRequest("a", 32, 2, None, refit=Refitting.DISTILL, distill_steps=0), "0 steps of distillation: give 1"),
         (LevelRequest("a", 32, 2, None, refit=Refitting.DISTILL, distill_rate=0), "100 steps at a learning rate of 0"),
         (LevelRequest("a", 8, None, None, tensors_mb=0), "0 MB of tensors in 8 bits or fewer"),

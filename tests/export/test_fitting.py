@@ -12,11 +12,12 @@ from export.adapters import AdapterRequest
 from export.artifact import ArtifactWriter, staged
 from export.compress.distill import distil
 from export.compress.states import Imitation, fit_states
+from export.emulator import emulator
 from export.errors import ExportError, UnsupportedError
 from export.evaluate import Rows
 from export.fitting import fit, read_fitted
 from export.foundation import Foundation, open_foundation
-from export.parity import Oracle, check_parity, emulator, require_parity
+from export.parity import Oracle, check_parity, require_parity
 from export.parts import backbone_of, blocks_of, keep_layers
 from export.public import run
 from tests.export.conftest import FAMILIES, LABELS, LM, Exports, public_for, public_rows
@@ -106,7 +107,7 @@ def test_a_level_has_its_own_blocks(exports: Exports, bits: int, tmp_path_factor
     adapted, plain = exported.program.adapted, {8: "int8", 4: "int4", 32: "fp32"}[bits]
     level = LevelSpec("fitted", (0, 1, 3), (3,), bits, refit=Refit(9, 2, 1e-3))
     fitted = fit(adapted, None, level, public_rows(9), 0, lambda _: None)
-    assert fitted.keys() == {0, 1}
+    assert fitted.keys() == {"block.0", "block.1"}
     with staged(tmp_path_factory.mktemp("fitted") / "artifact") as store:
         manifest = ArtifactWriter(exported.program, store).write(level, 16, fitted)
         other = exported.manifests[plain]
@@ -122,9 +123,9 @@ def test_what_an_adapter_trains_is_not_fitted(exports: Exports) -> None:
     """Biases that train are the full model's; where whole blocks train and no other is kept, nothing is left to fit."""
     level = LevelSpec("fitted", (0, 2), (0, 2), 32, refit=Refit(9))
     biased = exports.of("opt", AdapterRequest("bias")).program.adapted
-    for layer, own in fit(biased, None, level, public_rows(9), 0, print).items():
+    for segment, own in fit(biased, None, level, public_rows(9), 0, print).items():
         assert own
-        assert not {f"block.{layer}/{name}" for name in own} & biased.parameters.keys()
+        assert not {f"{segment}/{name}" for name in own} & biased.parameters.keys()
     whole = exports.of("gpt2", AdapterRequest("full")).program.adapted
     with pytest.raises(ExportError, match="all its blocks train whole"):
         fit(whole, None, level, public_rows(9), 0, print)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Mapping
+from functools import partial
 
 import pytest
 from hypothesis import given
@@ -14,9 +16,11 @@ from edge_sdk.wire.manifest import LevelSpec
 from edge_sdk.wire.tensors import read_tensors
 from export.adapters import AdapterRequest
 from export.artifact import ArtifactWriter
-from export.compress.mixed import MB, choose_bits, sensitivities, with_mixed_bits
+from export.compress.calibrate import Rounding
+from export.compress.mixed import MB, choose_bits, part_errors, sensitivities, with_mixed_bits
+from export.emulator import emulator
 from export.errors import ExportError
-from export.parity import Oracle, check_parity, emulator, require_parity
+from export.parity import Oracle, check_parity, require_parity
 from export.parts import blocks_of
 from export.program import Program
 from tests.export.conftest import Exported, Exports, public_for, public_rows
@@ -67,9 +71,11 @@ def test_what_is_measured_is_one_part_at_a_time(llama: Exported, *, predicts: bo
     model, _ = emulator(adapted, llama.manifests["fp32"].level)
     base = model.get_base_model()
     before = {name: value.clone() for name, value in base.state_dict().items()}
+    whole = copy.deepcopy(base)
+    rounding, blocks = Rounding(whole), (blocks_of(one.base_model) for one in (base, whole))
     parts = [
-        [(p, p.detach()) for p in block.parameters() if p.ndim == 2 and not p.requires_grad]
-        for block in blocks_of(base.base_model)
+        [(p, partial(rounding.of, w)) for p, w in zip(own.parameters(), its.parameters(), strict=True) if p.ndim == 2]
+        for own, its in zip(*blocks, strict=True)
     ]
     errors = sensitivities(base, parts, [8, 4], public_rows(), predicts=predicts)
     assert len(errors) == 4
@@ -77,11 +83,11 @@ def test_what_is_measured_is_one_part_at_a_time(llama: Exported, *, predicts: bo
     assert all(value.equal(before[name]) for name, value in base.state_dict().items())
 
 
-def both(program: Program, level: LevelSpec) -> tuple[nn.Module, nn.Module]:
-    """The model of a level, and the same in 32 bits."""
+def both(program: Program, level: LevelSpec) -> tuple[nn.Module, Rounding]:
+    """The model of a level, and the same in 32 bits with how it is rounded."""
     levels = (level, dataclasses.replace(level, bits=32))
     model, whole = (emulator(program.adapted, one)[0].get_base_model() for one in levels)
-    return model, whole
+    return model, Rounding(whole)
 
 
 def test_equal_bits_are_the_plain_level(exported: Exported) -> None:
@@ -95,10 +101,12 @@ def test_equal_bits_are_the_plain_level(exported: Exported) -> None:
 def test_a_mixed_level_is_made_of_plain_ones(any_exported: Exported) -> None:
     """Every tensor file and graph is that of a plain level of its bits; parity holds, and the bound on the bytes."""
     plain, level = any_exported.manifests, any_exported.manifests["int8"].level
-    model, whole = both(any_exported.program, level)
+    model, rounding = both(any_exported.program, level)
     most, least = (_tensors_bytes(any_exported, plain[name].level) for name in ("int8", "int4"))
     bound, public = (most + least) / 2 / MB, public_for(any_exported.program.adapted.foundation)
-    mixed = with_mixed_bits(any_exported.program, level, model, whole, bound, public)
+    mixed = with_mixed_bits(
+        any_exported.program, level, part_errors(any_exported.program, level, model, rounding, public), bound
+    )
     assert {mixed.bits, *mixed.layer_bits} == {8, 4}
     assert _tensors_bytes(any_exported, mixed) <= bound * MB
     manifest = ArtifactWriter(any_exported.program, any_exported.store).write(mixed, 16)
@@ -110,10 +118,10 @@ def test_blocks_that_train_whole_have_no_bits_to_give(exports: Exports) -> None:
     """They are held in full whatever their bits: those of what does not train are what a bound is kept by."""
     exported = exports.of("llama", AdapterRequest("layers", last=2))
     level, program = exported.manifests["int8"].level, exported.program
-    model, whole = both(program, level)
+    model, rounding = both(program, level)
     most, least = (_tensors_bytes(exported, exported.manifests[name].level) for name in ("int8", "int4"))
     bound = (most + least) / 2 / MB
-    mixed = with_mixed_bits(program, level, model, whole, bound, public_rows())
+    mixed = with_mixed_bits(program, level, part_errors(program, level, model, rounding, public_rows()), bound)
     assert {mixed.bits, *mixed.layer_bits[:2]} == {8, 4}
     assert mixed.layer_bits[2:] == (8, 8)
     manifest = ArtifactWriter(program, exported.store).write(mixed, 16)
@@ -125,12 +133,14 @@ def test_a_bound_is_a_bound(any_exported: Exported) -> None:
     less than what the fewest take is refused.
     """
     program, level = any_exported.program, any_exported.manifests["int8"].level
-    model, whole = both(program, level)
+    model, rounding = both(program, level)
     public = public_for(program.adapted.foundation)
     most, least = (_tensors_bytes(any_exported, any_exported.manifests[name].level) for name in ("int8", "int4"))
 
+    errors = part_errors(program, level, model, rounding, public)
+
     def held(size_bytes: int) -> set[int]:
-        found = with_mixed_bits(program, level, model, whole, (size_bytes + 0.5) / MB, public)
+        found = with_mixed_bits(program, level, errors, (size_bytes + 0.5) / MB)
         return {found.bits, *found.layer_bits}
 
     assert held(most) == {8}

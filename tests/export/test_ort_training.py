@@ -19,13 +19,14 @@ from export.adapters import AdapterRequest
 from export.build import BuildRequest
 from export.cache import cache_folder, environment_folder
 from export.cli import main
+from export.emulator import emulator
 from export.errors import ExportError
 from export.levels import LevelRequest
 from export.lowering import serialize
 from export.ort_training import artifacts, whole
 from export.ort_training.environment import NAME, NEWEST_PYTHON, REQUIREMENTS, why_not
 from export.ort_training.whole import Whole, require_text, whole_graph
-from export.parity import draw_batch, emulator, torch_loss
+from export.parity import draw_batch, torch_loss
 from tests.export.conftest import Exported, Exports
 
 MADE = environment_folder(cache_folder() / "venvs", NAME, REQUIREMENTS).is_dir()

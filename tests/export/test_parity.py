@@ -17,6 +17,7 @@ from edge_sdk.engine.train import batch_gradient, evaluate
 from edge_sdk.engine.walk import Walk
 from edge_sdk.wire.manifest import IGNORED
 from export.compress.quantize import rounded
+from export.emulator import emulator
 from export.errors import ParityError
 from export.parity import (
     BOUND,
@@ -24,7 +25,6 @@ from export.parity import (
     Parity,
     check_parity,
     draw_batch,
-    emulator,
     relative_error,
     require_parity,
     torch_loss,
@@ -124,6 +124,19 @@ def test_a_wrong_gradient_is_found(llama: Exported) -> None:
     assert parity.worst > 100 * BOUND
     with pytest.raises(ParityError, match=r"level fp32: .* off by"):
         require_parity(parity)
+
+
+def test_float64_settles_a_disagreement(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says what float32 says, only better; where that is off and the graphs are right, parity holds."""
+    oracle, manifest = Oracle(exported.program.adapted), exported.manifests["int8"]
+    exact, found = oracle.exact_outcome(manifest.level), oracle.outcome(manifest.level)
+    assert exact.loss == pytest.approx(found.loss, rel=1e-5)
+    assert exact.gradients.keys() == found.gradients.keys()
+    assert all(gradient.dtype == np.float64 for gradient in exact.gradients.values())
+    assert all(relative_error(found.gradients[name], exact.gradients[name]) < BOUND for name in found.gradients)
+    wrong = {name: gradient * np.float32(1 + 2 * BOUND) for name, gradient in found.gradients.items()}
+    monkeypatch.setattr(Oracle, "outcome", lambda *_: dataclasses.replace(found, gradients=wrong))
+    require_parity(check_parity(oracle, exported.store, manifest))
 
 
 def test_not_a_number_is_no_parity() -> None:

@@ -88,6 +88,8 @@ def test_a_ladder_from_one_request(
         {"name": "shallow", "bits": 8, "layers": 2, "train_last": 1, "drop": "importance"},
         {"name": "all", "bits": 8, "layers": 3, **slim, "tensors_mb": 0.026},
         {"name": "narrow", "bits": 8, **slim, "rank": 1},
+        {"name": "rounded", "bits": 4, "refit": "least-squares"},
+        {"name": "rounded-mixed", "bits": 8, "refit": "least-squares", "tensors_mb": 0.038},
         {"name": "distilled", "bits": 4, "layers": 3, "train_last": 1, "refit": "distill", "distill_steps": 3},
     ]
     request = {
@@ -115,8 +117,11 @@ def test_a_ladder_from_one_request(
         assert found["slim"].files[name] == found["shallow"].files[name]
     assert found["slim"].level.surgery == found["all"].level.surgery == Surgery(ffn=0.5)
     assert found["slim"].level.refit == found["all"].level.refit == Refit(4)
+    assert found["rounded"].level.refit == found["rounded-mixed"].level.refit == Refit(4)
+    shared = set(found["rounded-mixed"].files.values()) & set(found["rounded"].files.values())
+    assert shared > set(found["mixed"].files.values()) & set(found["rounded"].files.values())
     assert found["distilled"].level.refit == Refit(4, 3, 1e-4)
-    for name in ("mixed", "all"):
+    for name in ("mixed", "rounded-mixed", "all"):
         assert {found[name].level.bits, *found[name].level.layer_bits} == {8, 4}
     assert found["shallow"].level.trained_layers == found["shallow"].level.layers[1:]
     assert all(manifest.needs_bytes > 0 for manifest in found.values())
