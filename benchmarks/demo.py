@@ -28,6 +28,7 @@ from rich.console import Console
 
 from benchmarks import machine, studies
 from coordinator.report import Check
+from coordinator.screen import check_line
 from edge_sdk.wire.blobs import blob_of_file
 
 FLEET = "demo"
@@ -62,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     checks = prove(study, out)
     for check in checks:
-        console.print(f"{'ok  ' if check.passed else 'FAIL'} {check.name}: {check.detail}", highlight=False)
+        console.print(check_line(check)[0], highlight=False)
     console.print(f"{time.monotonic() - begin:.0f} s in all; report, plot and checkpoint are in {out}/coordinator")
     return int(not all(check.passed for check in checks))
 

@@ -20,11 +20,11 @@ from benchmarks.studies import HELD_OUT_PRESIDENT
 from edge_sdk.wire.manifest import TaskType
 from export.adapters import AdapterRequest
 from export.compress.importance import block_influence
+from export.emulator import emulator
 from export.evaluate import evaluate
 from export.fitting import fit
 from export.foundation import open_foundation
 from export.levels import Drop, LevelRequest, Refitting, default_name, resolve_level
-from export.parity import emulator
 from export.program import adapt
 from export.public import PublicRequest, read_public
 

@@ -33,9 +33,8 @@ from typing import Any, Final
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import fleet, machine, partition, studies, vision, vit_base
+from benchmarks import fleet, machine, studies, vision, vit_base
 from benchmarks.vision import DataSet
-from edge_sdk.config import DataConfig, DataKind
 from edge_sdk.data import write_image_folder
 from export.cache import cache_folder
 
@@ -181,14 +180,7 @@ def play(data: DataSet, kind: str, seed: int, effort: Effort) -> Outcome:
 
 def deal(data: DataSet, seed: int, effort: Effort, folder: pathlib.Path) -> list[fleet.Member]:
     """The devices, each with images of its own in a folder."""
-    train = data.train.some(effort.train, seed)
-    parts = partition.by_label(train.labels, effort.devices, ALPHA, seed)
-    members = []
-    for k, rows in enumerate(parts):
-        name = f"device-{k:02}"
-        write_image_folder(folder / name, train.pixels[rows], train.labels[rows])
-        members.append(fleet.Member(name, DataConfig(kind=DataKind.IMAGE_ARRAYS, path=folder / name)))
-    return members
+    return vision.deal(data.train.some(effort.train, seed), effort.devices, ALPHA, seed, folder)
 
 
 def table(model: Mapping[str, Any], kind: str, seed: int, effort: Effort) -> dict[str, Any]:

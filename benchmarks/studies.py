@@ -83,14 +83,14 @@ def reviews_study(folder: pathlib.Path) -> Study:
     """MiniLM on Rotten Tomatoes: each device has reviews of its own, mixed differently. Their files go to `folder`."""
     reviews = assets.reviews()
     held_out = folder / "held-out.csv"
-    _write(held_out, _read(reviews.test))
+    write_reviews(held_out, read_reviews(reviews.test))
     devices = []
     budgets = ("320MB", "192MB", "160MB", "128MB", "48MB")
     quotas = ("1GB", "1GB", "80MB", "1GB", "1GB")  # the third one's disk has no room for fp32
-    parts = _split_by_device(_read(reviews.train))
+    parts = _split_by_device(read_reviews(reviews.train))
     for k, (part, budget, quota) in enumerate(zip(parts, budgets, quotas, strict=True), 1):
         path = folder / f"cinema-{k}.csv"
-        _write(path, part)
+        write_reviews(path, part)
         table = {"kind": "csv", "path": str(path), "text_column": "text", "label_column": "label"}
         devices.append(Device(f"cinema-{k}", budget, quota, table))
     return Study(
@@ -108,13 +108,14 @@ def reviews_study(folder: pathlib.Path) -> Study:
     )
 
 
-def _read(path: pathlib.Path) -> list[Row]:
+def read_reviews(path: pathlib.Path) -> list[Row]:
     """Text and name of the label, of each row of a table with the labels 0 and 1."""
     with path.open(encoding="utf-8", newline="") as file:
         return [(row["text"], LABELS[int(row["label"])]) for row in csv.DictReader(file)]
 
 
-def _write(path: pathlib.Path, rows: Sequence[Row]) -> None:
+def write_reviews(path: pathlib.Path, rows: Sequence[Row]) -> None:
+    """A table of text and name of the label."""
     with path.open("w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([("text", "label"), *rows])
 
@@ -159,7 +160,7 @@ def request_of(
 
 def place_of(request: Mapping[str, Any], under: pathlib.Path) -> pathlib.Path:
     """The folder under `under` for what this exporter makes of `request`: another exporter's has another name."""
-    digest = hashlib.sha256(json.dumps([request, _source_digest()], sort_keys=True).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps([request, source_digest()], sort_keys=True).encode()).hexdigest()
     return under / digest[:16]
 
 
@@ -177,7 +178,7 @@ def newest(name: str, request: Mapping[str, Any]) -> pathlib.Path:
     return out
 
 
-def _source_digest() -> str:
+def source_digest() -> str:
     """Changes with the exporter and the engine, whose costs an artifact carries."""
     root = pathlib.Path(__file__).parent.parent
     digest = hashlib.sha256()

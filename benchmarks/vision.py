@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks import assets
+from benchmarks import assets, fleet, partition
 from edge_sdk.config import DataConfig, DataKind
-from edge_sdk.data import map_image_folder
+from edge_sdk.data import map_image_folder, write_image_folder
 from edge_sdk.prepare import prepare
 from edge_sdk.sources import open_source
 from edge_sdk.wire.manifest import ImageSpec
@@ -79,6 +79,16 @@ def _pictures(config: DataConfig, labels: tuple[str, ...], side: int) -> Picture
     out.parent.mkdir(parents=True, exist_ok=True)
     prepare(open_source(config, labels, spec), None, tokens=1, out=out, labels=labels, image=spec)
     return Pictures(*map_image_folder(out))
+
+
+def deal(pictures: Pictures, devices: int, alpha: float, seed: int, folder: pathlib.Path) -> list[fleet.Member]:
+    """All of them to `devices`, each with its own in a folder under `folder`, by label skew."""
+    members = []
+    for k, rows in enumerate(partition.by_label(pictures.labels, devices, alpha, seed)):
+        name, own = f"device-{k:02}", pictures[rows]
+        write_image_folder(folder / name, own.pixels, own.labels)
+        members.append(fleet.Member(name, DataConfig(kind=DataKind.IMAGE_ARRAYS, path=folder / name)))
+    return members
 
 
 def vit(side: int) -> pathlib.Path:
