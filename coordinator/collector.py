@@ -1,4 +1,4 @@
-"""Pulls the deltas that devices offer, chunk by chunk, into the folder of what was received."""
+"""Pulls the deltas that devices offer, chunk by chunk, no faster than allowed, into the folder of what was received."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from coordinator.events import FetchDelta
+from coordinator.pace import Pace
 from edge_sdk.wire.blobs import Blob, BlobStore
 from edge_sdk.wire.chunks import Download
 from edge_sdk.wire.errors import IntegrityError
@@ -40,11 +41,11 @@ class _Fetching:
 
 
 class Collector:
-    """Fetches into `store`, whatever devices offer, side by side."""
+    """Fetches into `store`, whatever devices offer, side by side, as fast as `pace` allows."""
 
-    def __init__(self, store: BlobStore) -> None:
+    def __init__(self, store: BlobStore, pace: Pace) -> None:
         """Nothing is fetched yet."""
-        self._store = store
+        self._store, self._pace = store, pace
         self._fetching: dict[str, _Fetching] = {}  # by the delta's SHA-256: each is written by one download
         self._received_bytes: Counter[str] = Counter()
 
@@ -70,8 +71,10 @@ class Collector:
     def requests(self, now_s: float) -> Iterator[tuple[str, ChunkRequest]]:
         """What to ask of whom now. Raises OSError."""
         for one in self._fetching.values():
-            if request := one.download.poll(now_s):
-                yield one.wanted.device, request
+            device = one.wanted.device
+            if self._pace.free_s(device) <= now_s and (request := one.download.poll(now_s)):
+                self._pace.spend(device, min(request.window * request.chunk_bytes, one.wanted.delta.size_bytes), now_s)
+                yield device, request
 
     def take(self, device: str, chunk: Chunk, now_s: float) -> Fetched | Unfetched | None:
         """Use a chunk that is wanted of this device; ignore any other. Raises OSError."""

@@ -10,6 +10,7 @@ import pathlib
 from dataclasses import dataclass
 
 from coordinator.errors import ConfigError
+from coordinator.pace import Pace
 from edge_sdk.wire.codecs import NEEDS_RESIDUAL
 from edge_sdk.wire.manifest import BITS, NAME, TaskType
 from edge_sdk.wire.messages import MAX_BATCH, MAX_STEPS, MAX_TOKENS, DeltaCodec, OptimizerKind, Schedule
@@ -187,6 +188,21 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TransferConfig:
+    """How fast blobs and deltas go, both ways together, in megabytes (10^6 bytes) per second; 0: as fast as they can.
+
+    `megabytes_s` is for all devices, who share it evenly, `device_megabytes_s` for each of them.
+    """
+
+    megabytes_s: float = number(0, 1e6, 0)
+    device_megabytes_s: float = number(0, 1e6, 0)
+
+    def pace(self) -> Pace:
+        """The same, to be kept."""
+        return Pace(self.megabytes_s * 1e6, self.device_megabytes_s * 1e6)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AggregationConfig:
     """How deltas become the next adapter. A delta longer than `clip_norm` is scaled down to it; 0: none is.
 
@@ -260,6 +276,7 @@ class Config:
     training: TrainingConfig
     broker: BrokerConfig = BrokerConfig()
     adapter: AdapterConfig = AdapterConfig()
+    transfer: TransferConfig = TransferConfig()
     aggregation: AggregationConfig = AggregationConfig()
     policy: PolicyConfig = PolicyConfig()
     evaluation: EvaluationConfig | None = None
@@ -275,6 +292,7 @@ class Config:
             self,
             out=pathlib.Path(),
             broker=BrokerConfig(),
+            transfer=TransferConfig(),
             participant=None,
             rounds=RoundsConfig(count=1, devices=1),
             model=dataclasses.replace(self.model, dir=self.model.dir.resolve()),

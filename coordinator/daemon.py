@@ -101,8 +101,9 @@ class Daemon:
         self._transport, self._jobs, self._screen = transport, jobs, screen
         self._topics, self._session = Topics(config.fleet), secrets.token_hex(8)
         self._received = BlobStore(received_folder(config))
-        self._publisher = Publisher(artifact.store)
-        self._collector = Collector(self._received)
+        pace = config.transfer.pace()
+        self._publisher = Publisher(artifact.store, pace)
+        self._collector = Collector(self._received, pace)
         self._evaluator = (
             Evaluator(config, config.evaluation, artifact, jobs) if config.evaluation is not None else None
         )
@@ -139,8 +140,7 @@ class Daemon:
     # ---- one turn of the loop
 
     def _turn(self, keep: Callable[[], None]) -> None:
-        busy = self._publisher.has_work()
-        happened = self._transport.receive(0.0 if busy else POLL_S)
+        happened = self._transport.receive(min(self._publisher.wait_s(time.monotonic()), POLL_S))
         if isinstance(happened, Received):
             self._on_received(happened)
         elif isinstance(happened, Connected):
@@ -149,11 +149,11 @@ class Daemon:
             self._on_disconnected(happened)
         for outcome in self._jobs.poll():
             self._on_outcome(outcome)
-        for device, message in self._publisher.next_chunks():
-            self._send(device, message)
         now_s = time.monotonic()
-        for device, request in self._collector.requests(now_s):
+        for device, request in self._collector.requests(now_s):  # first, where both have to wait: they end rounds
             self._send(device, request)
+        for device, message in self._publisher.next_chunks(now_s):
+            self._send(device, message)
         if now_s >= self._next_tick_s:
             self._next_tick_s = now_s + TICK_S
             self._on_tick(now_s)

@@ -1,4 +1,5 @@
-"""Serves the artifact's blobs to devices: whoever asked, a few chunks a turn, one device after the other.
+"""Serves the artifact's blobs to devices: whoever asked, a few chunks a turn, one device after the other, no faster
+than allowed.
 
 What a device may have waiting is one window for each of a few blobs, and a chunk waits once, however often it is asked
 for. So a device that asks wildly costs a little memory for its requests, none for data: chunks are read when their turn
@@ -7,11 +8,13 @@ comes.
 
 from __future__ import annotations
 
+import math
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from coordinator.pace import Pace
 from edge_sdk.wire.blobs import Blob, BlobStore
 from edge_sdk.wire.chunks import read_chunk, requested
 from edge_sdk.wire.errors import IntegrityError
@@ -31,11 +34,11 @@ class _Waiting:
 
 
 class Publisher:
-    """Serves the blobs in `store`."""
+    """Serves the blobs in `store`, as fast as `pace` allows."""
 
-    def __init__(self, store: BlobStore) -> None:
+    def __init__(self, store: BlobStore, pace: Pace) -> None:
         """Nothing is asked for yet."""
-        self._store = store
+        self._store, self._pace = store, pace
         self._waiting: dict[str, dict[str, _Waiting]] = {}  # by device, by blob; whose turn it is comes first
         self._sent_bytes: Counter[str] = Counter()
 
@@ -54,17 +57,21 @@ class Publisher:
         self._waiting.setdefault(device, blobs)
         return None
 
-    def has_work(self) -> bool:
-        """Whether chunks wait to be sent."""
-        return bool(self._waiting)
+    def wait_s(self, now_s: float) -> float:
+        """How long until a chunk may be sent: 0 for at once, infinity where none waits."""
+        return max(0.0, min((self._pace.free_s(device) for device in self._waiting), default=math.inf) - now_s)
 
-    def next_chunks(self) -> Iterator[tuple[str, Chunk | TransferRefused]]:
+    def next_chunks(self, now_s: float) -> Iterator[tuple[str, Chunk | TransferRefused]]:
         """The next few chunks, and whom to send them to. Raises OSError when the disk fails."""
         for _ in range(AT_ONCE):
-            if not self._waiting:
+            device = next((device for device in self._waiting if self._pace.free_s(device) <= now_s), None)
+            if device is None:
                 return
-            device = next(iter(self._waiting))
-            yield device, self._next(device)
+            message = self._next(device)
+            if isinstance(message, Chunk):
+                self._sent_bytes[device] += len(message.data)
+                self._pace.spend(device, len(message.data), now_s)
+            yield device, message
 
     def take_sent_bytes(self) -> dict[str, int]:
         """Bytes of chunks sent to each device since the last time."""
@@ -77,10 +84,8 @@ class Publisher:
         name = next(iter(blobs))
         waiting = blobs.pop(name)
         message = self._read(waiting)
-        if isinstance(message, Chunk):
-            self._sent_bytes[device] += len(message.data)
-            if waiting.indices:
-                blobs[name] = waiting
+        if isinstance(message, Chunk) and waiting.indices:
+            blobs[name] = waiting
         if blobs:
             self._waiting[device] = blobs
         return message

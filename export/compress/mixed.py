@@ -28,6 +28,7 @@ from export.public import run
 
 MB = 1e6
 AT_ONCE = 256  # tokens whose predictions are compared at a time
+SAMPLE = 16  # rows that parts are compared by: the model runs on them once for each part and each number of bits
 Weights = Sequence[tuple[nn.Parameter, Callable[[int], Tensor]]]  # a model's own, and what they are in so many bits
 Errors = Sequence[Mapping[int, float]]  # of each part by bits; none for the most bits it can have
 
@@ -53,7 +54,7 @@ def part_errors(program: Program, level: LevelSpec, model: nn.Module, rounding: 
     """
     divided = zip(_parts(model), _parts(rounding.whole), strict=True)
     parts = [_frozen(own, whole, rounding) for own, whole in divided]
-    return sensitivities(model, parts, _allowed(level)[1:], public, predicts=uses_vocabulary(program))
+    return sensitivities(model, parts, _allowed(level)[1:], public[:SAMPLE], predicts=uses_vocabulary(program))
 
 
 def _allowed(level: LevelSpec) -> list[int]:

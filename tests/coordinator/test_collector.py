@@ -11,6 +11,7 @@ import pytest
 
 from coordinator.collector import Collector, Fetched, Unfetched
 from coordinator.events import FetchDelta
+from coordinator.pace import Pace
 from edge_sdk.wire.blobs import Blob, BlobStore, blob_of
 from edge_sdk.wire.chunks import RESTARTS, read_chunk, requested
 from edge_sdk.wire.messages import CHUNK_BYTES, Chunk, ChunkRequest, RefusalReason, TransferRefused
@@ -46,7 +47,7 @@ def received(tmp_path: pathlib.Path) -> BlobStore:
 @pytest.fixture
 def collector(received: BlobStore) -> Collector:
     """A collector of nothing yet."""
-    return Collector(received)
+    return Collector(received, Pace())
 
 
 def collect(collector: Collector, outbox: BlobStore, deltas: dict[str, Blob]) -> list[Fetched | Unfetched]:
@@ -213,7 +214,23 @@ def test_a_coordinator_that_was_killed_goes_on(collector: Collector, outbox: Blo
     for chunk in answers(outbox, delta, request):
         collector.take("a", chunk, 0.0)
     list(collector.requests(10.0))  # the journal is written
-    after = Collector(received)
+    after = Collector(received, Pace())
     after.begin(wanted(delta), LIMIT, 10.0)
     assert collect(after, outbox, {"a": delta}) == [Fetched(wanted(delta))]
     assert after.take_received_bytes() == {"a": BIG - 8 * CHUNK_BYTES}
+
+
+def test_deltas_come_no_faster_than_allowed(outbox: BlobStore, received: BlobStore) -> None:
+    """Two devices that answer at once, and a rate of a chunk a second: requests wait, and all comes in the end."""
+    collector = Collector(received, Pace(all_bytes_s=CHUNK_BYTES))
+    deltas = {device: outbox.put(os.urandom(BIG)) for device in "ab"}
+    for device, delta in deltas.items():
+        assert collector.begin(wanted(delta, device, f"t.{device}"), LIMIT, 0.0) is None
+    whole_s = []
+    for now_s in range(60):
+        for device, request in list(collector.requests(now_s)):
+            came = [collector.take(device, chunk, now_s) for chunk in answers(outbox, deltas[device], request)]
+            whole_s += [now_s for outcome in came if isinstance(outcome, Fetched)]
+        assert sum(collector.take_received_bytes().values()) <= 9 * CHUNK_BYTES  # a window, and a second saved up
+    assert len(whole_s) == 2
+    assert whole_s[-1] >= 2 * BIG / CHUNK_BYTES - 9

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import pathlib
 from collections import Counter
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from coordinator.pace import BURST_S, Pace
 from coordinator.publisher import AT_ONCE, MAX_BLOBS, Publisher
 from edge_sdk.wire.blobs import Blob, BlobStore, blob_of
 from edge_sdk.wire.chunks import Download, read_chunk
@@ -39,11 +41,11 @@ def ask(k: int, *indices: int, chunk_bytes: int = SIZE) -> ChunkRequest:
 def drained(publisher: Publisher) -> list[tuple[str, Chunk | TransferRefused]]:
     """All that waits, turn by turn; no turn gives more than it should."""
     sent: list[tuple[str, Chunk | TransferRefused]] = []
-    while publisher.has_work():
-        turn = list(publisher.next_chunks())
+    while publisher.wait_s(0.0) == 0:
+        turn = list(publisher.next_chunks(0.0))
         assert 0 < len(turn) <= AT_ONCE
         sent += turn
-    assert list(publisher.next_chunks()) == []
+    assert list(publisher.next_chunks(0.0)) == []
     return sent
 
 
@@ -54,8 +56,8 @@ def indices_of(sent: list[tuple[str, Chunk | TransferRefused]]) -> list[int]:
 
 def test_what_is_asked_for_is_sent(store: BlobStore) -> None:
     """The chunks are the file's, in order, to the one who asked; nothing is left afterwards."""
-    publisher = Publisher(store)
-    assert not publisher.has_work()
+    publisher = Publisher(store, Pace())
+    assert publisher.wait_s(0.0) == math.inf
     assert publisher.asked("d", ask(0, 3, 5, 29)) is None
     blob = blob_of(BLOBS[0])
     assert drained(publisher) == [("d", read_chunk(store, blob, SIZE, index)) for index in (3, 5, 29)]
@@ -66,7 +68,7 @@ def test_no_device_has_more_than_a_window_of_a_blob_waiting(
     store: BlobStore, requests: list[tuple[str, int, set[int]]]
 ) -> None:
     """However much is asked, and however often, each chunk waits once, and only those that exist and were asked for."""
-    publisher = Publisher(store)
+    publisher = Publisher(store, Pace())
     asked: set[tuple[str, str, int]] = set()
     for device, k, indices in requests:
         if indices:
@@ -83,7 +85,7 @@ def test_no_device_has_more_than_a_window_of_a_blob_waiting(
 
 def test_asking_again_adds_nothing(store: BlobStore) -> None:
     """A repeated request, as after a lost answer, is one request."""
-    publisher = Publisher(store)
+    publisher = Publisher(store, Pace())
     for _ in range(5):
         publisher.asked("d", ask(0, 1, 2, 3))
     assert indices_of(drained(publisher)) == [1, 2, 3]
@@ -91,7 +93,7 @@ def test_asking_again_adds_nothing(store: BlobStore) -> None:
 
 def test_what_was_asked_before_is_kept_where_a_window_has_room(store: BlobStore) -> None:
     """Half a window ahead loses nothing; a device that was started anew gets what it asks for now."""
-    publisher = Publisher(store)
+    publisher = Publisher(store, Pace())
     publisher.asked("d", ask(0, *range(4)))
     publisher.asked("d", ask(0, *range(4, 8)))
     assert indices_of(drained(publisher)) == list(range(8))
@@ -105,7 +107,7 @@ def test_what_was_asked_before_is_kept_where_a_window_has_room(store: BlobStore)
 
 def test_devices_take_turns(store: BlobStore) -> None:
     """A device that wants one chunk waits for one chunk of each other, not for all that they want."""
-    publisher = Publisher(store)
+    publisher = Publisher(store, Pace())
     for k in range(MAX_BLOBS):
         publisher.asked("greedy", ask(k, *range(8)))
     for device in ("small", "tiny"):
@@ -115,7 +117,7 @@ def test_devices_take_turns(store: BlobStore) -> None:
 
 def test_a_device_s_blobs_take_turns(store: BlobStore) -> None:
     """Downloads side by side all advance: none waits so long that it is asked for again."""
-    publisher = Publisher(store)
+    publisher = Publisher(store, Pace())
     for k in range(3):
         publisher.asked("d", ask(k, *range(8)))
     order = [chunk.blob for _, chunk in drained(publisher) if isinstance(chunk, Chunk)]
@@ -124,7 +126,7 @@ def test_a_device_s_blobs_take_turns(store: BlobStore) -> None:
 
 def test_a_device_waits_for_a_few_blobs_at_a_time(store: BlobStore) -> None:
     """One blob too many is not served now, and is when it is asked for again; those that wait are not disturbed."""
-    publisher = Publisher(store)
+    publisher = Publisher(store, Pace())
     for _ in range(2):
         for k in range(MAX_BLOBS + 1):
             assert publisher.asked("d", ask(k, 0)) is None
@@ -136,18 +138,18 @@ def test_a_device_waits_for_a_few_blobs_at_a_time(store: BlobStore) -> None:
 
 def test_what_is_not_here_is_refused(store: BlobStore) -> None:
     """An unknown blob is an answer at once; a request past the blob's end asks for nothing."""
-    publisher, unknown = Publisher(store), blob_of(b"unknown").sha256
+    publisher, unknown = Publisher(store, Pace()), blob_of(b"unknown").sha256
     refusal = publisher.asked("d", ChunkRequest(unknown, SIZE, 0, b"\x01", 1))
     assert refusal == TransferRefused(unknown, RefusalReason.UNKNOWN_BLOB)
     assert publisher.asked("d", ask(0, COUNT)) is None
-    assert not publisher.has_work()
+    assert publisher.wait_s(0.0) == math.inf
 
 
 def test_a_file_that_goes_or_is_cut_is_refused_once(tmp_path: pathlib.Path) -> None:
     """What cannot be read is refused instead of sent, its other chunks are dropped, and the rest goes on."""
     store = BlobStore(tmp_path)
     blobs = [store.put(BLOBS[k]) for k in range(3)]
-    publisher = Publisher(store)
+    publisher = Publisher(store, Pace())
     for k in range(3):
         publisher.asked("d", ask(k, 20, 21))
     store.remove(blobs[0].sha256)
@@ -162,7 +164,7 @@ def test_a_file_that_goes_or_is_cut_is_refused_once(tmp_path: pathlib.Path) -> N
 
 def test_bytes_are_counted_by_device(store: BlobStore) -> None:
     """What was sent to each since the last time; refusals count nothing."""
-    publisher = Publisher(store)
+    publisher = Publisher(store, Pace())
     publisher.asked("a", ask(0, 0, 1))
     publisher.asked("b", ask(0, 0))
     drained(publisher)
@@ -176,7 +178,7 @@ def test_downloads_side_by_side_receive_each_byte_once(
     tmp_path_factory: pytest.TempPathFactory, store: BlobStore, order: list[int], seed: int
 ) -> None:
     """Real downloads of several devices, through one publisher: all end, and nothing is sent twice."""
-    folder, publisher = tmp_path_factory.mktemp("devices"), Publisher(store)
+    folder, publisher = tmp_path_factory.mktemp("devices"), Publisher(store, Pace())
     running: dict[tuple[str, str], Download] = {}
     for device in ("a", "b"):
         for k in order[:3]:
@@ -188,10 +190,47 @@ def test_downloads_side_by_side_receive_each_byte_once(
         for (device, _), download in running.items():
             if request := download.poll(0.0):
                 assert publisher.asked(device, request) is None
-        for device, message in publisher.next_chunks():
+        for device, message in publisher.next_chunks(0.0):
             assert isinstance(message, Chunk)
             if running[device, message.blob].take(message, 0.0):
                 del waiting[device, message.blob]
     assert publisher.take_sent_bytes() == dict.fromkeys("ab", 3 * SIZE * COUNT)
     for device, sha256 in running:
         BlobStore(folder / device).verify(Blob(sha256, SIZE * COUNT))
+
+
+def sent_in(publisher: Publisher, demand: dict[str, int], seconds: float) -> dict[str, int]:
+    """The bytes that each device got in so long, of those that always ask for more of a blob, one each."""
+    step_s, now_s = SIZE / 1e6, 0.0
+    for _ in range(int(seconds / step_s)):
+        for device, k in demand.items():
+            publisher.asked(device, ask(k, *range(MAX_WINDOW)))
+        list(publisher.next_chunks(now_s))
+        now_s += step_s
+    return publisher.take_sent_bytes()
+
+
+def test_devices_share_a_rate_evenly(store: BlobStore) -> None:
+    """Of a rate for all, each gets as much as another, and all together what was allowed."""
+    sent = sent_in(Publisher(store, Pace(all_bytes_s=2e5)), {"a": 0, "b": 1, "c": 2}, 10.0)
+    assert max(sent.values()) - min(sent.values()) <= SIZE
+    assert sum(sent.values()) == pytest.approx(2e5 * (10.0 + BURST_S), rel=0.02)
+
+
+def test_a_slowed_device_costs_the_others_nothing(store: BlobStore) -> None:
+    """One has a rate of its own; what it may not have, the others get."""
+    pace = Pace(all_bytes_s=3e5)
+    pace.limit("slow", 2e4)
+    sent = sent_in(Publisher(store, pace), {"slow": 0, "fast": 1}, 10.0)
+    assert sent["slow"] == pytest.approx(2e4 * (10.0 + BURST_S), rel=0.05)
+    assert sum(sent.values()) == pytest.approx(3e5 * (10.0 + BURST_S), rel=0.02)
+
+
+def test_who_waits_knows_how_long(store: BlobStore) -> None:
+    """After what was saved up has gone, the next chunk is due when the last one's time is over."""
+    publisher = Publisher(store, Pace(device_bytes_s=SIZE))
+    publisher.asked("d", ask(0, *range(4)))
+    assert indices_of(list(publisher.next_chunks(100.0))) == [0, 1]
+    assert publisher.wait_s(100.25) == pytest.approx(0.75)
+    assert list(publisher.next_chunks(100.75)) == []
+    assert indices_of(list(publisher.next_chunks(101.0))) == [2]
