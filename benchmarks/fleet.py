@@ -1,4 +1,4 @@
-"""A whole fleet in one process: the real coordinator and agents around an in-memory broker, and one engine for all.
+"""A whole fleet in one process: the real coordinator and agents around one broker, and one engine for all.
 
 Rounds, policy, validation, aggregation, codecs and the ledger are the coordinator's own; sessions, fetching, outbox,
 residuals and the steps themselves are the device's. What differs from boards:
@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from rich.console import Console
 
@@ -52,12 +52,13 @@ from edge_sdk.supervisor import Post, WorkerEvent, WorkerFailed, WorkerFinished,
 from edge_sdk.wire.blobs import Blob, BlobStore, blob_of_file
 from edge_sdk.wire.manifest import MAX_MANIFEST_BYTES
 from edge_sdk.wire.messages import FailureReason, Report
-from edge_sdk.wire.transport import MemoryBroker
+from edge_sdk.wire.transport import MemoryBroker, Transport, Will
 from edge_sdk.worker import Failure, deliver, do, learn, report_of
 
 FLEET: Final = "memory"
 PLENTY_BYTES: Final = 10**12
 EVALUATED_ROWS: Final = 16  # at a time
+Connect: TypeAlias = Callable[[str, Will | None], Transport]  # by client id
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,24 +223,31 @@ def curve(run: Run, engine: Engine, held_out: pathlib.Path, every: int) -> tuple
     return tuple(found)
 
 
-def play(table: Mapping[str, Any], members: Sequence[Member], engine: Engine, folder: pathlib.Path) -> Run:
+def play(
+    table: Mapping[str, Any],
+    members: Sequence[Member],
+    engine: Engine,
+    folder: pathlib.Path,
+    connect: Connect | None = None,
+) -> Run:
     """Run a configuration with these devices in `folder`, to its end.
 
     `table` is `coordinator.toml` as tables, without fleet and out; its levels are those of the engine's folder.
-    Raises ConfigError, Unfinished, and whatever went wrong in a thread.
+    `connect` gives each of them a transport of its own, by default over a broker in memory. Raises ConfigError,
+    Unfinished, and whatever went wrong in a thread.
     """
     path = folder / "coordinator.toml"
     write_toml(path, {**table, "fleet": FLEET, "out": str(folder / "coordinator")})
     config = load_config(path)
     shutil.copytree(engine.folder, artifact_folder(config), copy_function=os.link)
-    built, broker = load_artifact(config), MemoryBroker()
+    built, connect = load_artifact(config), connect or MemoryBroker().connect
     errors: list[BaseException] = []
-    transport, jobs = broker.connect(f"{FLEET}/coordinator"), Jobs()
     with contextlib.ExitStack() as stack:
-        stack.callback(jobs.close)
+        stack.callback((transport := connect(f"{FLEET}/coordinator", None)).close)
+        stack.callback((jobs := Jobs()).close)
         ledger = stack.enter_context(Ledger(ledger_path(config), config.name, config.digest()))
         over = threading.Event()
-        stack.enter_context(_living(members, built, broker, engine, folder / "devices", over, errors))
+        stack.enter_context(_living(members, built, connect, engine, folder / "devices", over, errors))
         daemon = Daemon(config, built, ledger, transport, jobs, Screen(Console(quiet=True)))
         state = daemon.run(lambda: bool(errors), lambda: None)
     if errors:
@@ -256,7 +264,7 @@ def play(table: Mapping[str, Any], members: Sequence[Member], engine: Engine, fo
 def _living(
     members: Sequence[Member],
     built: Built,
-    broker: MemoryBroker,
+    connect: Connect,
     engine: Engine,
     folder: pathlib.Path,
     over: threading.Event,
@@ -274,7 +282,7 @@ def _living(
 
     def live(config: DeviceConfig) -> None:
         try:
-            transport = broker.connect(f"{FLEET}/{config.device}", Agent.will(config))
+            transport = connect(f"{FLEET}/{config.device}", Agent.will(config))
             agent = Agent(config, transport, lambda _line: None, supervise=supervise)
             while not over.is_set():
                 agent.turn()

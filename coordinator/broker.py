@@ -36,6 +36,7 @@ MOSQUITTO: Final = """\
 listener {port} {host}
 allow_anonymous true
 persistence false
+set_tcp_nodelay true
 log_dest stderr
 log_type error
 log_type warning
@@ -61,13 +62,16 @@ def check_url(url: str, *, insecure: bool) -> str:
 class Broker:
     """A broker process of ours. `url` is where it is, `what` says which one it is, `pid` is its process."""
 
-    def __init__(self, folder: pathlib.Path) -> None:
-        """Start it, or find the one that a coordinator before us left running. Raises BrokerError."""
+    def __init__(self, folder: pathlib.Path, only: str | None = None) -> None:
+        """Start it, or find the one that a coordinator before us left running; `only` one of that name, if given.
+
+        Raises BrokerError.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         self._folder, self._tried_at_s = folder, 0.0
         self._process: subprocess.Popen[bytes] | None = None
         self.pid, self._port = _recorded(folder)
-        self.what, self._command = _choose(folder)
+        self.what, self._command = _choose(folder, only)
         self.url = f"mqtt://{LOOPBACK}:{self._port}"
         if not (_listens(self._port) and _is_alive(self.pid)):
             self._start()
@@ -116,13 +120,13 @@ class Broker:
             time.sleep(0.05)
 
 
-def _choose(folder: pathlib.Path) -> tuple[str, Callable[[int], list[str]]]:
+def _choose(folder: pathlib.Path, only: str | None) -> tuple[str, Callable[[int], list[str]]]:
     found = shutil.which("mosquitto", path=f"{os.environ.get('PATH', os.defpath)}:{FOLDERS}")
-    if found:
+    if found and only in {None, "mosquitto"}:
         return "mosquitto", lambda _port: [found, "-c", str(folder / "mosquitto.conf")]
-    if importlib.util.find_spec("amqtt"):
+    if importlib.util.find_spec("amqtt") and only in {None, "amqtt"}:
         return "amqtt", lambda port: [sys.executable, "-m", "coordinator.amqtt_broker", LOOPBACK, str(port)]
-    msg = "no broker here: install mosquitto, or pip install 'fedpeat[coordinator]', or set broker.url"
+    msg = f"no {only or 'broker'} here: install mosquitto, or pip install 'fedpeat[coordinator]', or set broker.url"
     raise BrokerError(msg)
 
 

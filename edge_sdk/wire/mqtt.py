@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import socket
 import threading
 import time
 import urllib.parse
@@ -145,6 +146,7 @@ class MqttTransport:
         # With this set, paho leaves all writing to `loop()`. Without, the publishing thread would write to the socket
         # beside ours, and a packet that went out in parts would have another one in the middle.
         client.on_socket_register_write = _ignore
+        client.on_socket_open = _without_delay
         return client
 
     # ---- paho's callbacks, on the network thread: they put, and nothing else
@@ -202,6 +204,11 @@ def _why(error: Exception) -> str:
     if isinstance(error, OSError):
         return error.strerror or str(error)
     return f"{type(error).__name__}: {error}"
+
+
+def _without_delay(_client: Client, _data: Any, opened: Any) -> None:  # noqa: ANN401
+    """Small packets go out at once: a request for chunks would else wait for an answer to the one before it."""
+    opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def _ignore(*_arguments: object) -> None:
