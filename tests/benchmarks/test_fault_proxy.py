@@ -29,7 +29,7 @@ misfortunes = st.builds(
 
 def suffered(course: Course, data: bytes, cuts: list[int]) -> tuple[bytes, list[tuple[int, float]]]:
     """What passes when `data` comes in parts that end at `cuts`, and how late each of its bytes is, in runs."""
-    passed, late = b"", []
+    passed, late = b"", list[tuple[int, float]]()
     for start, end in zip([0, *cuts], [*cuts, len(data)], strict=True):
         for piece in course.suffer(data[start:end]):
             if not late or late[-1][1] != piece.late_s:
