@@ -72,13 +72,15 @@ class Transfers(RuleBasedStateMachine):
 
     @rule(which=INDEX, place=INDEX, lies=st.booleans())
     def damages(self, which: int, place: int, *, lies: bool) -> None:
-        """A chunk has another byte on its way; or its sender lies, and its checksum is right."""
+        """A chunk has another byte on its way; or its sender lies: its checksum is right, and it comes at once."""
         if self.flying:
             k = which % len(self.flying)
             data = bytearray(self.flying[k].data)
             data[place % len(data)] ^= 1
-            crc32 = zlib.crc32(data) if lies else self.flying[k].crc32
-            self.flying[k] = dataclasses.replace(self.flying[k], data=bytes(data), crc32=crc32)
+            if not lies:
+                self.flying[k] = dataclasses.replace(self.flying[k], data=bytes(data))
+                return
+            self.takes(dataclasses.replace(self.flying.pop(k), data=bytes(data), crc32=zlib.crc32(data)))
 
     @rule()
     def is_killed(self) -> None:
