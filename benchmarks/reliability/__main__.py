@@ -38,7 +38,6 @@ from tests.integration.conftest import Tiny
 ROOT: Final = pathlib.Path(__file__).parents[2]
 RESULTS: Final = ROOT / "benchmarks" / "results"
 PAGE: Final = ROOT / "docs" / "results" / "reliability.md"
-SECTIONS: Final = ("kills", "faults", "inputs", "control")
 CHUNKS, QUICK_INPUTS = 3000, 50_000
 
 
@@ -52,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=1, help="fleets, and processes that read bad inputs, at a time")
     parser.add_argument("--inputs", type=int, help="how many bad inputs; default: a million")
-    parser.add_argument("--only", choices=SECTIONS, action="append", help="this section, the others as they were")
+    parser.add_argument("--only", choices=show.SECTIONS, action="append", help="this section, the others as they were")
     asked = parser.parse_args(arguments)
     path = RESULTS / ("reliability-quick.json" if asked.quick else "reliability.json")
     with tempfile.TemporaryDirectory() as folder:
@@ -71,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _measured(asked: argparse.Namespace, folder: pathlib.Path) -> dict[str, Any]:
     """Every section that is asked for."""
-    wanted, found = asked.only or SECTIONS, dict[str, Any]()
+    wanted, found = asked.only or show.SECTIONS, dict[str, Any]()
     program = find_mosquitto()
     if "control" in wanted:
         push = control.naive_push(program, folder / "push", CHUNKS)

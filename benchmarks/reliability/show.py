@@ -11,6 +11,7 @@ from typing import Any
 from benchmarks.reliability.promises import STATES
 
 Board = dict[str, Any]
+SECTIONS = ("kills", "faults", "inputs", "control")
 COUNTS = ("offered", "receipted", "committed", "aggregated", "lost", "duplicated", "blobs", "wrong_blobs")
 
 
@@ -152,5 +153,9 @@ def _promises(board: Board) -> Iterator[str]:
 
 
 def _problems(board: Board) -> Iterator[str]:
+    if missing := [name for name in SECTIONS if name not in board]:
+        flags = " ".join(f"--only {name}" for name in missing)
+        yield f"Not measured yet: {', '.join(missing)}; `python -m benchmarks.reliability {flags}` adds them."
+        yield ""
     yield "Nothing is amiss." if not board["amiss"] else "Amiss:"
     yield from (f"- {line}" for line in board["amiss"])

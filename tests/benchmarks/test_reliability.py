@@ -53,6 +53,13 @@ def test_a_good_board_has_nothing_amiss() -> None:
         assert words in page
 
 
+def test_what_was_not_measured_is_said() -> None:
+    """A page without a section says which command adds it: nobody takes its silence for a good word."""
+    board = {name: value for name, value in GOOD.items() if name != "kills"} | {"amiss": []}
+    assert "--only kills" in show.page(board)
+    assert "Not measured yet" not in show.page({**GOOD, "amiss": []})
+
+
 @pytest.mark.parametrize(
     ("path", "value"),
     [
