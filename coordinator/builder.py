@@ -175,7 +175,7 @@ def _load_level(folder: pathlib.Path, store: BlobStore, name: str) -> BuiltLevel
     if manifest.level.name != name:
         msg = f"{path} is the manifest of level {manifest.level.name}"
         raise JobError(msg)
-    return BuiltLevel(manifest, store.put(data), path)
+    return BuiltLevel(manifest, store.put(data, "manifest"), path)
 
 
 def check_initial(artifact: Artifact) -> None:
@@ -205,7 +205,7 @@ def _fingerprint(root: pathlib.Path) -> list[str]:
     return [f"{path.relative_to(root)} {found.st_size} {found.st_mtime_ns}" for path, found in files]
 
 
-def write_json(path: pathlib.Path, value: object) -> None:
-    """Write `value` as JSON, whole or not at all. Raises OSError."""
-    with written_atomically(path) as file:
+def write_json(path: pathlib.Path, value: object, step: str = "") -> None:
+    """Write `value` as JSON, whole or not at all; `step` is as in `edge_sdk.wire.blobs`. Raises OSError."""
+    with written_atomically(path, step) as file:
         file.write(json.dumps(value, indent=1).encode())

@@ -62,6 +62,7 @@ from coordinator.scribe import write_down
 from coordinator.task_book import TaskMaker
 from coordinator.validate import Accepted, check_delta, expected
 from edge_sdk.wire.blobs import Blob, BlobStore
+from edge_sdk.wire.crash_points import crash_point
 from edge_sdk.wire.errors import WireError
 from edge_sdk.wire.manifest import Manifest
 from edge_sdk.wire.messages import (
@@ -178,6 +179,7 @@ class Daemon:
         for built in self._artifact.levels.values():
             data = self._artifact.store.read(built.blob)
             self._transport.publish(self._topics.manifest(built.blob.sha256), data, retain=True)
+        crash_point("manifests.published")
         self._announce()
         self._tell(Reconnected())
 
@@ -189,6 +191,7 @@ class Daemon:
     def _announce(self) -> None:
         message = encode_message(Announcement(self._session, self._rounds.round))
         self._transport.publish(self._topics.announcement, message, retain=True)
+        crash_point("announcement.sent")
 
     def _send(self, device: str, message: Message) -> None:
         self._transport.publish(self._topics.down(device), encode_message(message))
@@ -262,11 +265,13 @@ class Daemon:
             self._announce()
         elif isinstance(instruction, (GiveTask, OfferAgain)):
             self._send(instruction.device, TaskOffer(instruction.task))
+            crash_point("task.offered")
         elif isinstance(instruction, CancelTask):
             self._collector.forget(instruction.device, instruction.task_id)
             self._send(instruction.device, TaskCancel(instruction.task_id, instruction.reason))
         elif isinstance(instruction, SendReceipt):
             self._send(instruction.device, instruction.receipt)
+            crash_point("receipt.sent")
         elif isinstance(instruction, FetchDelta):
             self._fetch(instruction)
         elif isinstance(instruction, AggregateRound):
@@ -292,6 +297,7 @@ class Daemon:
                 self._received.remove(wanted.delta.sha256)
             self._refuse(wanted, verdict.reason, verdict.detail)
             return
+        crash_point("delta.judged")
         task_id, report = wanted.task.task_id, wanted.report
         self._ledger.commit_result(wanted.device, task_id, wanted.delta, verdict.examples, report)
         loss = f"loss {report.loss_before:.3f} -> {report.loss_after:.3f}"
@@ -313,7 +319,9 @@ class Daemon:
         moments, deltas = self._ledger.moments(asked.round - 1), self._ledger.deltas(asked.task_ids)
 
         def work(_say: Callable[[Line], None]) -> tuple[AggregateRound, NextAdapter, Mapping[str, Blob]]:
+            crash_point("aggregate.begun")
             made = aggregate_blobs(config, store, received, asked.adapter, moments, deltas)
+            crash_point("aggregate.made")
             return asked, made, self._narrowed(made.blob)
 
         self._jobs.start(f"aggregation of round {asked.round}", AGGREGATE, work)

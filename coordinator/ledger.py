@@ -30,6 +30,7 @@ from coordinator.rounds import TOO_LARGE, Past
 from coordinator.task_book import Entry
 from edge_sdk.wire import codec
 from edge_sdk.wire.blobs import Blob
+from edge_sdk.wire.crash_points import crash_moment
 from edge_sdk.wire.messages import (
     FailureReason,
     Hello,
@@ -101,7 +102,7 @@ class Ledger:
         (found,) = self._db.execute("PRAGMA user_version").fetchone()
         if found == 0:
             new = (secrets.token_hex(4), name, digest, time.time())
-            with self._transaction():
+            with self._transaction("ledger.create"):
                 for statement in SCHEMA.split(";")[:-1]:
                     self._db.execute(statement)
                 self._db.execute("INSERT INTO run VALUES (?, ?, ?, ?)", new)
@@ -112,7 +113,7 @@ class Ledger:
         run, known = self._db.execute("SELECT id, digest FROM run").fetchone()
         if known != digest and self._db.execute("SELECT 1 FROM adapters").fetchone() is None:
             # Nothing was ever built: whoever corrects a wrong configuration need not choose another folder.
-            self._write("UPDATE run SET name = ?, digest = ?", name, digest)
+            self._write("ledger.create", "UPDATE run SET name = ?, digest = ?", name, digest)
         elif known != digest:
             msg = f"{path} is of a run with another configuration; choose another out folder, or go back to it"
             raise LedgerError(msg)
@@ -123,19 +124,22 @@ class Ledger:
     def begin(self, adapter: Blob) -> None:
         """The adapter that the run starts from."""
         values = (adapter.sha256, adapter.size_bytes, time.time())
-        self._write("INSERT OR IGNORE INTO adapters VALUES (0, ?, ?, 0, ?)", *values)
+        self._write("ledger.begin", "INSERT OR IGNORE INTO adapters VALUES (0, ?, ?, 0, ?)", *values)
 
     def hello(self, hello: Hello) -> None:
         """What a device last said of itself."""
-        self._write("INSERT OR REPLACE INTO devices VALUES (?, ?, ?)", hello.device, codec.encode(hello), time.time())
+        values = (hello.device, codec.encode(hello), time.time())
+        self._write("ledger.hello", "INSERT OR REPLACE INTO devices VALUES (?, ?, ?)", *values)
 
     def open_round(self, round_: int, attempt: int) -> None:
         """An attempt at a round has begun."""
-        self._write("INSERT INTO rounds VALUES (?, ?, 'open', '', ?)", round_, attempt, time.time())
+        values = (round_, attempt, time.time())
+        self._write("ledger.open-round", "INSERT INTO rounds VALUES (?, ?, 'open', '', ?)", *values)
 
     def repeat_round(self, round_: int, attempt: int, why: str) -> None:
         """An attempt came to nothing, perhaps before it was opened."""
         self._write(
+            "ledger.repeat-round",
             "INSERT INTO rounds VALUES (?, ?, 'repeated', ?, ?) "
             "ON CONFLICT DO UPDATE SET state = 'repeated', why = excluded.why",
             *(round_, attempt, why, time.time()),
@@ -144,37 +148,37 @@ class Ledger:
     def give_task(self, device: str, level: str, attempt: int, task: Task) -> None:
         """A task was made."""
         values = (task.task_id, device, level, task.round, attempt, codec.encode(task), time.time())
-        self._write("INSERT INTO tasks VALUES (?, ?, ?, ?, ?, ?, 'offered', ?)", *values)
+        self._write("ledger.give-task", "INSERT INTO tasks VALUES (?, ?, ?, ?, ?, ?, 'offered', ?)", *values)
 
     def cancel_task(self, device: str, task_id: str) -> None:
         """A device's task was taken back; one that has an end keeps it, and one that is not its own is none of ours."""
         cancel = "UPDATE tasks SET state = 'cancelled' WHERE task_id = ? AND device = ? AND state = 'offered'"
-        self._write(cancel, task_id, device)
+        self._write("ledger.cancel-task", cancel, task_id, device)
 
     def decline(self, message: TaskDeclined) -> None:
         """A device will not do it."""
         values = (message.task_id, message.reason.value, message.needed_bytes, message.budget_bytes, message.detail)
-        with self._transaction():
+        with self._transaction("ledger.decline"):
             self._end(message.task_id, TaskState.DECLINED)
             self._db.execute("INSERT INTO declines VALUES (?, ?, ?, ?, ?)", values)
 
     def failure(self, message: TaskFailed, budget_bytes: int) -> None:
         """A device could not do it."""
         values = (message.task_id, message.reason.value, message.peak_bytes, budget_bytes, message.detail)
-        with self._transaction():
+        with self._transaction("ledger.failure"):
             self._end(message.task_id, TaskState.FAILED)
             self._db.execute("INSERT INTO failures VALUES (?, ?, ?, ?, ?)", values)
 
     def commit_result(self, device: str, task_id: str, delta: Blob, examples: int, report: Report) -> None:
         """A delta was checked and its blob is on disk. Doing it again changes nothing."""
         values = (device, task_id, delta.sha256, delta.size_bytes, examples, codec.encode(report), time.time())
-        with self._transaction():
+        with self._transaction("ledger.commit-result"):
             self._db.execute("INSERT OR IGNORE INTO results VALUES (?, ?, ?, ?, ?, ?, ?)", values)
             self._end(task_id, TaskState.COMMITTED)
 
     def refuse_result(self, task_id: str, reason: RefusalReason, detail: str) -> None:
         """A delta was checked and must not be used."""
-        with self._transaction():
+        with self._transaction("ledger.refuse-result"):
             self._db.execute("INSERT OR IGNORE INTO refusals VALUES (?, ?, ?)", (task_id, reason.value, detail))
             self._end(task_id, TaskState.REFUSED)
 
@@ -186,7 +190,7 @@ class Ledger:
         Raises sqlite3.IntegrityError if it has one.
         """
         values = (round_, adapter.sha256, adapter.size_bytes, truncation, time.time())
-        with self._transaction():
+        with self._transaction("ledger.commit-adapter"):
             self._db.execute("INSERT INTO adapters VALUES (?, ?, ?, ?, ?)", values)
             if moments is not None:
                 self._db.execute("INSERT INTO moments VALUES (?, ?, ?)", (round_, moments.sha256, moments.size_bytes))
@@ -195,11 +199,13 @@ class Ledger:
 
     def evaluation(self, version: int, kind: str, loss: float, accuracy: float | None, rows: int) -> None:
         """A held-out loss of an adapter version was measured."""
-        self._write("INSERT OR REPLACE INTO evaluations VALUES (?, ?, ?, ?, ?)", version, kind, loss, accuracy, rows)
+        values = (version, kind, loss, accuracy, rows)
+        self._write("ledger.evaluation", "INSERT OR REPLACE INTO evaluations VALUES (?, ?, ?, ?, ?)", *values)
 
     def traffic(self, device: str, sent_bytes: int, received_bytes: int) -> None:
         """So many more bytes of blobs went to and came from a device."""
         self._write(
+            "ledger.traffic",
             "INSERT INTO traffic VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET "
             "sent_bytes = sent_bytes + excluded.sent_bytes, received_bytes = received_bytes + excluded.received_bytes",
             *(device, sent_bytes, received_bytes),
@@ -276,19 +282,22 @@ class Ledger:
     def _end(self, task_id: str, state: TaskState) -> None:
         self._db.execute("UPDATE tasks SET state = ? WHERE task_id = ?", (state.value, task_id))
 
-    def _write(self, statement: str, *values: object) -> None:
-        with self._transaction():
+    def _write(self, step: str, statement: str, *values: object) -> None:
+        with self._transaction(step):
             self._db.execute(statement, values)
 
     @contextmanager
-    def _transaction(self) -> Iterator[None]:
+    def _transaction(self, step: str) -> Iterator[None]:
+        """All or nothing; `step` is its name in `crash_points`."""
         self._db.execute("BEGIN IMMEDIATE")
         try:
             yield
         except BaseException:
             self._db.execute("ROLLBACK")
             raise
+        crash_moment(step, "uncommitted")
         self._db.execute("COMMIT")
+        crash_moment(step, "committed")
 
     def close(self) -> None:
         """Let go of the file; another process may open it then."""

@@ -27,6 +27,7 @@ from coordinator.report import checks, make_report
 from coordinator.round_states import State
 from coordinator.screen import Screen, check_line, evaluation_table, result_table
 from edge_sdk.wire.blobs import Blob, BlobStore, written_atomically
+from edge_sdk.wire.crash_points import crash_point
 from edge_sdk.wire.lifeline import Stop, stop_on_signals
 from edge_sdk.wire.mqtt import MqttTransport
 
@@ -113,7 +114,7 @@ def _broker(config: Config, screen: Screen, stack: contextlib.ExitStack) -> tupl
     else:
         url = config.broker.url
         screen.line(f"broker: {url}")
-    with written_atomically(config.out / "broker.url") as file:
+    with written_atomically(config.out / "broker.url", "broker-url") as file:
         file.write(f"{url}\n".encode())
     return url, revive
 
@@ -148,7 +149,7 @@ def _finish(config: Config, artifact: Artifact, house: House, state: State) -> i
     damaged = house.wait_for("verification", lambda _say: _damaged(config, artifact, history))
     found = checks(history, config, damaged)
     path = config.out / "report.json"
-    write_json(path, make_report(history, config, state.value, found))
+    write_json(path, make_report(history, config, state.value, found), "report")
     curves = [sys.executable, "-m", "coordinator.plots", str(path), str(config.out / "curves.png")]
     house.wait_for("curves", lambda say: house.jobs.process(curves, say))
     house.screen.table(result_table(history))
@@ -162,12 +163,16 @@ def _finish(config: Config, artifact: Artifact, house: House, state: State) -> i
 
 def _plug_in(config: Config, artifact: Artifact, history: History, jobs: Jobs, say: Callable[[Line], None]) -> None:
     out, making = config.out / CHECKPOINT, config.out / f"{CHECKPOINT}.making"
+    crash_point("checkpoint.begun")
     shutil.rmtree(making, ignore_errors=True)
     adapter = artifact.store.path(history.adapters[-1].sha256)
     command = [config.model.dir, artifact.full.path, adapter, "--out", making]
     jobs.process([sys.executable, "-m", "export.cli", "plug-in", *map(str, command)], say)
+    crash_point("checkpoint.made")
     shutil.rmtree(out, ignore_errors=True)  # not before: whoever stops us keeps the one of last time
+    crash_point("checkpoint.removed")
     making.rename(out)
+    crash_point("checkpoint.renamed")
 
 
 def _damaged(config: Config, artifact: Artifact, history: History) -> list[str]:

@@ -54,6 +54,7 @@ from edge_sdk.session import Session
 from edge_sdk.store import DeviceStore
 from edge_sdk.supervisor import Post, Supervision, Supervisor, WorkerEvent, WorkerFailed
 from edge_sdk.wire.chunks import read_chunk, requested
+from edge_sdk.wire.crash_points import crash_point
 from edge_sdk.wire.errors import IntegrityError, WireError
 from edge_sdk.wire.manifest import Manifest
 from edge_sdk.wire.messages import (
@@ -66,6 +67,7 @@ from edge_sdk.wire.messages import (
     Presence,
     Receipt,
     RefusalReason,
+    ResultOffer,
     TaskCancel,
     TaskOffer,
     TransferRefused,
@@ -219,6 +221,8 @@ class Agent:
     def _execute(self, instruction: Instruction) -> None:
         if isinstance(instruction, Send):
             self._send(instruction.message)
+            if isinstance(instruction.message, ResultOffer):
+                crash_point("result.offered")
         elif isinstance(instruction, Say):
             self._say(instruction.line)
         elif isinstance(instruction, (FetchManifest, FetchFiles)):

@@ -33,6 +33,7 @@ from edge_sdk.engine.batch import Batch, image_batch
 from edge_sdk.errors import ConfigError, DataError
 from edge_sdk.images import check_images, fitted
 from edge_sdk.wire.blobs import sync_file, sync_folder
+from edge_sdk.wire.crash_points import crash_point
 from edge_sdk.wire.manifest import IGNORED, ImageSpec, ModelSpec
 from edge_sdk.wire.tensors import Array
 
@@ -238,9 +239,11 @@ def folder_replaced(path: pathlib.Path) -> Iterator[pathlib.Path]:
         yield making
         for file in making.iterdir():
             sync_file(file)
+        crash_point("rows.made")
         if path.exists():
             path.rename(old)  # a folder cannot be replaced in one step; in between there is none, never half of one
         making.rename(path)
+        crash_point("rows.replaced")
     except BaseException:
         shutil.rmtree(making, ignore_errors=True)
         raise

@@ -63,4 +63,6 @@ def read_residual(path: pathlib.Path, belongs_to: str) -> dict[str, Array]:
 
 def write_residual(path: pathlib.Path, belongs_to: str, residual: Mapping[str, Array]) -> None:
     """Write it, whole or not at all. Raises OSError."""
-    write_record(path, Residual(belongs_to, {name: pack_array(array) for name, array in residual.items()}))
+    write_record(
+        path, Residual(belongs_to, {name: pack_array(array) for name, array in residual.items()}), "worker-residual"
+    )

@@ -58,7 +58,7 @@ class Fetcher:
             return self._failed(DeclineReason.NO_SPACE, str(lack), needed_bytes, available_bytes)
         if isinstance(wanted, FetchManifest) and wanted.task.artifact.sha256 in self._retained:
             try:
-                self._store.blobs.put(self._retained[wanted.task.artifact.sha256])
+                self._store.blobs.put(self._retained[wanted.task.artifact.sha256], "manifest")
             except OSError as error:
                 return self._no_space(error)
         self._waiting.extend(self._store.missing(blobs))

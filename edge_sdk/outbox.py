@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from edge_sdk.wire.blobs import Blob, BlobStore, moved_durably, sync_folder
+from edge_sdk.wire.crash_points import crash_point
 from edge_sdk.wire.errors import WireError
 from edge_sdk.wire.messages import Report, ResultOffer
 from edge_sdk.wire.records import check_record, read_record, write_record
@@ -72,10 +73,10 @@ class Outbox:
         """
         path = self._path(task_id)
         if residual_path is not None:
-            moved_durably(residual_path, path.with_suffix(RESIDUAL))
-        result = ResultOffer(task_id, self.deltas.adopt(delta_path), report)
+            moved_durably(residual_path, path.with_suffix(RESIDUAL), "residual-kept")
+        result = ResultOffer(task_id, self.deltas.adopt(delta_path, "delta-kept"), report)
         try:
-            write_record(path, result)
+            write_record(path, result, "result-kept")
         except OSError:
             if not path.exists():  # a first result of the same bytes still needs them
                 self.deltas.remove(result.delta.sha256)
@@ -88,15 +89,19 @@ class Outbox:
 
         Forgetting twice is no error. Raises OSError.
         """
+        crash_point("receipt.heard")
         path = self._path(task_id)
         residual = path.with_suffix(RESIDUAL)
         if accepted and residual.exists():
-            moved_durably(residual, self.residual)
+            moved_durably(residual, self.residual, "residual-used")
         if path.exists():
             path.unlink()
+            crash_point("receipt.record-gone")
             sync_folder(self.folder)
         residual.unlink(missing_ok=True)
+        crash_point("receipt.residual-gone")
         self.deltas.remove(delta.sha256)
+        crash_point("receipt.done")
 
     def check_residual(self) -> str | None:
         """Set the residual aside if it is damaged, and say so."""

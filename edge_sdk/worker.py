@@ -39,6 +39,7 @@ from edge_sdk.memory import bound_allocations, check_budget, read_memory
 from edge_sdk.order import MAX_ORDER_BYTES, WorkerOrder
 from edge_sdk.wire import codec
 from edge_sdk.wire.blobs import BlobStore, written_atomically
+from edge_sdk.wire.crash_points import crash_point
 from edge_sdk.wire.delta import encode_delta, pack_array
 from edge_sdk.wire.errors import WireError
 from edge_sdk.wire.lifeline import end_with_parent
@@ -88,6 +89,7 @@ def main() -> int:
         say("failed", reason=outcome.reason.value, detail=outcome.detail[:400], peak_bytes=peak_bytes)
         return 1
     say("finished", report=dataclasses.asdict(outcome))
+    crash_point("worker.said")
     return 0
 
 
@@ -158,6 +160,7 @@ def deliver(order: WorkerOrder, manifest: Manifest, learned: Learned) -> None:
 
     Raises NonFinite, OSError.
     """
+    crash_point("worker.trained")
     task, adapter = order.task, learned.adapter
     path = BlobStore(pathlib.Path(order.store)).path(task.adapter.sha256)
     with TensorFile(path) as before:  # a copy would have cost memory all along
@@ -239,7 +242,7 @@ def _write_delta(order: WorkerOrder, tensors: dict[str, Tensor], examples: int) 
         examples=examples,
         tensors=tensors,
     )
-    with written_atomically(pathlib.Path(order.delta)) as out:
+    with written_atomically(pathlib.Path(order.delta), "worker-delta") as out:
         out.write(encode_delta(file))
 
 

@@ -49,15 +49,15 @@ def aggregate_blobs(
     if not all(math.isfinite(float(array.sum())) for array in result.adapter.values()):
         msg = "the aggregate is not finite although each delta is: lower a learning rate, or set aggregation.clip_norm"
         raise ValueError(msg)
-    kept = _keep(store, result.moments) if result.moments else None
-    return NextAdapter(_keep(store, result.adapter), kept, result.truncation)
+    kept = _keep(store, result.moments, "moments") if result.moments else None
+    return NextAdapter(_keep(store, result.adapter, "adapter"), kept, result.truncation)
 
 
 def adapter_at_rank(store: BlobStore, adapter: Blob, rank: int) -> Blob:
     """The adapter at `rank`, in the store; itself, where its rank is no higher. Raises IntegrityError, OSError."""
     before = _read(store, adapter)
     after = at_rank(before, rank)
-    return adapter if all(after[name] is array for name, array in before.items()) else _keep(store, after)
+    return adapter if all(after[name] is array for name, array in before.items()) else _keep(store, after, "adapter")
 
 
 def _read(store: BlobStore, blob: Blob) -> dict[str, Array]:
@@ -65,11 +65,11 @@ def _read(store: BlobStore, blob: Blob) -> dict[str, Array]:
     return read_tensors(store.path(blob.sha256))
 
 
-def _keep(store: BlobStore, tensors: Mapping[str, Array]) -> Blob:
+def _keep(store: BlobStore, tensors: Mapping[str, Array], step: str) -> Blob:
     with tempfile.TemporaryDirectory(dir=store.folder) as folder:
         path = pathlib.Path(folder) / "tensors"
         write_tensors(path, tensors)
-        return store.adopt(path)
+        return store.adopt(path, step)
 
 
 def _contributions(

@@ -24,6 +24,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import BinaryIO
 
+from edge_sdk.wire.crash_points import crash_moment
 from edge_sdk.wire.errors import IntegrityError
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -63,8 +64,11 @@ def blob_of_file(path: pathlib.Path) -> Blob:
 
 
 @contextmanager
-def written_atomically(path: pathlib.Path) -> Iterator[BinaryIO]:
-    """A file that appears at `path` whole and on disk, or not at all; who may read it is the umask's to say."""
+def written_atomically(path: pathlib.Path, step: str = "") -> Iterator[BinaryIO]:
+    """A file that appears at `path` whole and on disk, or not at all; who may read it is the umask's to say.
+
+    `step` is its name in `crash_points`, here and below.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
@@ -72,20 +76,28 @@ def written_atomically(path: pathlib.Path) -> Iterator[BinaryIO]:
         with os.fdopen(handle, "wb") as file:
             yield file
             file.flush()
+            crash_moment(step, "unsynced")
             os.fsync(file.fileno())
+        crash_moment(step, "synced")
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    crash_moment(step, "renamed")
     sync_folder(path.parent)
+    crash_moment(step, "durable")
 
 
-def moved_durably(source: pathlib.Path, target: pathlib.Path) -> None:
+def moved_durably(source: pathlib.Path, target: pathlib.Path, step: str = "") -> None:
     """Give a file on the same file system another name; its bytes are on the disk before that."""
     target.parent.mkdir(parents=True, exist_ok=True)
+    crash_moment(step, "unsynced")
     sync_file(source)
+    crash_moment(step, "synced")
     source.replace(target)
+    crash_moment(step, "renamed")
     sync_folder(target.parent)
+    crash_moment(step, "durable")
 
 
 def sync_file(path: pathlib.Path) -> None:
@@ -118,21 +130,21 @@ class BlobStore:
         path = self.path(blob.sha256)
         return path.is_file() and path.stat().st_size == blob.size_bytes
 
-    def put(self, data: bytes) -> Blob:
+    def put(self, data: bytes, step: str = "") -> Blob:
         """Keep `data`."""
         blob = blob_of(data)
         if not self.has(blob):
-            with written_atomically(self.path(blob.sha256)) as file:
+            with written_atomically(self.path(blob.sha256), step) as file:
                 file.write(data)
         return blob
 
-    def adopt(self, path: pathlib.Path) -> Blob:
+    def adopt(self, path: pathlib.Path, step: str = "") -> Blob:
         """Move the file at `path` (on the same file system) in under the name of its bytes."""
         blob = blob_of_file(path)
         if self.has(blob):
             path.unlink()
             return blob
-        moved_durably(path, self.path(blob.sha256))
+        moved_durably(path, self.path(blob.sha256), step)
         return blob
 
     def read(self, blob: Blob) -> bytes:

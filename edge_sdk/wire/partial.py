@@ -17,6 +17,7 @@ import pathlib
 from dataclasses import dataclass
 
 from edge_sdk.wire.blobs import Blob, blob_of_file, moved_durably
+from edge_sdk.wire.crash_points import crash_point
 from edge_sdk.wire.errors import WireError
 from edge_sdk.wire.messages import Chunk
 from edge_sdk.wire.records import read_record, write_record
@@ -83,13 +84,14 @@ class Partial:
         with os.fdopen(handle, "wb") as file:
             file.seek(chunk.index * self.chunk_bytes)
             file.write(chunk.data)
+        crash_point("chunk.written")
 
     def save(self, held: int) -> None:
         """Bring the data to the disk, then claim it."""
         with self._data.open("rb") as file:
             os.fdatasync(file.fileno())
         bits = held.to_bytes((held.bit_length() + 7) // 8, "little")
-        write_record(self._journal, _Journal(self.size_bytes, self.chunk_bytes, bits))
+        write_record(self._journal, _Journal(self.size_bytes, self.chunk_bytes, bits), "journal")
 
     def is_whole(self, blob: Blob) -> bool:
         """Read the data through."""
@@ -97,8 +99,9 @@ class Partial:
 
     def move_to(self, target: pathlib.Path) -> None:
         """Give the data its name; from then on the blob is there, whatever happens."""
-        moved_durably(self._data, target)
+        moved_durably(self._data, target, "install")
         self._journal.unlink(missing_ok=True)
+        crash_point("install.unclaimed")
 
     def remove(self) -> None:
         """Forget what came: the claim first, then what it claims."""

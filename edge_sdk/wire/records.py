@@ -17,10 +17,10 @@ T = TypeVar("T")
 DIGEST_BYTES: Final = 32
 
 
-def write_record(path: pathlib.Path, value: object) -> None:
-    """Write `value`, whole or not at all. Raises OSError."""
+def write_record(path: pathlib.Path, value: object, step: str = "") -> None:
+    """Write `value`, whole or not at all; `step` is as in `blobs`. Raises OSError."""
     data = codec.encode(value)
-    with written_atomically(path) as file:
+    with written_atomically(path, step) as file:
         file.write(hashlib.sha256(data).digest())
         file.write(data)
 

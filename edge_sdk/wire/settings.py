@@ -67,6 +67,9 @@ def read_settings(kind: type[T], path: pathlib.Path) -> T:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         msg = f"{path}: cannot be read: {why_unreadable(error)}"
         raise SettingsError(msg) from error
+    except RecursionError as error:
+        msg = f"{path}: cannot be read: its lists or tables are nested too deeply"
+        raise SettingsError(msg) from error
     try:
         return settings_of(kind, table, path.parent)
     except SettingsError as error:

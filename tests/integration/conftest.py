@@ -23,6 +23,7 @@ from coordinator.config import load_config
 from coordinator.history import History, read_history
 from coordinator.jobs import Jobs
 from edge_sdk.data import write_image_folder
+from edge_sdk.wire import crash_points
 from tests.brokers import Mosquitto
 from tests.models import CORPUS, tiny_model
 
@@ -135,31 +136,40 @@ def wait_until(what: Callable[[], object], why: str, patience_s: float = PATIENC
 
 @dataclass(slots=True)
 class Processes:
-    """`fedpeat serve` and `fedpeat-edge run` as a user starts them, and their words in files."""
+    """`fedpeat serve` and `fedpeat-edge run` as a user starts them, and their words in files.
+
+    `environments` and `wrappers` are, by name, what a process has besides, and what it is started under.
+    """
 
     folder: pathlib.Path
     tiny: Tiny
     broker: Mosquitto
     running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    environments: dict[str, dict[str, str]] = field(default_factory=dict)
+    wrappers: dict[str, list[str]] = field(default_factory=dict)
 
     @property
     def out(self) -> pathlib.Path:
         """The run's folder."""
         return self.folder / "out"
 
-    def serve(self, **changes: Any) -> None:
-        """Start the coordinator, or start it again."""
+    def serve(self, crash: str = "", **changes: Any) -> None:
+        """Start the coordinator, or start it again; to be killed at the label `crash`, if there is one."""
         if not self.out.exists():
             shutil.copytree(self.tiny.artifact, self.out / "artifact")
         path = self.folder / "coordinator.toml"
         write_toml(path, coordinator_table(self.tiny.model, self.out, broker={"url": self.broker.url}, **changes))
-        self._start("coordinator", ["-m", "coordinator.cli", "serve", "--config", str(path)])
+        self._start("coordinator", ["-m", "coordinator.cli", "serve", "--config", str(path)], crash)
 
-    def device(self, name: str, budget: str = "300MB") -> None:
-        """Start a device, or start it again."""
+    def device(self, name: str, budget: str = "300MB", crash: str = "", broker: str = "") -> None:
+        """Start a device, or start it again; over another way to the broker, if one is given."""
         path = self.folder / f"{name}.toml"
-        write_toml(path, device_table(name, self.folder, self.broker.url, budget))
-        self._start(name, ["-m", "edge_sdk.cli", "run", "--config", str(path)])
+        write_toml(path, device_table(name, self.folder, broker or self.broker.url, budget))
+        self._start(name, ["-m", "edge_sdk.cli", "run", "--config", str(path)], crash)
+
+    def mark(self, name: str) -> pathlib.Path:
+        """What is there once the process, or a worker of it, was killed at its label."""
+        return self.folder / f"{name}.killed"
 
     def kill(self, name: str) -> None:
         """SIGKILL: nothing is said, nothing is closed."""
@@ -196,11 +206,14 @@ class Processes:
         report: dict[str, Any] = json.loads((self.out / "report.json").read_text(encoding="utf-8"))
         return report
 
-    def _start(self, name: str, arguments: list[str]) -> None:
+    def _start(self, name: str, arguments: list[str], crash: str) -> None:
         with (self.folder / f"{name}.log").open("ab") as log:
-            environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+            crash_at = f"{crash}:1:{self.mark(name)}" if crash else ""
+            own = self.environments.get(name, {})
+            environment = {**os.environ, "PYTHONUNBUFFERED": "1", crash_points.VARIABLE: crash_at, **own}
+            command = [*self.wrappers.get(name, []), sys.executable, *arguments]
             self.running[name] = subprocess.Popen(
-                [sys.executable, *arguments], stdout=log, stderr=log, env=environment, cwd=pathlib.Path.cwd()
+                command, stdout=log, stderr=log, env=environment, cwd=pathlib.Path.cwd()
             )
 
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import fcntl
+import pathlib
+from typing import Any
 
 import pytest
 
+from benchmarks.reliability.crashes import run_case
 from coordinator.aggregate.blobs import aggregate_blobs
 from coordinator.config import load_config
 from coordinator.errors import LedgerError
 from coordinator.ledger import Ledger
 from coordinator.places import artifact_folder, ledger_path, received_folder
 from edge_sdk.wire.blobs import Blob, BlobStore
-from tests.integration.conftest import ROUNDS, Processes, assert_counted_once, device_table, wait_until
+from tests.brokers import find_mosquitto
+from tests.integration.conftest import ROUNDS, Processes, Tiny, assert_counted_once, device_table, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -63,7 +67,7 @@ def test_nobody_is_killed(processes: Processes) -> None:
 
 def test_the_coordinator_is_killed_in_round_two(processes: Processes) -> None:
     """Started again it goes on with the open round and the moments of its optimizer, and repeats nothing."""
-    fedadam = {"rule": "freeze-a", "optimizer": "fedadam", "learning_rate": 0.01}
+    fedadam: dict[str, Any] = {"rule": "freeze-a", "optimizer": "fedadam", "learning_rate": 0.01}
     processes.serve(aggregation=fedadam)
     processes.device("a")
     processes.device("b")
@@ -138,7 +142,7 @@ def test_the_server_takes_part(processes: Processes) -> None:
     """
     public = device_table("server", processes.folder, processes.broker.url)["data"]["path"]
     rounds = {"count": 2, "devices": 2, "quorum": 2, "deadline_s": 60.0, "wait_s": 60.0}
-    changes = {"participant": {"budget": "300MB", "path": public, "threads": 1}, "rounds": rounds}
+    changes: dict[str, Any] = {"participant": {"budget": "300MB", "path": public, "threads": 1}, "rounds": rounds}
     processes.serve(**changes)
     processes.device("a")
     wait_until(lambda: rounds_done(processes) >= 1, "round 1 is done")
@@ -152,3 +156,25 @@ def test_the_server_takes_part(processes: Processes) -> None:
     assert all(history.used(row) for row in history.results)
     with (processes.out / "participant" / "store" / "lock").open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+@pytest.mark.broker
+@pytest.mark.parametrize(
+    ("process", "label"),
+    [
+        ("agent", "install.renamed"),
+        ("agent", "result-kept.synced"),
+        ("worker", "worker-delta.renamed"),
+        ("coordinator", "ledger.commit-result.committed"),
+        ("coordinator", "ledger.commit-adapter.uncommitted"),
+    ],
+)
+def test_a_kill_at_a_labelled_step_loses_nothing(tmp_path: pathlib.Path, tiny: Tiny, process: str, label: str) -> None:
+    """Killed there and started again: offered, receipted and aggregated agree, and every blob is what it promises.
+
+    These are one of each kind; `python -m benchmarks.reliability` sweeps every label that there is.
+    """
+    case = run_case(process, label, tiny, find_mosquitto(), tmp_path / "fleet")
+    assert case.passed, case
+    assert case.tally.offered == case.tally.receipted >= case.tally.aggregated > 0
+    assert case.tally.wrong_blobs == case.tally.duplicated == case.tally.lost == 0

@@ -1,0 +1,1 @@
+"""What breaks, what survives it, and how both are counted: the faults behind docs/promises.md."""
