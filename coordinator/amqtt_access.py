@@ -81,7 +81,10 @@ class FleetBroker(Broker):  # type: ignore[misc] # amqtt has no types
             raise MQTTError(msg)
         await self._take_over(packet.client_id)
         whole = BufferReader(packet.head + packet.body)
-        return await super()._initialize_client_session(whole, writer, remote_address, remote_port)
+        made: tuple[BrokerProtocolHandler, Session] = await super()._initialize_client_session(
+            whole, writer, remote_address, remote_port
+        )
+        return made
 
     async def _take_over(self, client_id: str) -> None:
         """End the connection of the same client that is still open, as section 3.1.4 asks: with its will.

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from paho.mqtt.enums import MQTTProtocolVersion
 
 from edge_sdk.wire.mqtt import IN_FLIGHT, LONGEST_RETRY_S, MAX_QUEUED, V5, V311, MqttTransport, retry_after_s
-from edge_sdk.wire.transport import Connected, Disconnected, Event, Received, Will
+from edge_sdk.wire.transport import MAX_PACKET_BYTES, Connected, Disconnected, Event, Received, Will
 from tests.brokers import Amqtt, BrokerProcess, Mosquitto
 
 PATIENCE_S = 20.0
@@ -231,8 +231,8 @@ def test_what_a_broker_does_not_take_is_not_sent(tmp_path: pathlib.Path, newest:
     """A packet over its limit would end the connection. MQTT 5's says the limit, for 3.1.1's it is configured."""
     broker = Mosquitto(tmp_path, lines="allow_anonymous true\nmax_packet_size 20000\n")
     broker.start()
-    said = {"max_packet_bytes": 20_000} if newest == V311 else {}
-    transport = MqttTransport(broker.url, "careful", newest=newest, **said)
+    configured = 20_000 if newest == V311 else MAX_PACKET_BYTES
+    transport = MqttTransport(broker.url, "careful", newest=newest, max_packet_bytes=configured)
     try:
         transport.subscribe("t")
         assert heard(transport, Connected) == [Connected(20_000)]
