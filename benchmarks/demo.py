@@ -116,14 +116,20 @@ def device_table(device: studies.Device, out: pathlib.Path, url: str) -> dict[st
 def write_toml(path: pathlib.Path, table: Mapping[str, Any]) -> None:
     """Write tables as TOML: scalars first, then a section each; lists of tables as [[sections]].
 
-    JSON's strings, numbers, truth values and lists of them are TOML's too.
+    JSON's strings, numbers, truth values and lists of them are TOML's too. A table in a section is written inline.
     """
     lines = [f"{key} = {json.dumps(value)}" for key, value in table.items() if not _is_section(value)]
     for key, value in table.items():
         for section in (value if isinstance(value, (list, tuple)) else [value]) if _is_section(value) else ():
             lines += ["", f"[[{key}]]" if isinstance(value, (list, tuple)) else f"[{key}]"]
-            lines += [f"{name} = {json.dumps(item)}" for name, item in section.items()]
+            lines += [f"{name} = {_inline(item)}" for name, item in section.items()]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _inline(value: object) -> str:
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{name} = {json.dumps(item)}' for name, item in value.items())}}}"
+    return json.dumps(value)
 
 
 def _is_section(value: object) -> bool:

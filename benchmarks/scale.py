@@ -39,6 +39,7 @@ from coordinator.config import Rule
 from coordinator.places import ledger_path
 from edge_sdk.config import DataConfig, DataKind
 from edge_sdk.wire.mqtt import MqttTransport
+from edge_sdk.wire.topics import COORDINATOR
 from export.cache import cache_folder
 
 RESULTS: Final = pathlib.Path(__file__).parent / "results"
@@ -80,7 +81,7 @@ def played(kind: str, count: int, engine: fleet.Engine) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir=cache_folder()) as name:
         folder = pathlib.Path(name)
         members = _members(count, folder / "data")
-        broker = Broker(folder / "broker", only=kind)
+        broker = Broker(folder / "broker", fleet.FLEET, only=kind)
         killed = _Killed(broker, count * ROUNDS - count // 2)
         try:
             with killed.watching(folder / "coordinator" / "ledger.sqlite"):
@@ -89,11 +90,17 @@ def played(kind: str, count: int, engine: fleet.Engine) -> dict[str, Any]:
                     members,
                     engine,
                     folder,
-                    lambda client, will: MqttTransport(broker.url, client, will),
+                    lambda client, will: MqttTransport(broker.url, client, will, user=_user(client)),
                 )
         finally:
             broker.close()
         return _figures(kind, count, run, killed)
+
+
+def _user(client: str) -> str:
+    """The name that a client goes by on the broker."""
+    name = client.removeprefix(f"{fleet.FLEET}/")
+    return COORDINATOR if name == "coordinator" else name
 
 
 def told(one: dict[str, Any]) -> str:

@@ -46,8 +46,8 @@ from coordinator.broker import Broker
 from coordinator.history import read_history
 from edge_sdk.fetcher import AT_ONCE
 from edge_sdk.wire.chunks import SAVE_BYTES
+from edge_sdk.wire.endpoint import address
 from edge_sdk.wire.messages import CHUNK_BYTES, MAX_WINDOW
-from edge_sdk.wire.mqtt import address
 from export.cache import cache_folder
 
 RESULTS: Final = pathlib.Path(__file__).parent / "results"
@@ -101,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     transfers, raw = [], []
     with tempfile.TemporaryDirectory(dir=cache_folder()) as name:
         folder = pathlib.Path(name)
-        broker = Broker(folder / "broker", only="mosquitto")
+        broker = Broker(folder / "broker", FLEET, only="mosquitto")
         try:
             for turn in range(TURNS):
                 raw.append(raw_bytes_s(broker.url))
@@ -152,8 +152,8 @@ def _share(transfers: Sequence[Transfer], raw: Sequence[float]) -> float:
 
 def raw_bytes_s(url: str) -> float:
     """How fast bare paho moves chunks over the broker."""
-    host, port = address(url)
-    numbers = [host, str(port), str(CHUNK_BYTES), str(RAW_BYTES // CHUNK_BYTES)]
+    broker = address(url)
+    numbers = [broker.host, str(broker.port), FLEET, str(CHUNK_BYTES), str(RAW_BYTES // CHUNK_BYTES)]
     command = [sys.executable, "-m", "benchmarks.peers.raw_mqtt"]
     with subprocess.Popen([*command, "count", *numbers], stdout=subprocess.PIPE, text=True) as counter:
         if counter.stdout is None:

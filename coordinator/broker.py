@@ -3,7 +3,8 @@
 `auto` takes the first of: a `mosquitto` on PATH or in /usr/sbin, with a configuration of ours; amqtt, in a process of
 its own. Either listens on loopback alone, on a free port that is kept for the whole run (in `broker.json`), so that
 devices find it again after a restart of the broker or of the coordinator. It has no durable state, and needs none: see
-docs/protocol.md.
+docs/protocol.md. It holds every client to the fleet's rules (`access`) by the name that it gives: on one machine that
+keeps apart what is in order, and stops nobody who lies. For other machines see `fleet_broker`.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from coordinator.errors import BrokerError, ConfigError
+from coordinator.access import mosquitto_acl
+from coordinator.errors import BrokerError
 from edge_sdk.wire.blobs import written_atomically
 from edge_sdk.wire.errors import last_line
 from edge_sdk.wire.lifeline import end_process
-from edge_sdk.wire.mqtt import address
 
 START_S: Final = 20.0
 RESTART_S: Final = 1.0  # between two attempts to bring a dead broker back
@@ -35,43 +36,29 @@ FOLDERS: Final = "/usr/sbin:/usr/local/sbin"  # Debian keeps mosquitto where an 
 MOSQUITTO: Final = """\
 listener {port} {host}
 allow_anonymous true
+acl_file {acl}
 persistence false
 set_tcp_nodelay true
 log_dest stderr
 log_type error
 log_type warning
 """
-
-
-def check_url(url: str, *, insecure: bool) -> str:
-    """The URL itself. Raises ConfigError for one that is malformed, or that leaves this machine without `insecure`."""
-    try:
-        host, _port = address(url)
-    except ValueError as error:
-        msg = f"broker.url is {url!r}; write mqtt://host:port, or auto"
-        raise ConfigError(msg) from error
-    if not insecure and host not in {"localhost", LOOPBACK, "::1"}:
-        msg = (
-            f"broker {host} is another machine, and messages are neither encrypted nor authenticated: "
-            "pass --insecure if that network is yours alone"
-        )
-        raise ConfigError(msg)
-    return url
+AS_ROOT: Final = "user root\n"  # else, started by root, it becomes somebody who may not read the access list
 
 
 class Broker:
     """A broker process of ours. `url` is where it is, `what` says which one it is, `pid` is its process."""
 
-    def __init__(self, folder: pathlib.Path, only: str | None = None) -> None:
+    def __init__(self, folder: pathlib.Path, fleet: str, only: str | None = None) -> None:
         """Start it, or find the one that a coordinator before us left running; `only` one of that name, if given.
 
         Raises BrokerError.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        self._folder, self._tried_at_s = folder, 0.0
+        self._folder, self._fleet, self._tried_at_s = folder, fleet, 0.0
         self._process: subprocess.Popen[bytes] | None = None
         self.pid, self._port = _recorded(folder)
-        self.what, self._command = _choose(folder, only)
+        self.what, self._command = _choose(folder, fleet, only)
         self.url = f"mqtt://{LOOPBACK}:{self._port}"
         if not (_listens(self._port) and _is_alive(self.pid)):
             self._start()
@@ -101,7 +88,10 @@ class Broker:
             path = self._folder / "broker.json"
             msg = f"port {self._port} is another program's now: end that, or delete {path} to take another port"
             raise BrokerError(msg)
-        (self._folder / "mosquitto.conf").write_text(MOSQUITTO.format(port=self._port, host=LOOPBACK), "utf-8")
+        acl = self._folder.absolute() / "acl"
+        acl.write_text(mosquitto_acl(self._fleet), "utf-8")
+        said = MOSQUITTO.format(port=self._port, host=LOOPBACK, acl=acl) + AS_ROOT * (os.geteuid() == 0)
+        (self._folder / "mosquitto.conf").write_text(said, "utf-8")
         log = self._folder / "broker.log"
         with log.open("ab") as file:
             process = self._process = subprocess.Popen(
@@ -120,12 +110,12 @@ class Broker:
             time.sleep(0.05)
 
 
-def _choose(folder: pathlib.Path, only: str | None) -> tuple[str, Callable[[int], list[str]]]:
+def _choose(folder: pathlib.Path, fleet: str, only: str | None) -> tuple[str, Callable[[int], list[str]]]:
     found = shutil.which("mosquitto", path=f"{os.environ.get('PATH', os.defpath)}:{FOLDERS}")
     if found and only in {None, "mosquitto"}:
         return "mosquitto", lambda _port: [found, "-c", str(folder / "mosquitto.conf")]
     if importlib.util.find_spec("amqtt") and only in {None, "amqtt"}:
-        return "amqtt", lambda port: [sys.executable, "-m", "coordinator.amqtt_broker", LOOPBACK, str(port)]
+        return "amqtt", lambda port: [sys.executable, "-m", "coordinator.amqtt_broker", LOOPBACK, str(port), fleet]
     msg = f"no {only or 'broker'} here: install mosquitto, or pip install 'fedpeat[coordinator]', or set broker.url"
     raise BrokerError(msg)
 

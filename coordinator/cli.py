@@ -57,16 +57,100 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("serve", help="run the rounds of a configuration, or go on with them")
     command.add_argument("--config", type=pathlib.Path, default=pathlib.Path(CONFIG), metavar="FILE")
     command.add_argument(
-        "--insecure", action="store_true", help="accept a broker on another machine, without encryption"
+        "--insecure", action="store_true", help="accept a broker on another machine without TLS and certificates"
     )
     command.set_defaults(run=_serve)
     command = commands.add_parser("status", help="where a run stands, also while it runs")
     command.add_argument("--config", type=pathlib.Path, default=pathlib.Path(CONFIG), metavar="FILE")
     command.set_defaults(run=_status)
+    _add_broker(commands.add_parser("broker", help="make a Mosquitto's configuration and certificates for a fleet"))
     commands.add_parser("version", help="print the version").set_defaults(run=lambda _arguments: _version())
     add_ladder(commands)
     add_commands(commands)
     return parser
+
+
+def _add_broker(parser: argparse.ArgumentParser) -> None:
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    command = commands.add_parser("init", help="an authority, the broker's configuration, a certificate for each")
+    command.add_argument("--fleet", required=True, help="as in coordinator.toml and device.toml")
+    text = "name or address by which devices reach the broker; may be given again"
+    command.add_argument("--host", required=True, action="append", metavar="HOST", help=text)
+    command.add_argument("--port", type=_port, default=8883)
+    command.add_argument("--at", default="", metavar="DIR", help="where the broker's folder will lie on its machine")
+    command.set_defaults(run=_broker_init)
+    _add_names(command, "*")
+    command = commands.add_parser("add", help="certificates for more devices; the broker need not be told")
+    command.set_defaults(run=_broker_add)
+    _add_names(command, "+")
+    command = commands.add_parser("revoke", help="let the broker refuse devices' certificates")
+    command.set_defaults(run=_broker_revoke)
+    _add_names(command, "+", days=False)
+
+
+def _add_names(command: argparse.ArgumentParser, nargs: str, *, days: bool = True) -> None:
+    command.add_argument("folder", type=pathlib.Path, metavar="FOLDER")
+    command.add_argument("devices", nargs=nargs, metavar="DEVICE")
+    if days:
+        command.add_argument("--days", type=_days, default=730, help="how long certificates are good; default: 730")
+
+
+def _port(text: str) -> int:
+    return _whole(text, 65535)
+
+
+def _days(text: str) -> int:
+    return _whole(text, 3650)
+
+
+def _whole(text: str, most: int) -> int:
+    if not text.isascii() or not text.isdecimal() or not 1 <= int(text) <= most:
+        msg = f"{text!r} is no whole number from 1 to {most}"
+        raise argparse.ArgumentTypeError(msg)
+    return int(text)
+
+
+def _broker_init(arguments: argparse.Namespace) -> int:
+    from coordinator import fleet_broker
+
+    folder, devices = arguments.folder, arguments.devices
+    fleet_broker.init(
+        folder,
+        arguments.fleet,
+        arguments.host,
+        devices,
+        port=arguments.port,
+        days=arguments.days,
+        at=arguments.at,
+    )
+    at = arguments.at or (folder / "broker").absolute()
+    print(f"{folder}/broker: to the broker's machine, and there: mosquitto -c {at}/mosquitto.conf")
+    print(f"{folder}/coordinator: to the coordinator")
+    _say_devices(folder, devices)
+    print(f"{folder}/authority: stays here; its key makes every name")
+    print(f"the broker's URL is mqtts://{arguments.host[0]}:{arguments.port}")
+    return 0
+
+
+def _say_devices(folder: pathlib.Path, devices: Sequence[str]) -> None:
+    for device in devices:
+        print(f"{folder}/devices/{device}: to {device}")
+
+
+def _broker_add(arguments: argparse.Namespace) -> int:
+    from coordinator import fleet_broker
+
+    fleet_broker.add(arguments.folder, arguments.devices, days=arguments.days)
+    _say_devices(arguments.folder, arguments.devices)
+    return 0
+
+
+def _broker_revoke(arguments: argparse.Namespace) -> int:
+    from coordinator import fleet_broker
+
+    fleet_broker.revoke(arguments.folder, arguments.devices)
+    print(f"copy {arguments.folder}/broker/{fleet_broker.CRL} to the broker's machine, and start the broker again")
+    return 0
 
 
 def _serve(arguments: argparse.Namespace) -> int:

@@ -12,7 +12,7 @@ from coordinator.pace import Pace
 from edge_sdk.wire.blobs import Blob, BlobStore
 from edge_sdk.wire.chunks import Download
 from edge_sdk.wire.errors import IntegrityError
-from edge_sdk.wire.messages import Chunk, ChunkRequest, RefusalReason, TransferRefused
+from edge_sdk.wire.messages import CHUNK_BYTES, Chunk, ChunkRequest, RefusalReason, TransferRefused
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +48,15 @@ class Collector:
         self._store, self._pace = store, pace
         self._fetching: dict[str, _Fetching] = {}  # by the delta's SHA-256: each is written by one download
         self._received_bytes: Counter[str] = Counter()
+        self._chunk_bytes = CHUNK_BYTES
+
+    def use_chunks_of(self, chunk_bytes: int, now_s: float) -> None:
+        """Ask for chunks so long from now on: what is half here in others begins anew. Raises OSError."""
+        if chunk_bytes != self._chunk_bytes:
+            self._chunk_bytes = chunk_bytes
+            for sha256, one in self._fetching.items():
+                one.download.close()
+                self._fetching[sha256] = _Fetching(one.wanted, self._download(one.wanted, now_s))
 
     def begin(self, wanted: FetchDelta, limit_bytes: int, now_s: float) -> Fetched | Unfetched | None:
         """Begin to fetch; None while it is on its way. Beginning again goes on. Raises OSError."""
@@ -64,8 +73,7 @@ class Collector:
         self.forget(*_whose(wanted))  # the device offers another delta for it now
         if self._is_here(delta):
             return Fetched(wanted)
-        seed = zlib.crc32(wanted.device.encode())
-        self._fetching[delta.sha256] = _Fetching(wanted, Download(self._store, delta, now_s, seed))
+        self._fetching[delta.sha256] = _Fetching(wanted, self._download(wanted, now_s))
         return None
 
     def requests(self, now_s: float) -> Iterator[tuple[str, ChunkRequest]]:
@@ -109,6 +117,10 @@ class Collector:
         """Bytes of chunks that came from each device since the last time."""
         received, self._received_bytes = self._received_bytes, Counter()
         return dict(received)
+
+    def _download(self, wanted: FetchDelta, now_s: float) -> Download:
+        seed = zlib.crc32(wanted.device.encode())
+        return Download(self._store, wanted.delta, now_s, seed, chunk_bytes=self._chunk_bytes)
 
     def _is_here(self, delta: Blob) -> bool:
         """Whether the delta came before, and its file is still what came; one that is not is removed."""

@@ -12,15 +12,28 @@ from dataclasses import dataclass
 from coordinator.errors import ConfigError
 from coordinator.pace import Pace
 from edge_sdk.wire.codecs import NEEDS_RESIDUAL
+from edge_sdk.wire.endpoint import TlsFiles, broker_url
 from edge_sdk.wire.manifest import BITS, NAME, TaskType
 from edge_sdk.wire.messages import MAX_BATCH, MAX_STEPS, MAX_TOKENS, DeltaCodec, OptimizerKind, Schedule
-from edge_sdk.wire.settings import SettingsError, matching, number, read_settings
+from edge_sdk.wire.settings import SettingsError, matching, number, read_settings, text
 from edge_sdk.wire.topics import DEVICE, FLEET, NAME_RULE
+from edge_sdk.wire.transport import MAX_PACKET_BYTES, MIN_PACKET_BYTES
 from export.kinds import FACTORS, why_not
 from export.levels import Drop, Refitting
 
+AUTO = "auto"
 MAX_DEVICES = 10_000
 WEEK_S = 7 * 24 * 3600.0
+
+
+def _url_or_auto(value: str) -> str:
+    if value == AUTO:
+        return value
+    try:
+        return broker_url(value)
+    except ValueError as error:
+        msg = f"{error}; or {AUTO}"
+        raise ValueError(msg) from error
 
 
 class Rule(enum.Enum):
@@ -76,9 +89,14 @@ class DataKind(enum.Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BrokerConfig:
-    """`url` is `mqtt://host:port`, or `auto`: a broker on this machine, started and ended with the coordinator."""
+    """`url` is `mqtts://host:port`, `mqtt://host:port`, or `auto`: a broker on this machine, of the coordinator's own.
 
-    url: str = "auto"
+    `tls` has the files for mqtts. `max_packet_bytes` is what the broker takes, for one that cannot say so itself.
+    """
+
+    url: str = text(_url_or_auto, AUTO)
+    tls: TlsFiles | None = None
+    max_packet_bytes: int = number(MIN_PACKET_BYTES, MAX_PACKET_BYTES, MAX_PACKET_BYTES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -250,7 +268,8 @@ class ParticipantConfig:
     """This machine as one more device of the fleet, called `device`, on public data at `path`.
 
     `budget` and `quota`, sizes like 256MB, and the data's fields are as in `device.toml`. `threads` 0: all cores. It
-    counts among `rounds.devices`, and no round opens without it.
+    counts among `rounds.devices`, and no round opens without it. `tls` has its certificate, where the broker wants one:
+    its own, in its own name.
     """
 
     budget: str
@@ -261,6 +280,7 @@ class ParticipantConfig:
     device: str = matching(DEVICE, NAME_RULE, "server")
     threads: int = number(0, 256, 0)
     quota: str = "8GB"
+    tls: TlsFiles | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -355,6 +375,9 @@ def _complaints(config: Config) -> dict[str, bool]:
         "policy.max_upload_bytes and policy.max_task_s are limits of the policy caff": (
             config.policy.name is not PolicyName.CAFF
             and (config.policy.max_upload_bytes or config.policy.max_task_s) > 0
+        ),
+        "participant.tls is missing; broker.url is mqtts://, and every device has a certificate of its own": (
+            config.participant is not None and config.participant.tls is None and config.broker.url.startswith("mqtts:")
         ),
         **_aggregation_complaints(config.aggregation),
         f"training.delta_codec is {codec.value!r}; aggregation.rule {rule.value!r} keeps no residuals; allowed: "

@@ -62,6 +62,7 @@ from coordinator.scribe import write_down
 from coordinator.task_book import TaskMaker
 from coordinator.validate import Accepted, check_delta, expected
 from edge_sdk.wire.blobs import Blob, BlobStore
+from edge_sdk.wire.chunks import chunk_bytes_within
 from edge_sdk.wire.crash_points import crash_point
 from edge_sdk.wire.errors import WireError
 from edge_sdk.wire.manifest import Manifest
@@ -145,6 +146,7 @@ class Daemon:
         if isinstance(happened, Received):
             self._on_received(happened)
         elif isinstance(happened, Connected):
+            self._collector.use_chunks_of(chunk_bytes_within(happened.max_packet_bytes), time.monotonic())
             self._on_connected()
         elif isinstance(happened, Disconnected):
             self._on_disconnected(happened)

@@ -21,6 +21,7 @@ from coordinator.config import Config, ParticipantConfig
 from coordinator.errors import JobError
 from coordinator.places import participant_folder
 from edge_sdk.wire.blobs import written_atomically
+from edge_sdk.wire.endpoint import TlsFiles
 from edge_sdk.wire.errors import last_line
 from edge_sdk.wire.lifeline import end_process, parent_environment
 
@@ -31,8 +32,11 @@ WRONG_INPUT: Final = 2  # the exit status of a device that cannot be what its co
 class Participant:
     """The device's process. It ends with this one, however that ends."""
 
-    def __init__(self, config: Config, participant: ParticipantConfig, broker_url: str) -> None:
+    def __init__(
+        self, config: Config, participant: ParticipantConfig, broker_url: str, *, insecure: bool = False
+    ) -> None:
         """Nothing is started yet."""
+        self._consent = ["--insecure"] if insecure else []
         self._name = participant.device
         self._folder = participant_folder(config)
         self._table = device_table(config, participant, broker_url)
@@ -71,7 +75,7 @@ class Participant:
             file.write(_toml(self._table).encode())
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "edge_sdk.cli", "run", "--config", str(path)],
+                [sys.executable, "-m", "edge_sdk.cli", "run", "--config", str(path), *self._consent],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -96,6 +100,16 @@ def device_table(config: Config, participant: ParticipantConfig, broker_url: str
             "text_column": participant.text_column,
             "label_column": participant.label_column,
         },
+        **({"tls": _files(participant.tls)} if participant.tls is not None else {}),
+        "max_packet_bytes": config.broker.max_packet_bytes,
+    }
+
+
+def _files(tls: TlsFiles) -> dict[str, str]:
+    return {
+        "ca": str(tls.ca.absolute()),
+        "certificate": str(tls.certificate.absolute()),
+        "key": str(tls.key.absolute()),
     }
 
 

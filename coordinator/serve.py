@@ -7,6 +7,7 @@ killed, goes on where it was. Everything that was started here is ended here, wh
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import shutil
 import sys
 import time
@@ -14,10 +15,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, TypeVar, cast
 
-from coordinator.broker import Broker, check_url
+from coordinator.broker import Broker
 from coordinator.builder import Artifact, build, check_initial, require_folders, write_json
-from coordinator.config import Config
+from coordinator.config import AUTO, BrokerConfig, Config
 from coordinator.daemon import Daemon
+from coordinator.errors import ConfigError
 from coordinator.history import History, read_history
 from coordinator.jobs import Done, Failed, Jobs, Line, Progress
 from coordinator.ledger import Ledger
@@ -28,15 +30,17 @@ from coordinator.round_states import State
 from coordinator.screen import Screen, check_line, evaluation_table, result_table
 from edge_sdk.wire.blobs import Blob, BlobStore, written_atomically
 from edge_sdk.wire.crash_points import crash_point
+from edge_sdk.wire.endpoint import check_broker
 from edge_sdk.wire.lifeline import Stop, stop_on_signals
 from edge_sdk.wire.mqtt import MqttTransport
+from edge_sdk.wire.settings import SettingsError
+from edge_sdk.wire.topics import COORDINATOR
 
 T = TypeVar("T")
 
 OK, FAILED, STOPPED = 0, 1, 130
 WAIT_S: Final = 0.1
 CHECKPOINT: Final = "checkpoint"
-AUTO: Final = "auto"
 
 
 class Stopped(Exception):  # noqa: N818 - no error: somebody asked for it
@@ -45,8 +49,7 @@ class Stopped(Exception):  # noqa: N818 - no error: somebody asked for it
 
 def serve(config: Config, screen: Screen, *, insecure: bool) -> int:
     """Run to the end; the exit status. Raises CoordinatorError, OSError, sqlite3.Error."""
-    if config.broker.url != AUTO:
-        check_url(config.broker.url, insecure=insecure)
+    _check_broker(config.broker, insecure=insecure)
     require_folders(config)  # before anything is made
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(stop_on_signals())
@@ -54,12 +57,12 @@ def serve(config: Config, screen: Screen, *, insecure: bool) -> int:
         ledger = stack.enter_context(Ledger(ledger_path(config), config.name, config.digest()))
         jobs = Jobs()
         stack.callback(jobs.close)
-        url, revive = _broker(config, screen, stack)
+        broker, revive = _broker(config, screen, stack)
         try:
             house = House(screen, jobs, stop, revive)
             artifact = house.wait_for("build", lambda say: build(config, jobs, say))
             check_initial(artifact)
-            state = _rounds(config, artifact, ledger, house, url)
+            state = _rounds(config, artifact, ledger, house, broker, insecure=insecure)
             return _finish(config, artifact, house, state)
         except Stopped:
             screen.line("stopped; `fedpeat serve` with the same configuration goes on from here", "yellow")
@@ -103,11 +106,21 @@ def _progress_line(progress: Progress) -> str:
     return f"{progress.job}{of}: {line.get('stage', '')}{level}"
 
 
-def _broker(config: Config, screen: Screen, stack: contextlib.ExitStack) -> tuple[str, Callable[[], bool]]:
-    """The broker's URL, also written to `broker.url` for whoever starts devices, and how to bring it back."""
+def _check_broker(broker: BrokerConfig, *, insecure: bool) -> None:
+    """Raises ConfigError."""
+    if broker.url == AUTO and broker.tls is None:
+        return
+    try:
+        check_broker(broker.url, broker.tls, insecure=insecure)
+    except SettingsError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _broker(config: Config, screen: Screen, stack: contextlib.ExitStack) -> tuple[BrokerConfig, Callable[[], bool]]:
+    """The broker, its URL also written to `broker.url` for whoever starts devices, and how to bring it back."""
     revive: Callable[[], bool] = bool  # a broker that is not ours is not ours to start
     if config.broker.url == AUTO:
-        broker = Broker(config.out / "broker")
+        broker = Broker(config.out / "broker", config.fleet)
         stack.callback(broker.close)
         url, revive = broker.url, broker.revive
         screen.line(f"broker: {broker.what} at {url}, on this machine alone")
@@ -116,14 +129,24 @@ def _broker(config: Config, screen: Screen, stack: contextlib.ExitStack) -> tupl
         screen.line(f"broker: {url}")
     with written_atomically(config.out / "broker.url", "broker-url") as file:
         file.write(f"{url}\n".encode())
-    return url, revive
+    return dataclasses.replace(config.broker, url=url), revive
 
 
-def _rounds(config: Config, artifact: Artifact, ledger: Ledger, house: House, url: str) -> State:
+def _rounds(
+    config: Config, artifact: Artifact, ledger: Ledger, house: House, broker: BrokerConfig, *, insecure: bool
+) -> State:
     with contextlib.ExitStack() as stack:
-        transport = MqttTransport(url, f"{config.fleet}/coordinator")
+        transport = MqttTransport(
+            broker.url,
+            f"{config.fleet}/coordinator",
+            tls=broker.tls,
+            user=COORDINATOR,
+            max_packet_bytes=broker.max_packet_bytes,
+        )
         stack.callback(transport.close)
-        participant = Participant(config, config.participant, url) if config.participant else None
+        participant = (
+            Participant(config, config.participant, broker.url, insecure=insecure) if config.participant else None
+        )
         if participant is not None:
             stack.callback(participant.close)
 

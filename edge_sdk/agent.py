@@ -53,7 +53,7 @@ from edge_sdk.outbox import Outbox
 from edge_sdk.session import Session
 from edge_sdk.store import DeviceStore
 from edge_sdk.supervisor import Post, Supervision, Supervisor, WorkerEvent, WorkerFailed
-from edge_sdk.wire.chunks import read_chunk, requested
+from edge_sdk.wire.chunks import chunk_bytes_within, read_chunk, requested
 from edge_sdk.wire.crash_points import crash_point
 from edge_sdk.wire.errors import IntegrityError, WireError
 from edge_sdk.wire.manifest import Manifest
@@ -135,6 +135,7 @@ class Agent:
             self._on_received(happened)
         elif isinstance(happened, Connected):
             self._say("connected to the broker")
+            self._fetcher.use_chunks_of(chunk_bytes_within(happened.max_packet_bytes))
             self._publish_presence(online=True)
             self._tell(happened)
         elif isinstance(happened, Disconnected):

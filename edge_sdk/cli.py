@@ -56,9 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"fedpeat {importlib.metadata.version('fedpeat')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    command = commands.add_parser("run", help="be a device of a fleet: wait for tasks, train, send deltas")
-    command.add_argument("--config", type=pathlib.Path, required=True, metavar="device.toml")
-    command.set_defaults(run=_run)
+    _add_run(commands.add_parser("run", help="be a device of a fleet: wait for tasks, train, send deltas"))
 
     command = commands.add_parser("doctor", help="check what this device needs; a line and a remedy each")
     command.add_argument("--config", type=pathlib.Path, metavar="device.toml", help="check its broker and store too")
@@ -121,6 +119,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_run(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--config", type=pathlib.Path, required=True, metavar="device.toml")
+    text = "accept a broker on another machine without TLS and certificates"
+    command.add_argument("--insecure", action="store_true", help=text)
+    command.set_defaults(run=_run)
+
+
 def _add_artifact(command: argparse.ArgumentParser) -> None:
     command.add_argument("artifact", type=pathlib.Path, help="an artifact folder, or one .manifest in it")
     command.add_argument("--level", help="which level of the folder")
@@ -157,7 +162,7 @@ def _positive(text: str) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     from edge_sdk.run import run
 
-    return run(arguments.config)
+    return run(arguments.config, insecure=arguments.insecure)
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
@@ -165,7 +170,8 @@ def _doctor(arguments: argparse.Namespace) -> int:
     from edge_sdk.config import load_config
 
     config = load_config(arguments.config) if arguments.config else None
-    return doctor.run(config.broker if config else None, config.store if config else None)
+    endpoint = (config.broker, config.tls) if config else None
+    return doctor.run(endpoint, config.store if config else None)
 
 
 def _probe(arguments: argparse.Namespace) -> int:

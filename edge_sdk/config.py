@@ -8,9 +8,14 @@
     threads = 4                     # default: all cores
     quota = "8GB"                   # of the store
     provider = "cpu"                # or "cuda", where the installed onnxruntime has it
+    max_packet_bytes = 131072       # what the broker takes, for one that cannot say so itself; it matters to few
     [data]
     kind = "text-folder"            # or "csv", "json-lines", "token-arrays"; "image-files", "image-arrays", "idx"
     path = "texts"
+    [tls]                           # for a broker = "mqtts://...": PEM files, made by `fedpeat broker init`
+    ca = "tls/ca.crt"
+    certificate = "tls/client.crt"
+    key = "tls/client.key"
 
 How it is read: `edge_sdk.wire.settings`.
 """
@@ -20,18 +25,17 @@ from __future__ import annotations
 import enum
 import os
 import pathlib
-import re
 from dataclasses import dataclass
 from typing import Final
 
 from edge_sdk.errors import ConfigError
 from edge_sdk.memory import parse_size
 from edge_sdk.providers import Provider
+from edge_sdk.wire.endpoint import TlsFiles, broker_url
 from edge_sdk.wire.settings import SettingsError, matching, number, read_settings, text
 from edge_sdk.wire.topics import DEVICE, FLEET, NAME_RULE
+from edge_sdk.wire.transport import MAX_PACKET_BYTES, MIN_PACKET_BYTES
 
-_PORT: Final = r"[1-9]\d{0,3}|[1-5]\d{4}|6[0-4]\d{3}|65[0-4]\d\d|655[0-2]\d|6553[0-5]"  # 1 to 65535
-BROKER: Final = re.compile(rf"mqtt://[^\s/:@]+(:({_PORT}))?")
 MB: Final = 10**6
 MIN_BYTES, MAX_BYTES = MB, 10**12  # of a budget and of a quota
 MAX_THREADS: Final = 256
@@ -84,13 +88,15 @@ class DeviceConfig:
 
     device: str = matching(DEVICE, NAME_RULE)
     fleet: str = matching(FLEET, NAME_RULE)
-    broker: str = matching(BROKER, "mqtt://host or mqtt://host:port, a port from 1 to 65535")
+    broker: str = text(broker_url)
     budget_bytes: int = text(_size, key="budget")
     store: pathlib.Path
     data: DataConfig
     threads: int = number(1, MAX_THREADS, all_cores)
     quota_bytes: int = text(_size, "8GB", key="quota")
     provider: Provider = Provider.CPU
+    tls: TlsFiles | None = None
+    max_packet_bytes: int = number(MIN_PACKET_BYTES, MAX_PACKET_BYTES, MAX_PACKET_BYTES)
 
 
 def load_config(path: pathlib.Path) -> DeviceConfig:

@@ -6,6 +6,7 @@ one that dies (as onnxruntime 1.21.0 does on the CPU of a Raspberry Pi 3 or 4) i
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import importlib.metadata
 import os
@@ -15,6 +16,7 @@ import re
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -27,7 +29,9 @@ from edge_sdk.environment import training_environment
 from edge_sdk.errors import ConfigError
 from edge_sdk.providers import installed
 from edge_sdk.store import RESERVE_BYTES
+from edge_sdk.wire.endpoint import Address, TlsFiles, address, context, why_no_tls
 from edge_sdk.wire.errors import last_line
+from edge_sdk.wire.settings import SettingsError
 
 OLDEST_PYTHON: Final = (3, 10)
 MACHINES: Final = ("x86_64", "aarch64")
@@ -47,7 +51,6 @@ FEATURES: Final = ("asimd", "asimddp", "asimdhp", "i8mm", "avx2", "avx512f", "av
 LEAN_BYTES: Final = 256 * 10**6  # of memory: less, and hardly any emulator fits
 LEAN_DISK_BYTES: Final = 10**9
 CONNECT_S: Final = 5.0
-PORT: Final = 1883
 ACCEPTED: Final = b"\x20\x02\x00\x00"  # CONNACK: type, length, flags, return code
 # https://docs.oasis-open.org/mqtt/mqtt/v3.1.1, table 3.1
 REFUSALS: Final = {
@@ -82,7 +85,10 @@ class Finding:
         return f"{self.state.value:4}  {self.check:12} {self.text}{remedy}"
 
 
-def run(broker: str | None, store: pathlib.Path | None) -> int:
+Endpoint = tuple[str, TlsFiles | None]  # a broker's URL, and what mqtts needs
+
+
+def run(broker: Endpoint | None, store: pathlib.Path | None) -> int:
     """Check everything and print it; 1 when something prevents work."""
     failed = False
     for finding in findings(broker, store):
@@ -91,7 +97,7 @@ def run(broker: str | None, store: pathlib.Path | None) -> int:
     return int(failed)
 
 
-def findings(broker: str | None, store: pathlib.Path | None) -> Iterator[Finding]:
+def findings(broker: Endpoint | None, store: pathlib.Path | None) -> Iterator[Finding]:
     """One finding after the other, as they are made."""
     yield check_python(sys.version_info[:3], platform.machine())
     for name, module in LIBRARIES.items():
@@ -108,7 +114,7 @@ def findings(broker: str | None, store: pathlib.Path | None) -> Iterator[Finding
     if store is not None:
         yield check_store(store)
     if broker is not None:
-        yield check_broker(broker)
+        yield check_broker(*broker)
 
 
 def check_python(version: tuple[int, ...], machine: str) -> Finding:
@@ -213,25 +219,46 @@ def check_store(folder: pathlib.Path) -> Finding:
     return Finding(State.OK, "store", text)
 
 
-def check_broker(url: str) -> Finding:
-    """Whether the broker answers a CONNECT, and how fast."""
-    host, _, port = url.removeprefix("mqtt://").partition(":")
+def check_broker(url: str, tls: TlsFiles | None = None) -> Finding:
+    """Whether the broker lets us in, and how fast; with `tls`, whether both sides' certificates are in order."""
     begin = time.monotonic()
     try:
-        with socket.create_connection((host, int(port or PORT)), timeout=CONNECT_S) as connection:
+        where = address(url)
+        answer = _knock(where, tls)
+    except (ValueError, SettingsError) as error:
+        return Finding(
+            State.FAIL, "broker", f"{url} cannot be used: {error}", "see broker and tls of the configuration"
+        )
+    except (OSError, OverflowError) as error:  # the latter: a host that cannot be
+        why = getattr(error, "strerror", None) or str(error)
+        return Finding(State.FAIL, "broker", f"{url} cannot be reached: {why}", "is it running, and the address right?")
+    time_ms = (time.monotonic() - begin) * 1e3
+    if len(answer) < len(ACCEPTED) or answer[:2] != ACCEPTED[:2]:
+        remedy = "is the port right? MQTT's is 1883, and 8883 over TLS"
+        return Finding(State.FAIL, "broker", f"{url} does not speak MQTT", remedy)
+    if answer[3]:
+        why = REFUSALS.get(answer[3], f"return code {answer[3]}")
+        return Finding(State.FAIL, "broker", f"{url} refuses us: {why}", "see the broker's log")
+    if not (where.tls or where.is_loopback):
+        return Finding(State.WARN, "broker", f"{url} answered in {time_ms:.0f} ms, without TLS", "use mqtts://")
+    return Finding(State.OK, "broker", f"{url} answered in {time_ms:.0f} ms")
+
+
+def _knock(where: Address, tls: TlsFiles | None) -> bytes:
+    """What a broker answers to a CONNECT. Raises OSError, OverflowError, SettingsError, and ValueError."""
+    wrap = context(tls) if tls is not None else None
+    try:
+        with contextlib.ExitStack() as stack:
+            connection = stack.enter_context(socket.create_connection((where.host, where.port), timeout=CONNECT_S))
+            if wrap is not None:
+                connection = stack.enter_context(wrap.wrap_socket(connection, server_hostname=where.host))
             connection.sendall(_connect_packet(f"fedpeat-doctor-{os.getpid()}"))
             answer = connection.recv(4)
             if answer == ACCEPTED:
                 connection.sendall(b"\xe0\x00")  # DISCONNECT
-    except (OSError, OverflowError, UnicodeError) as error:  # the latter two: a port or host that cannot be
-        why = getattr(error, "strerror", None) or error
-        return Finding(State.FAIL, "broker", f"{url} cannot be reached: {why}", "is it running, and the address right?")
-    if len(answer) < len(ACCEPTED) or answer[:2] != ACCEPTED[:2]:
-        return Finding(State.FAIL, "broker", f"{url} does not speak MQTT", "is the port right? MQTT's is 1883")
-    if answer[3]:
-        why = REFUSALS.get(answer[3], f"return code {answer[3]}")
-        return Finding(State.FAIL, "broker", f"{url} refuses us: {why}", "see the broker's log")
-    return Finding(State.OK, "broker", f"{url} answered in {(time.monotonic() - begin) * 1e3:.0f} ms")
+            return answer
+    except ssl.SSLError as error:
+        raise OSError(why_no_tls(error, where.host, tls) if tls is not None else str(error)) from error
 
 
 def _connect_packet(client_id: str) -> bytes:

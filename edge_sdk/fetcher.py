@@ -17,7 +17,7 @@ from edge_sdk.wire.blobs import Blob, blob_of
 from edge_sdk.wire.chunks import Download
 from edge_sdk.wire.errors import DecodeError, IntegrityError
 from edge_sdk.wire.manifest import MAX_MANIFEST_BYTES, Manifest, decode_manifest
-from edge_sdk.wire.messages import Chunk, ChunkRequest, DeclineReason, Task, TransferRefused
+from edge_sdk.wire.messages import CHUNK_BYTES, Chunk, ChunkRequest, DeclineReason, Task, TransferRefused
 
 AT_ONCE: Final = 3  # downloads side by side: small blobs would else spend their time waiting for an answer
 MANIFESTS: Final = 16  # retained manifests held in memory, at most 64 KiB each
@@ -34,7 +34,7 @@ class Fetcher:
         self._wanted: FetchManifest | FetchFiles | None = None
         self._waiting: deque[Blob] = deque()
         self._running: dict[str, Download] = {}
-        self._ended_bytes = 0
+        self._ended_bytes, self._chunk_bytes = 0, CHUNK_BYTES
         self._retained: dict[str, bytes] = {}
 
     def hold(self, sha256: str, data: bytes) -> None:
@@ -44,6 +44,14 @@ class Fetcher:
             self._retained[sha256] = data
         while len(self._retained) > MANIFESTS:
             del self._retained[next(iter(self._retained))]
+
+    def use_chunks_of(self, chunk_bytes: int) -> None:
+        """Ask for chunks so long from now on: what is half here in others begins anew. Raises OSError."""
+        if chunk_bytes != self._chunk_bytes:
+            self._chunk_bytes = chunk_bytes
+            for sha256, download in list(self._running.items()):
+                self._waiting.appendleft(download.blob)
+                self._end(sha256)
 
     def begin(self, wanted: FetchManifest | FetchFiles) -> Outcome | None:
         """Fetch what `wanted` needs, instead of anything before. Raises OSError."""
@@ -103,7 +111,9 @@ class Fetcher:
     def _requests(self, now_s: float) -> Iterator[ChunkRequest]:
         while self._waiting and len(self._running) < AT_ONCE:
             blob = self._waiting.popleft()
-            self._running[blob.sha256] = Download(self._store.blobs, blob, now_s, self._seed)
+            self._running[blob.sha256] = Download(
+                self._store.blobs, blob, now_s, self._seed, chunk_bytes=self._chunk_bytes
+            )
         for download in self._running.values():
             if request := download.poll(now_s):
                 yield request

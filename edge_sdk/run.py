@@ -16,23 +16,39 @@ from edge_sdk.config import DataConfig, DataKind, load_config
 from edge_sdk.errors import ConfigError, DataError
 from edge_sdk.providers import require
 from edge_sdk.sources import open_source
+from edge_sdk.wire.endpoint import check_broker
 from edge_sdk.wire.lifeline import stop_on_signals
 from edge_sdk.wire.manifest import ImageSpec
 from edge_sdk.wire.mqtt import MqttTransport
+from edge_sdk.wire.settings import SettingsError
 
 STOPPED, INTERRUPTED = 0, 130
 ANY_IMAGE = ImageSpec(3, 32, 32)  # of a model that is not known yet
 
 
-def run(config_path: pathlib.Path) -> int:
-    """Be the device of this configuration until a signal; the exit status. Raises EdgeError, OSError."""
+def run(config_path: pathlib.Path, *, insecure: bool) -> int:
+    """Be the device of this configuration until a signal; the exit status. Raises EdgeError, OSError.
+
+    Another machine's broker needs certificates, unless `insecure`.
+    """
     config = load_config(config_path)
+    try:
+        check_broker(config.broker, config.tls, insecure=insecure)
+    except SettingsError as error:
+        raise ConfigError(str(error)) from error
     _require_data(config.data)
     require(config.provider)
     with contextlib.ExitStack() as stack:
         stack.enter_context(_alone(config.store))
         stop = stack.enter_context(stop_on_signals())
-        transport = MqttTransport(config.broker, f"{config.fleet}/device/{config.device}", Agent.will(config))
+        transport = MqttTransport(
+            config.broker,
+            f"{config.fleet}/device/{config.device}",
+            Agent.will(config),
+            tls=config.tls,
+            user=config.device,
+            max_packet_bytes=config.max_packet_bytes,
+        )
         stack.callback(transport.close)
         agent = Agent(config, transport, _say, _claimed())
         stack.callback(agent.close)

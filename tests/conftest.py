@@ -12,10 +12,10 @@ from collections.abc import Iterator
 import hypothesis
 import pytest
 
-from tests.brokers import Mosquitto, find_mosquitto
+from tests.brokers import Mosquitto
 
 HERE = pathlib.Path(__file__).parent
-BROKERS = {"mosquitto", "first_choice"}  # the fixtures of tests that start a broker
+BROKERS = {"mosquitto", "first_choice", "shared", "house", "fleet"}  # the fixtures of tests that start a broker
 
 # Set before any library reads them. Nothing is fetched from a model hub, no plot opens a window, and torch's threads
 # do not spin while they wait, which beside another busy process is 20 times slower.
@@ -57,10 +57,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture
 def mosquitto(tmp_path: pathlib.Path) -> Iterator[Mosquitto]:
     """A real broker, running; skipped where there is no mosquitto."""
-    program = find_mosquitto()
     folder = tmp_path / "mosquitto"
     folder.mkdir()
-    broker = Mosquitto(program, folder)
+    broker = Mosquitto(folder)
     broker.start()
     yield broker
     broker.kill()

@@ -1,4 +1,5 @@
-"""Bare paho at both ends of a broker: `python -m benchmarks.peers.raw_mqtt publish|count HOST PORT CHUNK_BYTES COUNT`.
+"""Bare paho at both ends of a broker: `python -m benchmarks.peers.raw_mqtt publish|count HOST PORT FLEET CHUNK_BYTES
+COUNT`. They go by names of the fleet, whose broker lets nobody else speak.
 
 `count` prints "ready" when it is subscribed, and then the seconds from the first chunk to the last. `publish` ends when
 the broker has acknowledged all.
@@ -14,19 +15,22 @@ from typing import Any, Final
 from paho.mqtt.client import Client, MQTTMessage
 from paho.mqtt.enums import CallbackAPIVersion
 
-TOPIC: Final = "raw/chunks"
+from edge_sdk.wire.topics import COORDINATOR, Topics
+
+NAME: Final = "raw"
 PATIENCE_S: Final = 120.0
 UNACKNOWLEDGED: Final = 8  # a window, as a device asks for
 
 
-def publish(host: str, port: int, chunk_bytes: int, count: int) -> None:
+def publish(host: str, port: int, topic: str, chunk_bytes: int, count: int) -> None:
     """Send `count` chunks of no meaning. Raises RuntimeError where the broker does not take them."""
     client = Client(CallbackAPIVersion.VERSION2)
+    client.username_pw_set(COORDINATOR)
     client.max_inflight_messages_set(UNACKNOWLEDGED)
     client.connect(host, port)
     client.loop_start()
     payload = bytes(chunk_bytes)
-    sent = [client.publish(TOPIC, payload, qos=1) for _ in range(count)]
+    sent = [client.publish(topic, payload, qos=1) for _ in range(count)]
     sent[-1].wait_for_publish(PATIENCE_S)
     if not sent[-1].is_published():
         msg = "the broker did not take all chunks"
@@ -35,7 +39,7 @@ def publish(host: str, port: int, chunk_bytes: int, count: int) -> None:
     client.loop_stop()
 
 
-def count_chunks(host: str, port: int, chunk_bytes: int, count: int) -> float:
+def count_chunks(host: str, port: int, topic: str, chunk_bytes: int, count: int) -> float:
     """The seconds from the first chunk to the last. Raises RuntimeError where they do not come, or are others."""
     times_s: list[float] = []
     over = threading.Event()
@@ -47,10 +51,11 @@ def count_chunks(host: str, port: int, chunk_bytes: int, count: int) -> float:
             over.set()
 
     client = Client(CallbackAPIVersion.VERSION2)
+    client.username_pw_set(NAME)
     client.on_message = on_message
     client.on_subscribe = lambda *_: print("ready", flush=True)
     client.connect(host, port)
-    client.subscribe(TOPIC, 1)
+    client.subscribe(topic, 1)
     client.loop_start()
     if not over.wait(PATIENCE_S):
         msg = f"{len(times_s)} of {count} chunks came"
@@ -62,12 +67,13 @@ def count_chunks(host: str, port: int, chunk_bytes: int, count: int) -> float:
 
 def main() -> None:
     """Run the command line."""
-    role, host, *numbers = sys.argv[1:]
-    port, chunk_bytes, count = map(int, numbers)
+    role, host, port, fleet, *numbers = sys.argv[1:]
+    chunk_bytes, count = map(int, numbers)
+    topic = Topics(fleet).down(NAME)
     if role == "publish":
-        publish(host, port, chunk_bytes, count)
+        publish(host, int(port), topic, chunk_bytes, count)
     else:
-        print(count_chunks(host, port, chunk_bytes, count), flush=True)
+        print(count_chunks(host, int(port), topic, chunk_bytes, count), flush=True)
 
 
 if __name__ == "__main__":

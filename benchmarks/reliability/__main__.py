@@ -71,9 +71,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _measured(asked: argparse.Namespace, folder: pathlib.Path) -> dict[str, Any]:
     """Every section that is asked for."""
     wanted, found = asked.only or show.SECTIONS, dict[str, Any]()
-    program = find_mosquitto()
+    find_mosquitto()
     if "control" in wanted:
-        push = control.naive_push(program, folder / "push", CHUNKS)
+        push = control.naive_push(folder / "push", CHUNKS)
         found["control"] = control.as_json(push, control.poisoned_mean())
     if "inputs" in wanted:
         inputs = asked.inputs or (QUICK_INPUTS if asked.quick else 1_000_000)
@@ -81,23 +81,23 @@ def _measured(asked: argparse.Namespace, folder: pathlib.Path) -> dict[str, Any]
     if {"kills", "faults"} & set(wanted):
         tiny = swept_artifact(folder / "tiny")
         if "faults" in wanted:
-            found["faults"] = _faults(asked, tiny, program, folder / "faults")
+            found["faults"] = _faults(asked, tiny, folder / "faults")
         if "kills" in wanted:
-            found["kills"] = _kills(asked, tiny, program, folder / "kills")
+            found["kills"] = _kills(asked, tiny, folder / "kills")
     return found
 
 
-def _kills(asked: argparse.Namespace, tiny: Tiny, program: str, folder: pathlib.Path) -> dict[str, Any]:
+def _kills(asked: argparse.Namespace, tiny: Tiny, folder: pathlib.Path) -> dict[str, Any]:
     began_s = time.monotonic()
     wanted = QUICK_CASES if asked.quick else cases()
-    done = sweep(wanted, tiny, program, folder, asked.jobs, _say_case)
+    done = sweep(wanted, tiny, folder, asked.jobs, _say_case)
     return {"of": len(cases()), "cases": [_plain(case) for case in done], "wall_s": time.monotonic() - began_s}
 
 
-def _faults(asked: argparse.Namespace, tiny: Tiny, program: str, folder: pathlib.Path) -> list[dict[str, Any]]:
+def _faults(asked: argparse.Namespace, tiny: Tiny, folder: pathlib.Path) -> list[dict[str, Any]]:
     found = []
     for number, kind in enumerate(QUICK_FAULTS if asked.quick else KINDS):
-        fault = inject(kind, tiny, program, folder / str(number))
+        fault = inject(kind, tiny, folder / str(number))
         _say_fault(fault)
         found.append(_plain(fault))
     return found

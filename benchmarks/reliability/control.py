@@ -25,7 +25,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from coordinator.validate import Accepted, check_delta, expected
 from edge_sdk.wire.delta import Delta, decode_delta
 from edge_sdk.wire.messages import RefusalReason
-from tests.brokers import Mosquitto
+from tests.brokers import Mosquitto, find_mosquitto
 from tests.coordinator import samples
 
 TOPIC: Final = "push"
@@ -46,18 +46,17 @@ class Push:
 class DefaultMosquitto(Mosquitto):
     """As it comes: all its limits are its own."""
 
-    def start(self) -> None:
-        """Without a word about queues. Raises RuntimeError."""
+    def command(self) -> list[str]:
+        """Without a word about queues."""
         configuration = self.folder / "default.conf"
         configuration.write_text(f"listener {self.port} {self.host}\nallow_anonymous true\n")
-        with (self.folder / "default.log").open("ab") as out:
-            self.process = subprocess.Popen([self.program, "-c", str(configuration)], stdout=out, stderr=out)
+        return [find_mosquitto(), "-c", str(configuration)]
 
 
-def naive_push(program: str, folder: pathlib.Path, chunks: int) -> Push:
+def naive_push(folder: pathlib.Path, chunks: int) -> Push:
     """Publish `chunks` to a subscriber that is frozen, let it go on, and count. Raises TimeoutError."""
     folder.mkdir(parents=True)
-    broker = DefaultMosquitto(program, folder)
+    broker = DefaultMosquitto(folder)
     broker.start()
     subscriber = None
     try:

@@ -46,11 +46,11 @@ class Case:
         return self.reached and self.survived and not self.tally.complaints
 
 
-def run_case(process: str, label: str, tiny: Tiny, program: str, folder: pathlib.Path) -> Case:
+def run_case(process: str, label: str, tiny: Tiny, folder: pathlib.Path) -> Case:
     """Kill `process` at `label` in a fleet around `tiny`, whose files lie in `folder`."""
     case, began_s = Case(process, label, scene_of(label)), time.monotonic()
     with contextlib.ExitStack() as stack:
-        one = _Kill(case, tiny, program, folder, stack)
+        one = _Kill(case, tiny, folder, stack)
         try:
             one.run()
             case.survived = True
@@ -67,11 +67,11 @@ def run_case(process: str, label: str, tiny: Tiny, program: str, folder: pathlib
 class _Kill:
     """One case, running."""
 
-    def __init__(self, case: Case, tiny: Tiny, program: str, folder: pathlib.Path, stack: contextlib.ExitStack) -> None:
+    def __init__(self, case: Case, tiny: Tiny, folder: pathlib.Path, stack: contextlib.ExitStack) -> None:
         changes: dict[str, Any] = {}
         if case.scene is Scene.EVALUATES:
             changes["evaluation"] = {"path": _held_out(folder), "rows": 2}
-        self.fleet = Fleet(tiny, program, folder, stack, ROUNDS_OF.get(case.scene), **changes)
+        self.fleet = Fleet(tiny, folder, stack, ROUNDS_OF.get(case.scene), **changes)
         self._case, self._stack = case, stack
         self._armed = "coordinator" if case.process == COORDINATOR else "a"
         self.fleet.may_be_killed = {self._armed}

@@ -85,11 +85,11 @@ class _Run:
         return self.stack.enter_context(proxy)
 
 
-def inject(kind: str, tiny: Tiny, program: str, folder: pathlib.Path) -> Fault:
+def inject(kind: str, tiny: Tiny, folder: pathlib.Path) -> Fault:
     """Do what `kind` names to a fleet around `tiny`, whose files lie in `folder`."""
     fault, began_s = Fault(kind), time.monotonic()
     with contextlib.ExitStack() as stack:
-        run = _Run(Fleet(tiny, program, folder, stack), stack)
+        run = _Run(Fleet(tiny, folder, stack), stack)
         try:
             fault.injected = KINDS[kind](run)
             fault.survived = True

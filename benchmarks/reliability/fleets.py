@@ -57,7 +57,6 @@ class Fleet:
     def __init__(
         self,
         tiny: Tiny,
-        program: str,
         folder: pathlib.Path,
         stack: contextlib.ExitStack,
         rounds: dict[str, Any] | None = None,
@@ -65,7 +64,7 @@ class Fleet:
     ) -> None:
         """A broker and an observer; nobody else yet."""
         (folder / "broker").mkdir(parents=True)
-        self.broker, self.folder = Mosquitto(program, folder / "broker"), folder
+        self.broker, self.folder = Mosquitto(folder / "broker"), folder
         self.broker.start()
         stack.callback(self.broker.kill)
         self.processes = Processes(folder, tiny, self.broker)

@@ -45,7 +45,6 @@ def swept_artifact(folder: pathlib.Path) -> Tiny:
 def sweep(
     cases: Sequence[tuple[str, str]],
     tiny: Tiny,
-    program: str,
     folder: pathlib.Path,
     jobs: int,
     say: Callable[[Case], None],
@@ -54,7 +53,7 @@ def sweep(
 
     def one(number: int, process: str, label: str) -> Case:
         here = folder / f"{number}-{process}-{label}"
-        case = run_case(process, label, tiny, program, here)
+        case = run_case(process, label, tiny, here)
         if case.passed:
             shutil.rmtree(here)
         say(case)

@@ -12,8 +12,17 @@ from typing import Final
 
 from edge_sdk.wire.blobs import Blob, BlobStore
 from edge_sdk.wire.errors import IntegrityError
-from edge_sdk.wire.messages import CHUNK_BYTES, MAX_BITMAP_BYTES, MAX_WINDOW, Chunk, ChunkRequest
+from edge_sdk.wire.messages import (
+    CHUNK_BYTES,
+    CHUNK_OVERHEAD_BYTES,
+    MAX_BITMAP_BYTES,
+    MAX_WINDOW,
+    MIN_CHUNK_BYTES,
+    Chunk,
+    ChunkRequest,
+)
 from edge_sdk.wire.partial import Partial, chunk_count, chunk_length
+from edge_sdk.wire.transport import PACKET_OVERHEAD_BYTES
 
 SAVE_BYTES: Final = 8 << 20  # the most that a kill can cost
 SAVE_S: Final = 2.0  # the same for a slow network
@@ -29,6 +38,12 @@ def requested(request: ChunkRequest, size_bytes: int) -> tuple[int, ...]:
     within = min(room, 8 * len(request.missing))
     missing = int.from_bytes(request.missing, "little") & ((1 << within) - 1)
     return tuple(request.first + k for k in _lowest(missing, request.window))
+
+
+def chunk_bytes_within(max_packet_bytes: int) -> int:
+    """The length of chunks to ask for where a packet may be so long: whole KiB, a quarter of a MiB at most."""
+    room_bytes = max_packet_bytes - PACKET_OVERHEAD_BYTES - CHUNK_OVERHEAD_BYTES
+    return max(MIN_CHUNK_BYTES, min(CHUNK_BYTES, room_bytes // 1024 * 1024))
 
 
 def read_chunk(store: BlobStore, blob: Blob, chunk_bytes: int, index: int) -> Chunk:
@@ -78,6 +93,11 @@ class Download:
         self._patience = _Patience(now_s, seed ^ int(blob.sha256[:8], 16))
         self._unsaved_bytes, self._saved_s, self._restarts = 0, now_s, 0
         self.received_bytes, self.rejected = 0, 0
+
+    @property
+    def blob(self) -> Blob:
+        """What comes."""
+        return self._blob
 
     @property
     def missing_bytes(self) -> int:

@@ -20,9 +20,10 @@ from edge_sdk.wire.blobs import Blob
 from edge_sdk.wire.errors import DecodeError
 
 VERSION = 1
-CHUNK_BYTES = 256 * 1024  # default piece of a blob; every broker we know accepts it
-MAX_CHUNK_BYTES = 1 << 20
-MAX_MESSAGE_BYTES = MAX_CHUNK_BYTES + 4096
+CHUNK_BYTES = 256 * 1024  # piece of a blob, where the broker takes it
+MIN_CHUNK_BYTES, MAX_CHUNK_BYTES = 1024, 1 << 20
+CHUNK_OVERHEAD_BYTES = 4096  # at most, of a message beside a chunk's data
+MAX_MESSAGE_BYTES = MAX_CHUNK_BYTES + CHUNK_OVERHEAD_BYTES
 MAX_WINDOW = 8  # chunks asked for at once: what a slow device costs the broker at most
 MAX_BITMAP_BYTES = 8192  # 65,536 chunks: 16 GiB in chunks of 256 KiB
 MAX_TEXT = 500  # characters of a reason or detail
@@ -325,7 +326,7 @@ class ChunkRequest:
     def __post_init__(self) -> None:
         """Refuse what names no blob, and a request that would cost the sender more than a window."""
         Blob(self.blob, 0)
-        _bounded("chunk_bytes", self.chunk_bytes, 1024, MAX_CHUNK_BYTES)
+        _bounded("chunk_bytes", self.chunk_bytes, MIN_CHUNK_BYTES, MAX_CHUNK_BYTES)
         _bounded("first", self.first, 0, 1 << 40)
         _bounded("missing, in bytes,", len(self.missing), 1, MAX_BITMAP_BYTES)
         _bounded("window", self.window, 1, MAX_WINDOW)

@@ -1,4 +1,7 @@
-"""paho-mqtt behind the seam: MQTT 3.1.1, clean sessions, and a connection that is made again for as long as it takes.
+"""paho-mqtt behind the seam: clean sessions, and a connection that is made again for as long as it takes.
+
+MQTT 5 where the broker has it, else 3.1.1. What 5 adds is told, never needed: how large a packet may be, why
+something was refused; and the broker is told not to send us what no message of ours can be.
 
 One thread of ours owns the socket: it turns paho's `loop()`, which paho offers for foreign event loops, and makes one
 paho client per connection. What paho's own thread would do instead: end for good when a callback raises, with
@@ -11,24 +14,39 @@ from __future__ import annotations
 import contextlib
 import random
 import socket
+import ssl
 import threading
 import time
-import urllib.parse
 from typing import Any, Final
 
 from paho.mqtt.client import Client, MQTTMessage, MQTTMessageInfo
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
 
-from edge_sdk.wire.transport import Connected, Disconnected, Event, Inbox, Received, Will
+from edge_sdk.wire.endpoint import Socket, TlsFiles, address, context, why_no_tls
+from edge_sdk.wire.messages import MAX_MESSAGE_BYTES
+from edge_sdk.wire.transport import (
+    MAX_PACKET_BYTES,
+    MIN_PACKET_BYTES,
+    PACKET_OVERHEAD_BYTES,
+    Connected,
+    Disconnected,
+    Event,
+    Inbox,
+    Received,
+    Will,
+)
 
-PORT: Final = 1883
 KEEPALIVE_S: Final = 15  # a connection that died without a word is noticed after one to two of it
 CONNECT_S: Final = 5.0  # for the broker's host to answer
+ANSWER_S: Final = 10.0  # for the broker itself
 RETRY_S, LONGEST_RETRY_S = 1.0, 30.0  # the waits before jitter: they double from the first to the second
 LOOP_S: Final = 1.0
 GOODBYE_S: Final = 2.0  # for the last words to go out
 MAX_QUEUED: Final = 1000  # messages on their way out
-IN_FLIGHT: Final = 64  # of them, sent and not yet acknowledged
+IN_FLIGHT: Final = 20  # of them, sent and not yet acknowledged; fewer where MQTT 5's broker says so
+V5, V311 = MQTTProtocolVersion.MQTTv5, MQTTProtocolVersion.MQTTv311
 
 
 def retry_after_s(failures: int, spread: random.Random) -> float:
@@ -38,30 +56,57 @@ def retry_after_s(failures: int, spread: random.Random) -> float:
 
 
 class MqttTransport:
-    """A Transport over `url`, mqtt://host[:port]. Connects in the background, now and after every loss.
+    """A Transport over `url`, see `endpoint`. Connects in the background, now and after every loss.
 
     Nothing outlives a connection but the subscriptions: what is published without one is dropped, and so is what was
     not yet sent or acknowledged when one was lost. The layers above ask and offer again after `Connected`.
     """
 
-    def __init__(self, url: str, client_id: str, will: Will | None = None, *, keepalive_s: int = KEEPALIVE_S) -> None:
-        """Begin to connect; that no broker is there is an event. Raises ValueError for a URL that is none of ours."""
-        self._host, self._port = address(url)
-        self._client_id, self._will, self._keepalive_s = client_id, will, keepalive_s
+    def __init__(
+        self,
+        url: str,
+        client_id: str,
+        will: Will | None = None,
+        *,
+        tls: TlsFiles | None = None,
+        user: str = "",
+        max_packet_bytes: int = MAX_PACKET_BYTES,
+        keepalive_s: int = KEEPALIVE_S,
+        newest: MQTTProtocolVersion = V5,
+    ) -> None:
+        """Begin to connect; that no broker is there is an event.
+
+        `user` is the name that a broker without certificates goes by. `max_packet_bytes` is what the broker takes,
+        where it does not say so itself; `newest` the protocol to try first.
+
+        Raises:
+            ValueError: the URL is none of ours.
+            SettingsError: a file of `tls` cannot be used.
+        """
+        self._address, self._files = address(url), tls
+        self._tls = context(tls) if tls is not None else None
+        self._client_id, self._user, self._will, self._keepalive_s = client_id, user, will, keepalive_s
         self._inbox = Inbox()
         self._lock = threading.Lock()  # over the next two: no pattern is missed between them
         self._patterns: list[str] = []
         self._client: Client | None = None  # while connected
         self._last: MQTTMessageInfo | None = None
-        self._reason, self._reported = "", False  # the network thread's own
+        self._configured_bytes = self._max_packet_bytes = max_packet_bytes
+        self._newest = self._protocol = newest  # the network thread's own, as are the next
+        self._in_flight, self._again = IN_FLIGHT, False
+        self._reason, self._reported, self._answered = "", False, False
         self._closing, self._over = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._live, name=f"mqtt-{client_id}", daemon=True)
         self._thread.start()
 
     def publish(self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False) -> None:
-        """See Transport. Dropped without a connection, and while 1,000 messages wait already."""
+        """See Transport. Dropped without a connection, while 1,000 messages wait already, and over the broker's limit.
+
+        A broker answers a packet that is too large by ending the connection: whoever asks for such chunks would
+        silence us.
+        """
         client = self._client
-        if client is not None:
+        if client is not None and len(payload) + PACKET_OVERHEAD_BYTES <= self._max_packet_bytes:
             self._last = client.publish(topic, payload, qos, retain)
 
     def subscribe(self, pattern: str) -> None:
@@ -101,66 +146,115 @@ class MqttTransport:
         failures, spread = 0, random.Random()  # noqa: S311 - no secret
         while not self._closing.is_set():
             began_s = time.monotonic()
-            self._reason, self._reported = "", False
+            self._reason, self._reported, self._again, self._answered = "", False, False, False
             self._connection()
             if self._closing.is_set():
                 return
+            if self._again:  # the broker is there and said how it wants to be spoken to
+                continue
             # Only a connection that lasted ends the series: two clients of one name would else throw each other out
             # as fast as they can.
             lasted = self._reported and time.monotonic() - began_s > LONGEST_RETRY_S
             failures = 1 if lasted else failures + 1
             retry_s = retry_after_s(failures, spread)
             reason = self._reason or "the connection was closed"
-            self._inbox.put(Disconnected(f"{self._host}:{self._port}: {reason}", retry_s))
+            self._inbox.put(Disconnected(f"{self._address.host}:{self._address.port}: {reason}", retry_s))
             self._closing.wait(retry_s)
 
     def _connection(self) -> None:
         """One connection from beginning to end; `_reason` says why it ended."""
-        client = self._new_client()
+        client, wire = self._new_client(), None
         try:
-            client.connect(self._host, self._port, self._keepalive_s)
+            client.connect(self._address.host, self._address.port, self._keepalive_s, **self._connect_options())
+            wire = client.socket()
+            patience_s = time.monotonic() + ANSWER_S
             while client.loop(LOOP_S) == MQTTErrorCode.MQTT_ERR_SUCCESS and not self._over.is_set():
-                pass
+                if not self._answered and time.monotonic() > patience_s:
+                    self._reason = "it took our connection, and never answered"
+                    break
+            if isinstance(wire, Socket) and wire.error is not None:
+                self._reason = self._why(wire.error)
+            elif not self._answered:  # as some who do not know MQTT 5 do, in place of saying so
+                self._protocol = V311 if self._protocol == V5 else self._newest
         except Exception as error:  # noqa: BLE001 - whatever it was, it is reported and the connection is made again
-            self._reason = self._reason or _why(error)
+            self._reason = self._reason or self._why(error)
         finally:
             with self._lock:
                 self._client = None
             if (left := client.socket()) is not None:
                 left.close()
 
+    def _connect_options(self) -> dict[str, Any]:
+        if self._protocol != V5:
+            return {}
+        properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+        properties.MaximumPacketSize = MAX_MESSAGE_BYTES + PACKET_OVERHEAD_BYTES
+        return {"clean_start": True, "properties": properties}
+
     def _new_client(self) -> Client:
         client = Client(
             CallbackAPIVersion.VERSION2,
             client_id=self._client_id,
-            protocol=MQTTProtocolVersion.MQTTv311,
+            protocol=self._protocol,
             reconnect_on_failure=False,
         )
         client.connect_timeout = CONNECT_S
         client.max_queued_messages_set(MAX_QUEUED)
-        client.max_inflight_messages_set(IN_FLIGHT)
+        client.max_inflight_messages_set(self._in_flight)
+        if self._tls is not None:
+            client.tls_set_context(self._tls)
+        if self._user:
+            client.username_pw_set(self._user)
         if self._will is not None:
             client.will_set(self._will.topic, self._will.payload, 1, self._will.retain)
         client.on_connect, client.on_disconnect = self._on_connect, self._on_disconnect
         client.on_subscribe, client.on_message = self._on_subscribe, self._on_message
+        client.on_publish = self._on_publish
         # With this set, paho leaves all writing to `loop()`. Without, the publishing thread would write to the socket
         # beside ours, and a packet that went out in parts would have another one in the middle.
         client.on_socket_register_write = _ignore
         client.on_socket_open = _without_delay
         return client
 
+    def _why(self, error: Exception) -> str:
+        """A failure in a few words."""
+        if isinstance(error, ssl.SSLError) and self._files is not None:
+            return why_no_tls(error, self._address.host, self._files)
+        if isinstance(error, ConnectionResetError) and self._files is not None:
+            return f"{error.strerror}: does it speak TLS there? Its port is 8883, if nothing else was chosen"
+        if isinstance(error, OSError):
+            return error.strerror or str(error)
+        return f"{type(error).__name__}: {error}"
+
     # ---- paho's callbacks, on the network thread: they put, and nothing else
 
-    def _on_connect(self, client: Client, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:  # noqa: ANN401
-        if reason.is_failure:
-            self._end(client, f"the broker refused the connection: {reason}")
-            return
-        with self._lock:
-            self._client, patterns = client, self._patterns[:]
-        if patterns:
-            client.subscribe([(pattern, 1) for pattern in patterns])
+    def _on_connect(self, client: Client, _data: Any, _flags: Any, reason: Any, said: Any) -> None:  # noqa: ANN401
+        self._answered = True
+        if reason.is_failure and self._protocol == V5 and str(reason) == "Unsupported protocol version":
+            self._protocol, self._again = V311, True
+        elif reason.is_failure:
+            self._reason = f"the broker refused the connection: {reason}"
+        elif (limit_bytes := getattr(said, "MaximumPacketSize", MAX_PACKET_BYTES)) < MIN_PACKET_BYTES:
+            self._reason = f"the broker takes {limit_bytes} bytes at once, and must take {MIN_PACKET_BYTES}"
+        elif not self._agree(said):
+            self._again = True
         else:
-            self._report()
+            with self._lock:
+                self._client, patterns = client, self._patterns[:]
+            if patterns:
+                client.subscribe([(pattern, 1) for pattern in patterns])
+            else:
+                self._report()
+            return
+        client.disconnect()
+
+    def _agree(self, said: Properties | None) -> bool:
+        """Take what MQTT 5's broker says of itself; False where that needs another connection."""
+        announced_bytes = getattr(said, "MaximumPacketSize", MAX_PACKET_BYTES)
+        self._max_packet_bytes = min(announced_bytes, self._configured_bytes)
+        in_flight = min(getattr(said, "ReceiveMaximum", IN_FLIGHT), self._in_flight)
+        agreed, self._in_flight = in_flight == self._in_flight, in_flight  # paho takes it before the connection alone
+        return agreed
 
     def _on_subscribe(self, client: Client, _data: Any, _mid: int, reasons: Any, _properties: Any) -> None:  # noqa: ANN401
         refused = [str(reason) for reason in reasons if reason.is_failure]
@@ -171,39 +265,35 @@ class MqttTransport:
 
     def _report(self) -> None:
         self._reported = True
-        self._inbox.put(Connected())
+        self._inbox.put(Connected(self._max_packet_bytes))
 
     def _end(self, client: Client, reason: str) -> None:
         self._reason = reason
         client.disconnect()
 
-    def _on_disconnect(self, _client: Client, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:  # noqa: ANN401
-        if not self._reason:
-            silent = str(reason) == "Keep alive timeout"
-            self._reason = "the broker fell silent" if silent else "the broker closed the connection"
+    def _on_publish(self, client: Client, _data: Any, _mid: int, reason: Any, _properties: Any) -> None:  # noqa: ANN401
+        # Of 3.1.1's brokers none says so: what is not allowed is acknowledged, and gone.
+        if str(reason) == "Not authorized":
+            self._end(client, "the broker refused a message of ours: not authorized; see its access list")
+
+    def _on_disconnect(self, _client: Client, _data: Any, flags: Any, reason: Any, _properties: Any) -> None:  # noqa: ANN401
+        if self._reason:
+            return
+        if flags.is_disconnect_packet_from_server:
+            self._reason = f"the broker ended the connection: {str(reason).lower()}"
+        elif str(reason) == "Keep alive timeout":
+            self._reason = "the broker fell silent"
+        elif not self._answered:
+            certificate = (
+                "is it one of mqtts://?" if self._files is None else f"is {self._files.certificate} one of its?"
+            )
+            self._reason = f"the broker closed the connection without an answer: {certificate}"
+        else:
+            self._reason = "the broker closed the connection"
 
     def _on_message(self, _client: Client, _data: Any, message: MQTTMessage) -> None:  # noqa: ANN401
         with contextlib.suppress(UnicodeDecodeError):  # a topic that is no text is none of ours
             self._inbox.put(Received(message.topic, bytes(message.payload)))
-
-
-def address(url: str) -> tuple[str, int]:
-    """Host and port of mqtt://host[:port], and nothing besides: what we would ignore is refused. Raises ValueError."""
-    parts = urllib.parse.urlsplit(url)
-    extra = (
-        parts.username or parts.password or parts.path.strip("/") or parts.query or parts.fragment or parts.port == 0
-    )
-    if parts.scheme != "mqtt" or not parts.hostname or extra:
-        msg = f"{url!r} is no broker; write mqtt://host:port"
-        raise ValueError(msg)
-    return parts.hostname, parts.port or PORT
-
-
-def _why(error: Exception) -> str:
-    """A failure in a few words."""
-    if isinstance(error, OSError):
-        return error.strerror or str(error)
-    return f"{type(error).__name__}: {error}"
 
 
 def _without_delay(_client: Client, _data: Any, opened: Any) -> None:  # noqa: ANN401

@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Final
 
 from edge_sdk.wire.errors import DecodeError
 
 DEVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 FLEET = DEVICE
+COORDINATOR: Final = "@coordinator"  # what it goes by on a broker: a name that no device can have
 NAME_RULE = "letters, digits, dot, dash, underscore, at most 64"  # what both are, in words
 KINDS = ("manifest", "presence", "up", "down")
 

@@ -18,6 +18,9 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 MESSAGE_BYTES: Final = 256  # what a message costs in memory besides its payload
+MAX_PACKET_BYTES: Final = 268_435_460  # MQTT's own bound: a header of 5 bytes, and what 28 bits can count
+MIN_PACKET_BYTES: Final = 16_384  # a broker that takes less is none for us
+PACKET_OVERHEAD_BYTES: Final = 512  # at most, beside the payload: headers, our longest topic, properties
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +33,12 @@ class Received:
 
 @dataclass(frozen=True, slots=True)
 class Connected:
-    """The broker is there, and every subscription is made. It may have forgotten everything."""
+    """The broker is there, and every subscription is made. It may have forgotten everything.
+
+    It takes packets of at most `max_packet_bytes`, as far as is known.
+    """
+
+    max_packet_bytes: int = MAX_PACKET_BYTES
 
 
 @dataclass(frozen=True, slots=True)

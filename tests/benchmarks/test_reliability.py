@@ -14,7 +14,6 @@ from benchmarks.reliability.faults import QUICK as QUICK_FAULTS
 from benchmarks.reliability.scenes import Scene, cases, scene_of
 from benchmarks.reliability.sweep import QUICK as QUICK_CASES
 from edge_sdk.wire.crash_points import AGENT, COORDINATOR, WORKER, labels
-from tests.brokers import find_mosquitto
 
 TALLY = {"complaints": [], "offered": 4, "receipted": 4, "committed": 4, "aggregated": 4}
 TALLY |= {"duplicated": 0, "lost": 0, "blobs": 9, "wrong_blobs": 0}
@@ -105,6 +104,6 @@ def test_a_plain_mean_takes_what_ours_refuses() -> None:
 @pytest.mark.broker
 def test_a_naive_push_loses_what_was_acknowledged(tmp_path: pathlib.Path) -> None:
     """Every chunk is acknowledged, and those beyond the broker's queue never come."""
-    push = control.naive_push(find_mosquitto(), tmp_path / "push", 1300)
+    push = control.naive_push(tmp_path / "push", 1300)
     assert push.acknowledged == push.published == 1300
     assert 0 < push.received < 1300

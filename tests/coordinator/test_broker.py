@@ -11,8 +11,8 @@ import time
 
 import pytest
 
-from coordinator.broker import Broker, check_url
-from coordinator.errors import BrokerError, ConfigError
+from coordinator.broker import Broker
+from coordinator.errors import BrokerError
 from tests.brokers import find_mosquitto
 
 
@@ -43,7 +43,7 @@ def first_choice(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 
 def test_killed_it_comes_back_on_the_same_port(first_choice: str, tmp_path: pathlib.Path) -> None:
     """After SIGKILL the broker is there again, where devices look for it; closing ends it and forgets the port."""
-    broker = Broker(tmp_path / "broker")
+    broker = Broker(tmp_path / "broker", "garden")
     port, before = port_of(broker), broker.pid
     assert broker.what == first_choice
     assert not broker.revive()
@@ -61,8 +61,8 @@ def test_killed_it_comes_back_on_the_same_port(first_choice: str, tmp_path: path
 @pytest.mark.usefixtures("first_choice")
 def test_a_restarted_coordinator_finds_its_broker(tmp_path: pathlib.Path) -> None:
     """A broker left running by a coordinator that was killed is taken over, not doubled, and ended with the new one."""
-    left = Broker(tmp_path)
-    found = Broker(tmp_path)
+    left = Broker(tmp_path, "garden")
+    found = Broker(tmp_path, "garden")
     assert (found.url, found.pid) == (left.url, left.pid)
     found.close()
     left.close()
@@ -72,7 +72,7 @@ def test_a_restarted_coordinator_finds_its_broker(tmp_path: pathlib.Path) -> Non
 @pytest.mark.usefixtures("first_choice")
 def test_listens_on_loopback_alone(tmp_path: pathlib.Path) -> None:
     """The address is this machine's own, and at another of its addresses nobody answers."""
-    broker = Broker(tmp_path)
+    broker = Broker(tmp_path, "garden")
     assert broker.url.startswith("mqtt://127.0.0.1:")
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.2", port_of(broker)), timeout=1)
@@ -85,7 +85,7 @@ def test_a_port_that_another_program_took_is_said(tmp_path: pathlib.Path) -> Non
         record = tmp_path / "broker.json"
         record.write_text(json.dumps({"pid": 0, "port": other.getsockname()[1]}))
         with pytest.raises(BrokerError, match=r"another program's now: end that, or delete .*broker\.json"):
-            Broker(tmp_path)
+            Broker(tmp_path, "garden")
     assert record.exists()
 
 
@@ -95,24 +95,4 @@ def test_no_broker_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Pa
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
     with pytest.raises(BrokerError, match="install mosquitto"):
-        Broker(tmp_path / "broker")
-
-
-@pytest.mark.parametrize("url", ["mqtt://127.0.0.1:1883", "mqtt://localhost"])
-def test_loopback_is_fine(url: str) -> None:
-    """A broker on this machine needs no word of consent."""
-    assert check_url(url, insecure=False) == url
-
-
-def test_other_machines_need_consent() -> None:
-    """Unencrypted traffic leaves this machine only when somebody said so."""
-    with pytest.raises(ConfigError, match="--insecure"):
-        check_url("mqtt://10.0.0.5", insecure=False)
-    assert check_url("mqtt://10.0.0.5", insecure=True) == "mqtt://10.0.0.5"
-
-
-@pytest.mark.parametrize("url", ["http://x", "", "mqtt://", "mqtt://localhost:99999", "mqtt://localhost:broker"])
-def test_what_is_no_broker_is_refused(url: str) -> None:
-    """Also with consent, with how to write it."""
-    with pytest.raises(ConfigError, match="write mqtt://host:port"):
-        check_url(url, insecure=True)
+        Broker(tmp_path / "broker", "garden")

@@ -72,6 +72,24 @@ def test_deltas_come_side_by_side(collector: Collector, outbox: BlobStore, recei
     assert collector.take_received_bytes() == {}
 
 
+def test_a_broker_that_takes_less_gets_shorter_chunks(
+    collector: Collector, outbox: BlobStore, received: BlobStore
+) -> None:
+    """In the middle of a delta: it is asked for anew in chunks of the new length, and comes whole."""
+    delta = outbox.put(os.urandom(BIG))
+    collector.begin(wanted(delta), LIMIT, 0.0)
+    ((_device, request),) = collector.requests(0.0)
+    collector.take("a", answers(outbox, delta, request)[0], 0.0)
+    collector.use_chunks_of(11 * 1024, 0.0)
+    ((_device, request),) = collector.requests(0.0)
+    assert request.chunk_bytes == 11 * 1024
+    for chunk in answers(outbox, delta, request):
+        collector.take("a", chunk, 0.0)
+    (outcome,) = collect(collector, outbox, {"a": delta})
+    assert isinstance(outcome, Fetched)
+    assert received.read(delta) == outbox.read(delta)
+
+
 def test_a_delta_over_the_limit_is_not_asked_for(collector: Collector, outbox: BlobStore) -> None:
     """The size that is offered is judged before a byte is asked for; the limit itself is allowed."""
     delta = outbox.put(b"x" * 10)

@@ -62,7 +62,7 @@ def test_an_absolute_path_stays(tmp_path: pathlib.Path) -> None:
         ('"pi-1"', '"pi/1"', "device is 'pi/1'; allowed: letters, digits"),
         ('"demo"', '""', "fleet is ''; it must be a text"),
         ('"demo"', '"+"', "fleet is '+'; allowed: letters, digits"),
-        ('"mqtt://127.0.0.1:1883"', '"127.0.0.1"', "broker is '127.0.0.1'; allowed: mqtt://host"),
+        ('"mqtt://127.0.0.1:1883"', '"127.0.0.1"', "broker is '127.0.0.1'; write mqtt://host:port"),
         ('"mqtt://127.0.0.1:1883"', '"mqtt://127.0.0.1:65536"', "a port from 1 to 65535"),
         ('"mqtt://127.0.0.1:1883"', '"mqtt://127.0.0.1:0"', "a port from 1 to 65535"),
         ('[data]\nkind = "text-folder"\npath = "texts"', "", "data is missing"),

@@ -43,7 +43,7 @@ def test_this_machine_can_work(tmp_path: pathlib.Path, capsys: pytest.CaptureFix
 
 def test_a_failure_is_the_exit_status(capsys: pytest.CaptureFixture[str]) -> None:
     """One check that prevents work makes the status 1."""
-    assert doctor.run(f"mqtt://127.0.0.1:{free_port()}", None) == 1
+    assert doctor.run((f"mqtt://127.0.0.1:{free_port()}", None), None) == 1
     assert capsys.readouterr().out.splitlines()[-1].startswith("FAIL  broker ")
 
 

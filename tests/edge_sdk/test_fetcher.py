@@ -103,6 +103,21 @@ def test_a_stopped_fetch_goes_on(place: Place) -> None:
     assert place.sent == sum(counts)
 
 
+def test_a_broker_that_takes_less_gets_shorter_chunks(place: Place) -> None:
+    """In the middle of everything: what was half here is asked for anew, all of it in chunks of the new length."""
+    fetcher = place.fetcher()
+    fetcher.begin(FetchFiles(place.task, place.manifest))
+    assert place.finish(fetcher, chunks=4) is None
+    fetcher.use_chunks_of(11 * 1024)
+    requests = fetcher.requests(0.0)
+    assert isinstance(requests, list)
+    assert {request.chunk_bytes for request in requests} == {11 * 1024}
+    fetcher.stop()
+    fetcher.begin(FetchFiles(place.task, place.manifest))
+    assert isinstance(place.finish(fetcher), FilesHere)
+    assert not place.store.missing(blobs_of(place.task, place.manifest))
+
+
 def test_files_without_room_are_declined_with_their_size(place: Place, tmp_path: pathlib.Path) -> None:
     """What needs more than the quota is declined before a byte comes, with what it needs and what there is."""
     place.store = DeviceStore(tmp_path / "small", 500_000)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -24,7 +25,7 @@ from coordinator.history import History, read_history
 from coordinator.jobs import Jobs
 from edge_sdk.data import write_image_folder
 from edge_sdk.wire import crash_points
-from tests.brokers import Mosquitto
+from tests.brokers import BrokerProcess, FleetMosquitto, Mosquitto
 from tests.models import CORPUS, tiny_model
 
 PATIENCE_S = 120.0
@@ -143,7 +144,7 @@ class Processes:
 
     folder: pathlib.Path
     tiny: Tiny
-    broker: Mosquitto
+    broker: BrokerProcess
     running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     environments: dict[str, dict[str, str]] = field(default_factory=dict)
     wrappers: dict[str, list[str]] = field(default_factory=dict)
@@ -158,18 +159,32 @@ class Processes:
         if not self.out.exists():
             shutil.copytree(self.tiny.artifact, self.out / "artifact")
         path = self.folder / "coordinator.toml"
-        write_toml(path, coordinator_table(self.tiny.model, self.out, broker={"url": self.broker.url}, **changes))
+        broker = {"url": self.broker.url, **self.tls("coordinator")}
+        write_toml(path, coordinator_table(self.tiny.model, self.out, broker=broker, **changes))
         self._start("coordinator", ["-m", "coordinator.cli", "serve", "--config", str(path)], crash)
 
-    def device(self, name: str, budget: str = "300MB", crash: str = "", broker: str = "") -> None:
-        """Start a device, or start it again; over another way to the broker, if one is given."""
+    def device(
+        self, name: str, budget: str = "300MB", crash: str = "", broker: str = "", *, certificate: str = ""
+    ) -> None:
+        """Start a device, or start it again; over another way to the broker, if one is given.
+
+        `certificate` is another's that it shows in place of its own.
+        """
         path = self.folder / f"{name}.toml"
-        write_toml(path, device_table(name, self.folder, broker or self.broker.url, budget))
+        tls = self.tls(f"devices/{certificate or name}")
+        write_toml(path, device_table(name, self.folder, broker or self.broker.url, budget, **tls))
         self._start(name, ["-m", "edge_sdk.cli", "run", "--config", str(path)], crash)
 
     def mark(self, name: str) -> pathlib.Path:
         """What is there once the process, or a worker of it, was killed at its label."""
         return self.folder / f"{name}.killed"
+
+    def tls(self, who: str) -> dict[str, Any]:
+        """The table of that name for a broker that wants certificates; nothing for another."""
+        if not isinstance(self.broker, FleetMosquitto):
+            return {}
+        files = dataclasses.asdict(self.broker.files(who))
+        return {"tls": {name: str(path) for name, path in files.items()}}
 
     def kill(self, name: str) -> None:
         """SIGKILL: nothing is said, nothing is closed."""

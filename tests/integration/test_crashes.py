@@ -15,7 +15,6 @@ from coordinator.errors import LedgerError
 from coordinator.ledger import Ledger
 from coordinator.places import artifact_folder, ledger_path, received_folder
 from edge_sdk.wire.blobs import Blob, BlobStore
-from tests.brokers import find_mosquitto
 from tests.integration.conftest import ROUNDS, Processes, Tiny, assert_counted_once, device_table, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
@@ -174,7 +173,7 @@ def test_a_kill_at_a_labelled_step_loses_nothing(tmp_path: pathlib.Path, tiny: T
 
     These are one of each kind; `python -m benchmarks.reliability` sweeps every label that there is.
     """
-    case = run_case(process, label, tiny, find_mosquitto(), tmp_path / "fleet")
+    case = run_case(process, label, tiny, tmp_path / "fleet")
     assert case.passed, case
     assert case.tally.offered == case.tally.receipted >= case.tally.aggregated > 0
     assert case.tally.wrong_blobs == case.tally.duplicated == case.tally.lost == 0

@@ -14,10 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_sdk.wire.blobs import Blob, BlobStore, blob_of
-from edge_sdk.wire.chunks import LONGEST_WAIT_S, RESTARTS, Download, read_chunk, requested
+from edge_sdk.wire.chunks import LONGEST_WAIT_S, RESTARTS, Download, chunk_bytes_within, read_chunk, requested
 from edge_sdk.wire.errors import IntegrityError
-from edge_sdk.wire.messages import Chunk, ChunkRequest
+from edge_sdk.wire.messages import CHUNK_BYTES, Chunk, ChunkRequest, encode_message
 from edge_sdk.wire.partial import chunk_count
+from edge_sdk.wire.transport import MAX_PACKET_BYTES, MIN_PACKET_BYTES, PACKET_OVERHEAD_BYTES
 from tests.edge_sdk.wire.lines import SIZE, Fate, Line, below, content, line, through_the_wire
 from tests.edge_sdk.wire.strategies import CHUNK_REQUESTS
 
@@ -41,6 +42,16 @@ def test_whatever_the_line_does_the_blob_arrives(size_bytes: int, fates: list[Fa
         assert below(this.target.folder) == [this.target.path(blob.sha256)]
         assert download.missing_bytes == 0
         assert download.poll(this.now_s + 1000) is None
+
+
+@given(st.integers(MIN_PACKET_BYTES, MAX_PACKET_BYTES) | st.integers(MIN_PACKET_BYTES, 1 << 19))
+def test_chunks_fit_into_the_brokers_packets(max_packet_bytes: int) -> None:
+    """With all that a message has beside them; and are no shorter than that asks for."""
+    chunk_bytes = chunk_bytes_within(max_packet_bytes)
+    assert 1024 <= chunk_bytes <= CHUNK_BYTES
+    message = encode_message(Chunk("ab" * 32, chunk_bytes, 1 << 40, (1 << 32) - 1, bytes(chunk_bytes)))
+    assert len(message) + PACKET_OVERHEAD_BYTES <= max_packet_bytes
+    assert chunk_bytes == CHUNK_BYTES or max_packet_bytes - chunk_bytes < 6 * 1024
 
 
 @given(SIZES, st.integers(1, 8))

@@ -1,35 +1,76 @@
-"""paho behind the seam, against a real Mosquitto that is killed, frozen and started again under it."""
+"""paho behind the seam, against real brokers that are killed, frozen and started again under it.
+
+Promise P6: what the seam promises holds alike on Mosquitto and on amqtt, in MQTT 5 and 3.1.1 (amqtt has 3.1.1 alone).
+What is our client's own affair is tested on one of them.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import pathlib
 import random
 import signal
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from paho.mqtt.enums import MQTTProtocolVersion
 
-from edge_sdk.wire.mqtt import LONGEST_RETRY_S, MAX_QUEUED, MqttTransport, retry_after_s
-from edge_sdk.wire.transport import Connected, Disconnected, Event, Received, Will
-from tests.brokers import Mosquitto
+from edge_sdk.wire.mqtt import IN_FLIGHT, LONGEST_RETRY_S, MAX_QUEUED, V5, V311, MqttTransport, retry_after_s
+from edge_sdk.wire.transport import MAX_PACKET_BYTES, Connected, Disconnected, Event, Received, Will
+from tests.brokers import Amqtt, BrokerProcess, Mosquitto
 
 PATIENCE_S = 20.0
 Connect = Callable[..., MqttTransport]
 
 
+@dataclass(frozen=True, slots=True)
+class Combination:
+    """A running broker, and the newest protocol that clients may try."""
+
+    broker: BrokerProcess
+    newest: MQTTProtocolVersion
+
+    @property
+    def url(self) -> str:
+        """Where it is."""
+        return self.broker.url
+
+
+@pytest.fixture(scope="module", params=["mosquitto, 5", "mosquitto, 3.1.1", "amqtt, 5 refused"])
+def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Combination]:
+    """One broker for all tests of a combination."""
+    folder = tmp_path_factory.mktemp("broker")
+    broker: BrokerProcess = Mosquitto(folder) if "mosquitto" in request.param else Amqtt(folder)
+    broker.start()
+    yield Combination(broker, V311 if "3.1.1" in request.param else V5)
+    broker.kill()
+
+
 @pytest.fixture
-def connect() -> Iterator[Connect]:
+def any_broker(shared: Combination) -> Combination:
+    """A combination whose broker runs."""
+    if shared.broker.process is None:
+        shared.broker.start()
+    return shared
+
+
+@pytest.fixture
+def connect(request: pytest.FixtureRequest) -> Iterator[Connect]:
     """Makes transports, and closes them afterwards; none may leave a thread behind."""
+    conforming = "any_broker" in request.fixturenames
+    newest = request.getfixturevalue("any_broker").newest if conforming else V5
     with contextlib.ExitStack() as stack:
 
-        def make(url: str, name: str, will: Will | None = None, keepalive_s: int = 15) -> MqttTransport:
-            transport = MqttTransport(url, name, will, keepalive_s=keepalive_s)
+        def make(url: str, name: str, will: Will | None = None, **options: Any) -> MqttTransport:
+            transport = MqttTransport(url, name, will, newest=newest, **options)
             stack.callback(transport.close)
             return transport
 
@@ -62,10 +103,11 @@ def descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - counts, and makes no paths
 
 
-def test_what_is_published_arrives(mosquitto: Mosquitto, connect: Connect) -> None:
+def test_what_is_published_arrives(any_broker: Combination, connect: Connect) -> None:
     """Both qualities of service, in order, at a subscriber by wildcard; bytes are bytes."""
-    listener, sender = connect(mosquitto.url, "listener"), connect(mosquitto.url, "sender")
+    listener = connect(any_broker.url, "listener")
     listener.subscribe("fleet/+/up")
+    sender = connect(any_broker.url, "sender")
     for transport in (listener, sender):
         assert heard(transport, Connected) == [Connected()]
     payload = bytes(range(256))
@@ -77,9 +119,9 @@ def test_what_is_published_arrives(mosquitto: Mosquitto, connect: Connect) -> No
     assert listener.receive(0.2) is None
 
 
-def test_a_subscription_after_the_connection_works_too(mosquitto: Mosquitto, connect: Connect) -> None:
+def test_a_subscription_after_the_connection_works_too(any_broker: Combination, connect: Connect) -> None:
     """And it makes no second Connected."""
-    transport = connect(mosquitto.url, "late")
+    transport = connect(any_broker.url, "late")
     assert heard(transport, Connected) == [Connected()]
     transport.subscribe("t")
     transport.subscribe("t")
@@ -88,53 +130,59 @@ def test_a_subscription_after_the_connection_works_too(mosquitto: Mosquitto, con
     assert transport.receive(0.2) is None
 
 
-def test_retained_messages_wait_and_are_cleared(mosquitto: Mosquitto, connect: Connect) -> None:
+def test_retained_messages_wait_and_are_cleared(any_broker: Combination, connect: Connect) -> None:
     """Who comes later gets the last one; after an empty one, nothing."""
-    sender = connect(mosquitto.url, "sender")
+    sender = connect(any_broker.url, "sender")
     heard(sender, Connected)
     for payload in (b"1", b"2"):
         sender.publish("kept", payload, retain=True)
     sender.close()
-    second = connect(mosquitto.url, "second")
+    second = connect(any_broker.url, "second")
     second.subscribe("kept")
     assert Received("kept", b"2") in heard(second, Received)
     second.publish("kept", b"", retain=True)
     assert Received("kept", b"") in heard(second, Received)
-    third = connect(mosquitto.url, "third")
+    third = connect(any_broker.url, "third")
     third.subscribe("kept")
     heard(third, Connected)
     assert third.receive(0.3) is None
 
 
-def test_megabytes_go_both_ways_at_once(mosquitto: Mosquitto, connect: Connect) -> None:
+def test_megabytes_go_both_ways_at_once(any_broker: Combination, connect: Connect) -> None:
     """Payloads of 1 MiB between small ones, while the same client receives its own: whole, in order, none lost.
 
     A packet this large leaves in parts; nothing else may be written to the socket between them.
     """
-    listener, sender = connect(mosquitto.url, "listener"), connect(mosquitto.url, "sender")
+    listener, sender = connect(any_broker.url, "listener"), connect(any_broker.url, "sender")
     for transport in (listener, sender):
         transport.subscribe("big/+")
         heard(transport, Connected)
+        transport.publish("big/ready", b"")
+        assert message(transport).topic == "big/ready"  # a subscription after Connected is made by then
+    assert message(listener).topic == "big/ready"
     sent = []
     for k in range(24):
         sent += [Received("big/chunk", bytes([k]) * (1 << 20)), Received("big/note", bytes([k]))]
         for each in sent[-2:]:
             sender.publish(each.topic, each.payload)
     for transport in (listener, sender):
-        assert all(message(transport) == expected for expected in sent)
+        came = [message(transport) for _ in sent]
+        assert [(one.topic, len(one.payload), one.payload[0]) for one in came] == [
+            (one.topic, len(one.payload), one.payload[0]) for one in sent
+        ]
 
 
-def test_a_will_is_for_sockets_that_die(mosquitto: Mosquitto, connect: Connect) -> None:
+def test_a_will_is_for_sockets_that_die(any_broker: Combination, connect: Connect) -> None:
     """A connection that breaks: the will, retained. One that is closed: no will, and the last words arrive."""
-    listener = connect(mosquitto.url, "listener")
+    listener = connect(any_broker.url, "listener")
     listener.subscribe("presence/+")
     heard(listener, Connected)
-    orderly = connect(mosquitto.url, "orderly", Will("presence/orderly", b"died"))
+    orderly = connect(any_broker.url, "orderly", Will("presence/orderly", b"died"))
     heard(orderly, Connected)
     orderly.publish("presence/orderly", b"bye", retain=True)
     orderly.close()
     assert message(listener) == Received("presence/orderly", b"bye")
-    unlucky = connect(mosquitto.url, "unlucky", Will("presence/unlucky", b"died"))
+    unlucky = connect(any_broker.url, "unlucky", Will("presence/unlucky", b"died"))
     heard(unlucky, Connected)
     assert unlucky._client is not None
     wire = unlucky._client.socket()
@@ -143,30 +191,111 @@ def test_a_will_is_for_sockets_that_die(mosquitto: Mosquitto, connect: Connect) 
     assert message(listener) == Received("presence/unlucky", b"died")
     assert isinstance(heard(unlucky, Disconnected)[-1], Disconnected)
     assert heard(unlucky, Connected) == [Connected()]
-    witness = connect(mosquitto.url, "witness")
+    witness = connect(any_broker.url, "witness")
     witness.subscribe("presence/unlucky")
     assert Received("presence/unlucky", b"died") in heard(witness, Received)
 
 
-def test_a_broker_that_was_killed_is_found_again(mosquitto: Mosquitto, connect: Connect) -> None:
+def test_a_broker_that_was_killed_is_found_again(any_broker: Combination, connect: Connect) -> None:
     """Disconnected with a reason and a time, then Connected; subscriptions are back, what was said meanwhile is not."""
-    transport = connect(mosquitto.url, "steady")
+    transport = connect(any_broker.url, "steady")
     transport.subscribe("t/#")
     heard(transport, Connected)
     before = descriptors()
     for life in range(2):
-        mosquitto.kill()
+        any_broker.broker.kill()
         lost = heard(transport, Disconnected)[-1]
         assert isinstance(lost, Disconnected)
-        assert str(mosquitto.port) in lost.reason
+        assert str(any_broker.broker.port) in lost.reason
         assert 0.5 <= lost.retry_s <= LONGEST_RETRY_S
         transport.publish("t/x", b"meanwhile")
-        mosquitto.start()
+        any_broker.broker.start()
         *_, last = heard(transport, Connected)
         assert last == Connected()
         transport.publish("t/x", bytes([life]))
         assert message(transport) == Received("t/x", bytes([life]))
     assert descriptors() == before
+
+
+def test_the_newest_protocol_that_a_broker_has(any_broker: Combination, connect: Connect) -> None:
+    """MQTT 5 where both may; a broker that refuses it is spoken to in 3.1.1 at once, without a Disconnected."""
+    transport = connect(any_broker.url, "polyglot")
+    assert heard(transport, Connected) == [Connected()]
+    assert transport._client is not None
+    is_five = isinstance(any_broker.broker, Mosquitto) and any_broker.newest == V5
+    assert transport._client.protocol == (V5 if is_five else V311)
+
+
+@pytest.mark.parametrize("newest", [V5, V311])
+def test_what_a_broker_does_not_take_is_not_sent(tmp_path: pathlib.Path, newest: MQTTProtocolVersion) -> None:
+    """A packet over its limit would end the connection. MQTT 5's says the limit, for 3.1.1's it is configured."""
+    broker = Mosquitto(tmp_path, lines="allow_anonymous true\nmax_packet_size 20000\n")
+    broker.start()
+    configured = 20_000 if newest == V311 else MAX_PACKET_BYTES
+    transport = MqttTransport(broker.url, "careful", newest=newest, max_packet_bytes=configured)
+    try:
+        transport.subscribe("t")
+        assert heard(transport, Connected) == [Connected(20_000)]
+        transport.publish("t", bytes(20_000))
+        transport.publish("t", bytes(19_000))
+        assert message(transport) == Received("t", bytes(19_000))
+    finally:
+        transport.close()
+        broker.kill()
+
+
+@pytest.mark.parametrize(("line", "words"), [("max_packet_size 10000", "10000 bytes at once, and must take 16384")])
+def test_a_broker_that_takes_too_little_is_said(tmp_path: pathlib.Path, line: str, words: str) -> None:
+    """Where not even our shortest chunks pass, no Connected comes."""
+    broker = Mosquitto(tmp_path, lines=f"allow_anonymous true\n{line}\n")
+    broker.start()
+    transport = MqttTransport(broker.url, "large")
+    try:
+        event = transport.receive(PATIENCE_S)
+        assert isinstance(event, Disconnected)
+        assert words in event.reason
+    finally:
+        transport.close()
+        broker.kill()
+
+
+def test_a_broker_that_takes_few_at_once_gets_few_at_once(tmp_path: pathlib.Path) -> None:
+    """Its Receive Maximum is kept, though 3 is less than what every broker takes; all that is sent arrives."""
+    broker = Mosquitto(tmp_path, lines="allow_anonymous true\nmax_inflight_messages 3\n")
+    broker.start()
+    transport = MqttTransport(broker.url, "modest")
+    try:
+        transport.subscribe("t")
+        assert heard(transport, Connected) == [Connected()]
+        assert transport._client is not None
+        assert transport._client.max_inflight_messages == 3 < IN_FLIGHT
+        for k in range(100):
+            transport.publish("t", bytes([k]))
+        assert [message(transport).payload for _ in range(100)] == [bytes([k]) for k in range(100)]
+    finally:
+        transport.close()
+        broker.kill()
+
+
+def test_a_message_that_is_not_allowed_is_said(tmp_path: pathlib.Path) -> None:
+    """By MQTT 5's broker, which does not just drop it: the connection ends with the reason, and is made again."""
+    (tmp_path / "acl").write_text("topic readwrite allowed\n")
+    broker = Mosquitto(tmp_path, lines=f"allow_anonymous true\nacl_file {tmp_path / 'acl'}\n")
+    broker.start()
+    transport = MqttTransport(broker.url, "bold")
+    try:
+        transport.subscribe("allowed")
+        heard(transport, Connected)
+        transport.publish("allowed", b"x")
+        assert message(transport) == Received("allowed", b"x")
+        transport.publish("forbidden", b"x")
+        lost = heard(transport, Disconnected)[-1]
+        assert isinstance(lost, Disconnected)
+        assert "refused a message of ours: not authorized" in lost.reason
+        heard(transport, Connected)
+    finally:
+        transport.close()
+        broker.kill()
 
 
 def test_a_broker_that_comes_late_is_found(mosquitto: Mosquitto, connect: Connect) -> None:
@@ -229,7 +358,7 @@ def test_publishing_never_blocks_and_its_queue_is_bounded(mosquitto: Mosquitto, 
 
 @contextlib.contextmanager
 def _refusing(connack: int, suback: int) -> Iterator[str]:
-    """A broker that gives every connection these return codes (MQTT 3.1.1, sections 3.2 and 3.9), and says no more."""
+    """A broker of MQTT 3.1.1 alone that gives every connection these return codes (sections 3.2 and 3.9)."""
     with socket.create_server(("127.0.0.1", 0)) as door:
 
         def serve() -> None:
@@ -237,16 +366,18 @@ def _refusing(connack: int, suback: int) -> Iterator[str]:
                 while True:
                     client, _ = door.accept()
                     with client, client.makefile("rb") as packets:
-                        packets.read(packets.read(2)[1])
-                        client.sendall(bytes([0x20, 2, 0, connack]))
+                        level = packets.read(packets.read(2)[1])[6]
+                        client.sendall(bytes([0x20, 2, 0, connack if level == 4 else 1]))
                         if subscribe := packets.read(2):  # nothing comes from one that was not let in
                             client.sendall(bytes([0x90, 3, *packets.read(subscribe[1])[:2], suback]))
                         packets.read()
 
-        server = threading.Thread(target=serve)
+        server = threading.Thread(target=serve, daemon=True)
         server.start()
-        yield f"mqtt://127.0.0.1:{door.getsockname()[1]}"
-        door.shutdown(socket.SHUT_RDWR)
+        try:
+            yield f"mqtt://127.0.0.1:{door.getsockname()[1]}"
+        finally:
+            door.shutdown(socket.SHUT_RDWR)
     server.join()
 
 
@@ -265,9 +396,9 @@ def test_who_is_refused_is_told(connect: Connect, connack: int, suback: int, wor
         transport.close()
 
 
-def test_two_of_one_name_throw_each_other_out_ever_more_slowly(mosquitto: Mosquitto, connect: Connect) -> None:
+def test_two_of_one_name_throw_each_other_out_ever_more_slowly(any_broker: Combination, connect: Connect) -> None:
     """The one that is thrown out waits longer each time: a short connection does not count as success."""
-    first, _second = connect(mosquitto.url, "twin"), connect(mosquitto.url, "twin")
+    first, _second = connect(any_broker.url, "twin"), connect(any_broker.url, "twin")
     waits = []
     for _ in range(2):
         event = heard(first, Disconnected)[-1]
