@@ -31,7 +31,7 @@ import numpy as np
 
 from benchmarks import fleet, reviews, studies
 from benchmarks.machine import machine, write_json
-from coordinator.aggregate.rules import Contribution, aggregate
+from coordinator.aggregate.rules import Aggregate, Contribution, aggregate
 from coordinator.config import AggregationConfig, Rule, rules_for
 from coordinator.task_book import FROZEN
 from edge_sdk.engine.optimizers import AdamW
@@ -200,7 +200,9 @@ def play(rule: Rule, how: DeltaCodec, remedy: str, seed: int) -> tuple[int, floa
             size_bytes = delta_bytes(tensors)
             came = Delta({name: unpack_array(tensor) for name, tensor in tensors.items()})
             contributions.append(Contribution(came, ROWS))
-        adapter = dict(aggregate(AggregationConfig(rule=rule), adapter, contributions, {}).adapter)
+        result = aggregate(AggregationConfig(rule=rule), adapter, contributions, {})
+        assert isinstance(result, Aggregate)
+        adapter = dict(result.adapter)
     return size_bytes, unexplained(adapter, devices)
 
 

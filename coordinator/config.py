@@ -10,6 +10,7 @@ import pathlib
 from dataclasses import dataclass
 
 from coordinator.errors import ConfigError
+from coordinator.guards import ChecksConfig, Estimator
 from coordinator.pace import Pace
 from edge_sdk.wire.codecs import NEEDS_RESIDUAL
 from edge_sdk.wire.endpoint import TlsFiles, broker_url
@@ -174,7 +175,7 @@ class RoundsConfig:
     The first round waits up to `wait_s` for `devices` of them, and then for `min_devices` as long as it takes. At most
     `participants` take part in a round, drawn anew for each attempt (0: all that are there). A round closes when every
     device that took part has answered, or after `deadline_s`; with fewer than `quorum` results it is repeated, at most
-    `attempts` times in all.
+    `attempts` times in all (0: until there are enough).
     """
 
     count: int = number(1, 100_000)
@@ -184,7 +185,7 @@ class RoundsConfig:
     quorum: int = number(1, MAX_DEVICES, 1)
     deadline_s: float = number(1, WEEK_S, 600)
     wait_s: float = number(0, WEEK_S, 60)
-    attempts: int = number(1, 1000, 3)
+    attempts: int = number(0, 1000, 3)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -224,12 +225,16 @@ class TransferConfig:
 class AggregationConfig:
     """How deltas become the next adapter. A delta longer than `clip_norm` is scaled down to it; 0: none is.
 
+    `estimator` is what is taken of a round's deltas; beside the mean, it withstands `byzantine` of them that lie.
+
     `learning_rate` is the server's: 1, unless it is given. `beta1` is the momentum of fedavgm and fedadam, `beta2` and
     `tau` are fedadam's.
     """
 
     rule: Rule = Rule.AUTO
     mean_over: MeanOver = MeanOver.TRAINED
+    estimator: Estimator = Estimator.MEAN
+    byzantine: int = number(0, MAX_DEVICES, 0)
     clip_norm: float = number(0, 1e9, 0)
     optimizer: ServerOptimizer = ServerOptimizer.FEDAVG
     learning_rate: float | None = number(1e-6, 100, None)
@@ -298,6 +303,7 @@ class Config:
     adapter: AdapterConfig = AdapterConfig()
     transfer: TransferConfig = TransferConfig()
     aggregation: AggregationConfig = AggregationConfig()
+    checks: ChecksConfig = dataclasses.field(default_factory=ChecksConfig)
     policy: PolicyConfig = PolicyConfig()
     evaluation: EvaluationConfig | None = None
     public: PublicConfig | None = None
@@ -380,6 +386,7 @@ def _complaints(config: Config) -> dict[str, bool]:
             config.participant is not None and config.participant.tls is None and config.broker.url.startswith("mqtts:")
         ),
         **_aggregation_complaints(config.aggregation),
+        **_estimator_complaints(config),
         f"training.delta_codec is {codec.value!r}; aggregation.rule {rule.value!r} keeps no residuals; allowed: "
         f"{', '.join(c.value for c in DeltaCodec if c not in NEEDS_RESIDUAL)}": (
             codec in NEEDS_RESIDUAL and not rule.keeps_coordinates
@@ -421,6 +428,33 @@ def _aggregation_complaints(aggregation: AggregationConfig) -> dict[str, bool]:
         "aggregation.beta1 is for fedavgm and fedadam": averages and aggregation.beta1 != default.beta1,
         "aggregation.beta2 is for fedadam": not adapts and aggregation.beta2 != default.beta2,
         "aggregation.tau is for fedadam": not adapts and aggregation.tau != default.tau,
+    }
+
+
+def _estimator_complaints(config: Config) -> dict[str, bool]:
+    aggregation, quorum = config.aggregation, config.rounds.quorum
+    estimator, liars = aggregation.estimator, aggregation.byzantine
+    robust, name, least = estimator is not Estimator.MEAN, estimator.value, estimator.least(liars)
+    return {
+        "aggregation.byzantine is for the estimators median, trimmed-mean and multi-krum": liars > 0 and not robust,
+        f"aggregation.byzantine is missing: how many deltas of a round {name} has to withstand": (
+            robust and liars == 0
+        ),
+        f"rounds.quorum is {quorum}; {name} withstands {liars} deltas that lie among {least} or more: "
+        f"set rounds.quorum to {least} at least, or byzantine lower": robust and quorum < least,
+        f"aggregation.estimator is {name!r}, which is taken number by number; the numbers of LoRA's factors mean "
+        "nothing apart where both train: set aggregation.rule = 'freeze-a', or estimator = 'multi-krum'": (
+            estimator.by_number and aggregation.rule is Rule.LORA_SVD
+        ),
+        f"aggregation.estimator is {name!r}; most numbers of a delta in top-k are zero, and so is the middle of them: "
+        "choose another training.delta_codec": (
+            estimator.by_number and config.training.delta_codec is DeltaCodec.TOP_K
+        ),
+        "aggregation.estimator is 'multi-krum', which needs deltas of the same tensors; levels keep or train different "
+        "layers: choose median or trimmed-mean, or make the levels alike": (
+            estimator is Estimator.MULTI_KRUM
+            and len({(level.layers, level.train_last, level.drop) for level in config.levels}) > 1
+        ),
     }
 
 

@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from coordinator.aggregate.blobs import NextAdapter, adapter_at_rank, aggregate_blobs
+from coordinator.aggregate.rules import NoAggregate
 from coordinator.builder import Artifact
 from coordinator.collector import Collector, Fetched, Unfetched
 from coordinator.config import Config
@@ -35,6 +36,7 @@ from coordinator.events import (
     GiveTask,
     HelloHeard,
     Instruction,
+    NoAdapter,
     OfferAgain,
     OpenRound,
     PresenceHeard,
@@ -47,6 +49,7 @@ from coordinator.events import (
     StopAsked,
     Tick,
 )
+from coordinator.guards import OverNorm
 from coordinator.history import EvaluationRow, read_history
 from coordinator.jobs import Done, Failed, Jobs, Line, Outcome
 from coordinator.ledger import Ledger
@@ -60,7 +63,7 @@ from coordinator.rounds import Plan, Rounds
 from coordinator.screen import Screen, board
 from coordinator.scribe import write_down
 from coordinator.task_book import TaskMaker
-from coordinator.validate import Accepted, check_delta, expected
+from coordinator.validate import Accepted, Expected, check_delta, expected
 from edge_sdk.wire.blobs import Blob, BlobStore
 from edge_sdk.wire.chunks import chunk_bytes_within
 from edge_sdk.wire.crash_points import crash_point
@@ -280,7 +283,7 @@ class Daemon:
             self._aggregate(instruction)
 
     def _fetch(self, wanted: FetchDelta) -> None:
-        limit = expected(wanted.task, wanted.device, self._manifest(wanted.level)).max_bytes
+        limit = self._expected(wanted).max_bytes
         self._collected(self._collector.begin(wanted, limit, time.monotonic()))
 
     def _collected(self, outcome: Fetched | Unfetched | None) -> None:
@@ -293,7 +296,7 @@ class Daemon:
     def _judge(self, fetched: Fetched) -> None:
         wanted = fetched.wanted
         data = self._received.read(wanted.delta)
-        verdict = check_delta(data, expected(wanted.task, wanted.device, self._manifest(wanted.level)))
+        verdict = check_delta(data, self._expected(wanted))
         if not isinstance(verdict, Accepted):
             if not self._ledger.is_committed(wanted.delta.sha256):  # another's good delta has another's right to stay
                 self._received.remove(wanted.delta.sha256)
@@ -301,7 +304,7 @@ class Daemon:
             return
         crash_point("delta.judged")
         task_id, report = wanted.task.task_id, wanted.report
-        self._ledger.commit_result(wanted.device, task_id, wanted.delta, verdict.examples, report)
+        self._ledger.commit_result(wanted.device, task_id, wanted.delta, verdict.examples, verdict.size, report)
         loss = f"loss {report.loss_before:.3f} -> {report.loss_after:.3f}"
         peak = f"peak {report.peak_bytes / 1e6:.0f} of {report.budget_bytes / 1e6:.0f} MB"
         size = f"{len(data) / 1e6:.2f} MB in {wanted.task.delta_codec.value}"
@@ -314,16 +317,27 @@ class Daemon:
         self._screen.line(f"{wanted.device}: delta refused, {reason.value}: {detail}", "red")
         self._tell(ResultRefused(wanted.task.task_id, reason, detail))
 
+    def _expected(self, wanted: FetchDelta) -> Expected:
+        checks, limit = self._config.checks, None
+        if checks.over_norm is OverNorm.REFUSE:
+            limit = checks.size_limit(self._ledger.sizes(wanted.task.round))
+        return expected(wanted.task, wanted.device, self._manifest(wanted.level), limit)
+
     # ---- jobs
 
     def _aggregate(self, asked: AggregateRound) -> None:
         config, store, received = self._config.aggregation, self._artifact.store, self._received
         moments, deltas = self._ledger.moments(asked.round - 1), self._ledger.deltas(asked.task_ids)
+        # In the first round there is nothing before to hold deltas to: they are held to each other.
+        sizes = self._ledger.sizes(asked.round) or self._ledger.sizes_of(asked.task_ids)
+        size_limit = self._config.checks.size_limit(sizes)
 
-        def work(_say: Callable[[Line], None]) -> tuple[AggregateRound, NextAdapter, Mapping[str, Blob]]:
+        def work(_say: Callable[[Line], None]) -> NoAdapter | tuple[AggregateRound, NextAdapter, Mapping[str, Blob]]:
             crash_point("aggregate.begun")
-            made = aggregate_blobs(config, store, received, asked.adapter, moments, deltas)
+            made = aggregate_blobs(config, store, received, asked.adapter, moments, deltas, size_limit)
             crash_point("aggregate.made")
+            if isinstance(made, NoAggregate):
+                return NoAdapter(asked.round, made.why)
             return asked, made, self._narrowed(made.blob)
 
         self._jobs.start(f"aggregation of round {asked.round}", AGGREGATE, work)
@@ -339,6 +353,8 @@ class Daemon:
             raise JobError(msg) from outcome.error
         elif isinstance(outcome.value, EvaluationRow):
             self._on_evaluation(outcome.value)
+        elif isinstance(outcome.value, NoAdapter):
+            self._tell(outcome.value)
         elif isinstance(outcome.value, tuple):
             self._on_aggregate(*outcome.value)
 
@@ -386,4 +402,5 @@ class Daemon:
             levels=tuple(built.level(training.delta_codec) for built in levels.values()),
             artifacts={name: built.blob for name, built in levels.items()},
             needed=frozenset({self._config.participant.device} if self._config.participant else ()),
+            checks=self._config.checks,
         )

@@ -10,6 +10,7 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from coordinator.quarantine import Spell
 from edge_sdk.wire.blobs import Blob
 from edge_sdk.wire.messages import (
     Hello,
@@ -128,6 +129,14 @@ class AdapterReady:
 
 
 @dataclass(frozen=True, slots=True)
+class NoAdapter:
+    """The deltas of `round` do not have what the configuration's estimator needs; they are not used."""
+
+    round: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Time passed."""
 
@@ -148,6 +157,7 @@ Event = (
     | ResultRefused
     | Reconnected
     | AdapterReady
+    | NoAdapter
     | Tick
     | StopAsked
 )
@@ -229,6 +239,13 @@ class SendReceipt:
 
 
 @dataclass(frozen=True, slots=True)
+class SitOut:
+    """Say that a device had too many deltas refused; that it sits out follows from the refusals in the ledger."""
+
+    spell: Spell
+
+
+@dataclass(frozen=True, slots=True)
 class RepeatRound:
     """Write that this attempt came to nothing, and say why."""
 
@@ -268,6 +285,7 @@ Instruction = (
     | RecordFailure
     | FetchDelta
     | SendReceipt
+    | SitOut
     | RepeatRound
     | AggregateRound
     | Finish

@@ -18,7 +18,10 @@ ROW_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class ResultRow:
-    """One accepted delta, and the blob that it is, in the codec that its task asked for."""
+    """One accepted delta, and the blob that it is, in the codec that its task asked for.
+
+    `size` is the root mean square of its numbers as it came.
+    """
 
     round: int
     attempt: int
@@ -27,6 +30,7 @@ class ResultRow:
     sha256: str
     size_bytes: int
     examples: int
+    size: float
     report: Report
     codec: DeltaCodec
 
@@ -149,7 +153,7 @@ def _opened(path: pathlib.Path) -> Iterator[sqlite3.Connection]:
 def _read_all(db: sqlite3.Connection) -> History:
     run, name = db.execute("SELECT id, name FROM run").fetchone()
     results = db.execute(
-        "SELECT t.round, t.attempt, r.device, t.level, r.sha256, r.size_bytes, r.examples, r.report, t.body "
+        "SELECT t.round, t.attempt, r.device, t.level, r.sha256, r.size_bytes, r.examples, r.size, r.report, t.body "
         "FROM results r JOIN tasks t USING (task_id) ORDER BY t.round, t.attempt, r.device"
     )
     (open_tasks,) = db.execute("SELECT COUNT(*) FROM tasks WHERE state = 'offered'").fetchone()
@@ -182,9 +186,9 @@ def _read_all(db: sqlite3.Connection) -> History:
 
 
 def _result(row: Sequence[Any]) -> ResultRow:
-    round_, attempt, device, level, sha256, size_bytes, examples, report, task = row
+    round_, attempt, device, level, sha256, size_bytes, examples, size, report, task = row
     report, task = codec.decode(Report, report, ROW_BYTES), codec.decode(Task, task, ROW_BYTES)
-    return ResultRow(round_, attempt, device, level, sha256, size_bytes, examples, report, task.delta_codec)
+    return ResultRow(round_, attempt, device, level, sha256, size_bytes, examples, size, report, task.delta_codec)
 
 
 def _answers(db: sqlite3.Connection) -> Iterator[AnswerRow]:

@@ -43,8 +43,9 @@ from edge_sdk.wire.messages import (
 
 T = TypeVar("T")
 
-FORMAT: Final = 2
+FORMAT: Final = 3
 ROW_BYTES: Final = 1 << 20  # a stored message is far smaller
+SIZE_ROUNDS: Final = 10  # whose deltas' sizes are what the next ones are held to
 
 SCHEMA: Final = """
 CREATE TABLE run (id TEXT NOT NULL, name TEXT NOT NULL, digest TEXT NOT NULL, created_at REAL NOT NULL);
@@ -60,7 +61,8 @@ CREATE TABLE tasks (task_id TEXT PRIMARY KEY, device TEXT NOT NULL, level TEXT N
     attempt INTEGER NOT NULL, body BLOB NOT NULL, state TEXT NOT NULL, created_at REAL NOT NULL,
     FOREIGN KEY (round, attempt) REFERENCES rounds);
 CREATE TABLE results (device TEXT NOT NULL, task_id TEXT NOT NULL REFERENCES tasks, sha256 TEXT NOT NULL,
-    size_bytes INTEGER NOT NULL, examples INTEGER NOT NULL, report BLOB NOT NULL, committed_at REAL NOT NULL,
+    size_bytes INTEGER NOT NULL, examples INTEGER NOT NULL, size REAL NOT NULL, report BLOB NOT NULL,
+    committed_at REAL NOT NULL,
     UNIQUE (device, task_id));
 CREATE TABLE refusals (task_id TEXT PRIMARY KEY REFERENCES tasks, reason TEXT NOT NULL, detail TEXT NOT NULL);
 CREATE TABLE declines (task_id TEXT PRIMARY KEY REFERENCES tasks, reason TEXT NOT NULL, needed_bytes INTEGER NOT NULL,
@@ -169,11 +171,14 @@ class Ledger:
             self._end(message.task_id, TaskState.FAILED)
             self._db.execute("INSERT INTO failures VALUES (?, ?, ?, ?, ?)", values)
 
-    def commit_result(self, device: str, task_id: str, delta: Blob, examples: int, report: Report) -> None:
-        """A delta was checked and its blob is on disk. Doing it again changes nothing."""
-        values = (device, task_id, delta.sha256, delta.size_bytes, examples, codec.encode(report), time.time())
+    def commit_result(self, device: str, task_id: str, delta: Blob, examples: int, size: float, report: Report) -> None:
+        """A delta was checked and its blob is on disk; `size` is the root mean square of its numbers.
+
+        Doing it again changes nothing.
+        """
+        values = (device, task_id, delta.sha256, delta.size_bytes, examples, size, codec.encode(report), time.time())
         with self._transaction("ledger.commit-result"):
-            self._db.execute("INSERT OR IGNORE INTO results VALUES (?, ?, ?, ?, ?, ?, ?)", values)
+            self._db.execute("INSERT OR IGNORE INTO results VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)
             self._end(task_id, TaskState.COMMITTED)
 
     def refuse_result(self, task_id: str, reason: RefusalReason, detail: str) -> None:
@@ -248,6 +253,19 @@ class Ledger:
         rows = self._db.execute("SELECT task_id, sha256, size_bytes FROM results")
         found = {task_id: Blob(sha256, size_bytes) for task_id, sha256, size_bytes in rows}
         return tuple(found[task_id] for task_id in sorted(task_ids))
+
+    def sizes(self, round_: int) -> tuple[float, ...]:
+        """Of the deltas in the adapters of the last `SIZE_ROUNDS` versions before this round's."""
+        query = (
+            "SELECT size FROM results JOIN tasks USING (task_id) JOIN rounds USING (round, attempt) "
+            "WHERE rounds.state = 'aggregated' AND round BETWEEN ? AND ?"
+        )
+        return tuple(size for (size,) in self._db.execute(query, (round_ - SIZE_ROUNDS, round_ - 1)))
+
+    def sizes_of(self, task_ids: tuple[str, ...]) -> tuple[float, ...]:
+        """Of the deltas of these committed results."""
+        rows = dict(self._db.execute("SELECT task_id, size FROM results"))
+        return tuple(rows[task_id] for task_id in task_ids)
 
     def _entries(self) -> Iterator[Entry]:
         query = (

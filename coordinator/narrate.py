@@ -13,6 +13,7 @@ from coordinator.events import (
     RecordDecline,
     RecordFailure,
     RepeatRound,
+    SitOut,
 )
 
 
@@ -35,10 +36,13 @@ def narrate(instruction: Instruction) -> tuple[str, str] | None:
         failed = instruction.message
         what = f"failed at {instruction.level}, {failed.reason.value}, peak {failed.peak_bytes / 1e6:.0f} MB"
         return f"{instruction.device}: {what}: {failed.detail}", "red"
-    return _about_the_round(instruction)
+    return _about_the_course(instruction)
 
 
-def _about_the_round(instruction: Instruction) -> tuple[str, str] | None:
+def _about_the_course(instruction: Instruction) -> tuple[str, str] | None:
+    if isinstance(instruction, SitOut):
+        spell = instruction.spell
+        return f"{spell.device}: too many deltas refused; gets no task until round {spell.last} is over", "bold red"
     if isinstance(instruction, RepeatRound):
         return f"round {instruction.round} came to nothing: {instruction.why}", "yellow"
     if isinstance(instruction, AggregateRound):

@@ -2,11 +2,12 @@
 
     {"run", "name", "status", "model", "rule", "server_optimizer",
      "rounds": [{"round", "attempt", "state", "truncation", "up_bytes", "tasks": [...]}],
+     "quarantine": [{"device", "first", "last"}],
      "evaluations": [{"version", "full_loss", "emulator_loss", ...}], "traffic": [...],
      "checks": [{"name", "passed", "detail"}], "versions": {...}}
 
 Bytes are bytes, losses are nats per token or per example, `truncation` is relative (Frobenius). A round's
-`up_bytes` are those of the deltas that were accepted.
+`up_bytes` are those of the deltas that were accepted; a delta's `size` is the root mean square of its numbers.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any, Final
 
 from coordinator.config import Config
 from coordinator.history import AnswerRow, History, ResultRow
+from coordinator.quarantine import Quarantine, Spell
 
 FULL: Final = "full"
 EMULATOR: Final = "emulator"
@@ -45,6 +47,7 @@ def make_report(history: History, config: Config, status: str, found: Sequence[C
         "rule": config.aggregation.rule.value,
         "server_optimizer": config.aggregation.optimizer.value,
         "rounds": [_round(history, row.round, row.attempt, row.state) for row in history.rounds],
+        "quarantine": [dataclasses.asdict(spell) for spell in _quarantine(history, config)],
         "evaluations": list(_evaluations(history, config)),
         "traffic": [dataclasses.asdict(row) for row in history.traffic],
         "checks": [dataclasses.asdict(check) for check in found],
@@ -119,8 +122,14 @@ def _round(history: History, round_: int, attempt: int, state: str) -> dict[str,
 
 def _result(row: ResultRow) -> dict[str, Any]:
     """`examples` is what the delta says, which is what was counted."""
-    task = {"device": row.device, "level": row.level, "outcome": "done"}
+    task = {"device": row.device, "level": row.level, "outcome": "done", "size": row.size}
     return {**task, **dataclasses.asdict(row.report), "examples": row.examples, "delta_codec": row.codec.value}
+
+
+def _quarantine(history: History, config: Config) -> tuple[Spell, ...]:
+    """From which round to which a device got no task."""
+    refused = ((answer.device, answer.round) for answer in history.answers if answer.kind == "refused")
+    return Quarantine.of(config.checks, refused).spells()
 
 
 def _answer(row: AnswerRow) -> dict[str, Any]:

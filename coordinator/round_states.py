@@ -29,6 +29,7 @@ class Trigger(enum.Enum):
     NO_QUORUM = "too few results"
     ATTEMPTS_SPENT = "too few results, for the last time"
     ADAPTER_READY = "the next adapter is there"
+    NO_ADAPTER = "the results have no such middle as was asked for"
     LAST_ADAPTER_READY = "the last adapter is there"
     STOP = "somebody asked to stop"
 
@@ -53,6 +54,8 @@ TRANSITIONS: Final[dict[State, dict[Trigger, State]]] = {
     },
     State.AGGREGATING: {
         Trigger.ADAPTER_READY: State.WAITING,
+        Trigger.NO_ADAPTER: State.WAITING,
+        Trigger.ATTEMPTS_SPENT: State.GAVE_UP,
         Trigger.LAST_ADAPTER_READY: State.DONE,
         Trigger.STOP: State.STOPPED,
     },

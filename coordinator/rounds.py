@@ -9,8 +9,10 @@ Rules:
 - Every message may come twice, late, or never: an offer is repeated when its device says Hello, when the broker comes
   back, and when nothing was heard of it for a while; a result gets the same receipt however often it is offered.
 - A device over its budget gets the policy's next choice within the same round; one that fails otherwise sits it out.
+- A device whose deltas are refused again and again gets no task for a number of rounds; see `quarantine`.
 - Results that are being fetched at the deadline get `GRACE_S` to arrive; everything else is cancelled.
-- A round with fewer results than the quorum is repeated from the start, and its results are not used.
+- A round with fewer results than the quorum is repeated from the start, and its results are not used. So is one for
+  whose results the aggregation's estimator does not hold.
 
 All times are seconds of one clock that only moves forward.
 """
@@ -18,7 +20,7 @@ All times are seconds of one clock that only moves forward.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Generic, TypeVar
 
@@ -37,6 +39,7 @@ from coordinator.events import (
     GiveUp,
     HelloHeard,
     Instruction,
+    NoAdapter,
     OfferAgain,
     OpenRound,
     PresenceHeard,
@@ -49,12 +52,15 @@ from coordinator.events import (
     ResultHeard,
     ResultRefused,
     SendReceipt,
+    SitOut,
     StopAsked,
     TaskState,
     Tick,
 )
-from coordinator.fleet import Fleet
+from coordinator.fleet import Device, Fleet
+from coordinator.guards import ChecksConfig
 from coordinator.policy.types import Answer, Level, Outcome, Policy
+from coordinator.quarantine import Quarantine
 from coordinator.round_states import TRANSITIONS, State, Trigger
 from coordinator.task_book import Entry, TaskBook, TaskMaker, with_time_left
 from edge_sdk.wire.blobs import Blob
@@ -85,6 +91,7 @@ class Plan:
     levels: tuple[Level, ...]
     artifacts: dict[str, Blob]
     needed: frozenset[str] = frozenset()
+    checks: ChecksConfig = field(default_factory=ChecksConfig)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +118,8 @@ class Rounds(Generic[S]):
         """Continue where the ledger ends. An open round gets its whole deadline again: no clock outlives a process."""
         self._plan, self._assignment = plan, Assignment(policy, plan.levels, past.answers)
         self._book = TaskBook(past.entries)
+        refused = ((e.device, e.task.round) for e in past.entries if e.state is TaskState.REFUSED)
+        self._quarantine = Quarantine.of(plan.checks, refused)
         self.fleet = past.fleet.with_all_offline()
         self.round, self.attempt, self.adapter = past.version + 1, past.attempt, past.adapter
         self.state = State.OPEN if past.open else State.WAITING
@@ -144,6 +153,7 @@ class Rounds(Generic[S]):
             ResultCommitted: self._on_committed,
             ResultRefused: self._on_refused,
             AdapterReady: self._on_adapter,
+            NoAdapter: self._on_no_adapter,
             Tick: self._on_tick,
             StopAsked: self._on_stop,
         }
@@ -242,6 +252,9 @@ class Rounds(Generic[S]):
         entry.state, entry.refusal, entry.detail = TaskState.REFUSED, event.reason, event.detail
         self._assignment.sit_out(entry.device)
         yield from self._receipt(entry)
+        self._quarantine = self._quarantine.with_refusal(entry.device, entry.task.round)
+        if spell := self._quarantine.spell(entry.device, self.round):
+            yield SitOut(spell)
 
     def _last_word(self, device: str, task_id: str) -> Instruction:
         """What to tell a device that is busy with a task that is not open: its receipt if it has one, or to stop."""
@@ -281,6 +294,10 @@ class Rounds(Generic[S]):
         self._go(Trigger.ADAPTER_READY)
         self.round, self.attempt, self._wait_until_s = self.round + 1, 1, now_s
 
+    def _on_no_adapter(self, event: NoAdapter, now_s: float) -> Iterator[Instruction]:
+        if self.state is State.AGGREGATING and event.round == self.round:
+            yield from self._repeat(now_s, Trigger.NO_ADAPTER, event.why)
+
     # ---- changes of state
 
     def _advance(self, now_s: float) -> Iterator[Instruction]:
@@ -304,10 +321,12 @@ class Rounds(Generic[S]):
         if patient and self.attempt > 1:
             return  # a round that came to nothing is not repeated at once
         self._assignment.new_attempt()
-        chosen = self._assignment.decide(self.fleet.online(), self.fleet)
+        free = self._free(self.fleet.online())
+        chosen = self._assignment.decide(free, self.fleet)
         if not chosen:
             least = min(level.needs_bytes for level in self._plan.levels)
             why = f"none of the {online} devices here takes part; the smallest level needs {least / 1e6:.0f} MB"
+            why += f", and {online - len(free)} are in quarantine" * (len(free) < online)
             yield from self._repeat(now_s, Trigger.NOBODY_FITS, why)
             return
         self._go(Trigger.ENOUGH_DEVICES)
@@ -350,7 +369,7 @@ class Rounds(Generic[S]):
 
     def _repeat(self, now_s: float, trigger: Trigger, why: str) -> Iterator[Instruction]:
         yield RepeatRound(self.round, self.attempt, why)
-        if self.attempt >= self._plan.rounds.attempts:
+        if 0 < self._plan.rounds.attempts <= self.attempt:
             self._go(Trigger.ATTEMPTS_SPENT)
             yield GiveUp(f"round {self.round} was tried {self.attempt} times; the last time: {why}")
             return
@@ -389,8 +408,12 @@ class Rounds(Generic[S]):
             return
         if TaskState.COMMITTED in had or len(had) >= TASKS or not (had or self._has_room()):
             return
-        for name, level in self._assignment.decide([self.fleet.devices[device]], self.fleet).items():
+        for name, level in self._assignment.decide(self._free([self.fleet.devices[device]]), self.fleet).items():
             yield self._new_task(name, level, now_s)
+
+    def _free(self, devices: Iterable[Device]) -> list[Device]:
+        """Those that are not in quarantine."""
+        return [device for device in devices if self._quarantine.spell(device.hello.device, self.round) is None]
 
     def _has_room(self) -> bool:
         """Whether one more device may take part in this attempt."""

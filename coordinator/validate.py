@@ -1,9 +1,13 @@
 """A delta is checked here before it touches the model; nothing else looks at a device's numbers first.
 
-In this order, the cheap before the dear: size, form, task and device, round and adapter, number of examples, names,
-codec, shapes, numbers. The first check that fails gives the refusal. A delta that passes has the form that the task
-asked for, weighs no more than the task, and can be aggregated, however hostile its sender; whether its numbers are good
-is another question.
+In this order, the cheap before the dear: length, form, task and device, round and adapter, number of examples, names,
+codec, shapes, numbers, size beside other deltas. The first check that fails gives the refusal. A delta that passes has
+the form that the task asked for, weighs no more than the task, and can be aggregated, however hostile its sender;
+whether its numbers are good is another question, which `aggregate` asks of a round's deltas together.
+
+Nothing is allocated on a sender's word: the blob is no longer than the task's shapes allow, its msgpack has no more
+containers than so many tensors need, and numbers are decoded once each tensor's declared codec, shape and length are
+those of the task.
 """
 
 from __future__ import annotations
@@ -27,11 +31,15 @@ FILE_BYTES = 4096  # msgpack around all of them
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """What the delta of one task must be: `shapes` of its tensors by global name, all in the task's codec."""
+    """What the delta of one task must be: `shapes` of its tensors by global name, all in the task's codec.
+
+    `size_limit` is the largest root mean square of its numbers, or None.
+    """
 
     task: Task
     device: str
     shapes: Mapping[str, tuple[int, ...]]
+    size_limit: float | None = None
 
     @property
     def max_bytes(self) -> int:
@@ -43,10 +51,11 @@ class Expected:
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """The delta, and its weight in the mean."""
+    """The delta, its weight in the mean, and its `size`, the root mean square of its numbers."""
 
     delta: Delta
     examples: int
+    size: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,15 +66,15 @@ class Refused:
     detail: str
 
 
-def expected(task: Task, device: str, manifest: Manifest) -> Expected:
+def expected(task: Task, device: str, manifest: Manifest, size_limit: float | None = None) -> Expected:
     """What `device` must deliver for `task` at the level of `manifest`: all that trains there, less what is frozen."""
-    return Expected(task, device, manifest.trained_shapes(task.freeze))
+    return Expected(task, device, manifest.trained_shapes(task.freeze), size_limit)
 
 
 def check_delta(data: bytes, wanted: Expected) -> Accepted | Refused:
     """Read the bytes of a delta blob and check all that they claim; only then are its numbers decoded."""
     try:
-        file = read_delta(data, wanted.max_bytes)
+        file = read_delta(data, wanted.max_bytes, len(wanted.shapes))
         refused = _check_claims(file, wanted) or _check_form(file, wanted)
         if refused is not None:
             return refused
@@ -74,7 +83,8 @@ def check_delta(data: bytes, wanted: Expected) -> Accepted | Refused:
         return Refused(RefusalReason.TOO_LARGE, _line(error))
     except DecodeError as error:
         return Refused(RefusalReason.MALFORMED, _line(error))
-    return _check_numbers(delta) or Accepted(delta, file.examples)
+    refused = _check_numbers(delta) or _check_size(delta, wanted)
+    return refused or Accepted(delta, file.examples, delta.size())
 
 
 def _check_claims(file: DeltaFile, wanted: Expected) -> Refused | None:
@@ -112,6 +122,14 @@ def _check_numbers(delta: Delta) -> Refused | None:
         if np.any(np.abs(array) > MAX_CHANGE):
             return Refused(RefusalReason.NOT_FINITE, f"{name} has changes of more than {MAX_CHANGE:.0e}")
     return None
+
+
+def _check_size(delta: Delta, wanted: Expected) -> Refused | None:
+    size, limit = delta.size(), wanted.size_limit
+    if limit is None or size <= limit:
+        return None
+    detail = f"its numbers are {size:.3g} in the mean (root of squares), beside others' at most {limit:.3g} is allowed"
+    return Refused(RefusalReason.OVER_NORM, detail)
 
 
 def _line(error: Exception) -> str:

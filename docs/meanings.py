@@ -224,6 +224,7 @@ VALUES: Final = {
     "RefusalReason.wrong-names": "its tensors are not those that the task trains",
     "RefusalReason.wrong-shape": "a tensor has another shape",
     "RefusalReason.not-finite": "a tensor has an infinity, a NaN, or a number beyond `MAX_CHANGE`",
+    "RefusalReason.over-norm": "its numbers are larger than those of other deltas by more than the coordinator allows",
     "TaskType.causal-lm": "language model",
     "TaskType.sequence-classification": "classifier of rows",
     "TaskType.token-classification": "classifier of tokens",

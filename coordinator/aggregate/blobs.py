@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from coordinator.aggregate.lora import at_rank
-from coordinator.aggregate.rules import Contribution, aggregate
+from coordinator.aggregate.rules import Contribution, NoAggregate, aggregate
 from coordinator.config import AggregationConfig
 from edge_sdk.wire.blobs import Blob, BlobStore
 from edge_sdk.wire.delta import decode_delta
@@ -38,14 +38,19 @@ def aggregate_blobs(
     adapter: Blob,
     moments: Blob | None,
     deltas: Iterable[Blob],
-) -> NextAdapter:
+    size_limit: float | None = None,
+) -> NextAdapter | NoAggregate:
     """Aggregate the `deltas` in `received`, which were validated when they came, into a new adapter in `store`.
 
-    `moments` came with `adapter`. Raises IntegrityError for a blob that is not what it was, OSError, and ValueError
-    should the result not be finite.
+    `moments` came with `adapter`; a delta larger than `size_limit` is scaled down to it. Raises IntegrityError for a
+    blob that is not what it was, OSError, and ValueError should the result not be finite. Gives NoAggregate where the
+    configured estimator does not hold.
     """
     past = {} if moments is None else _read(store, moments)
-    result = aggregate(config, _read(store, adapter), _contributions(store, received, adapter, deltas), past)
+    came = _contributions(store, received, adapter, deltas)
+    result = aggregate(config, _read(store, adapter), came, past, size_limit)
+    if isinstance(result, NoAggregate):
+        return result
     if not all(math.isfinite(float(array.sum())) for array in result.adapter.values()):
         msg = "the aggregate is not finite although each delta is: lower a learning rate, or set aggregation.clip_norm"
         raise ValueError(msg)

@@ -130,6 +130,13 @@ def best_of_rank(left: Array, right: Array, before: Array) -> tuple[Array, Array
     return a.astype(np.float32), b, truncation
 
 
+def product_change(start: Mapping[str, Array], delta: Delta, module: str) -> tuple[Array, Array]:
+    """What a device changed of a module's product, as factors (out, 2 r) and (2 r, in), float64."""
+    a, b = (_after(start, delta, module + factor) for factor in (A, B))
+    before = {f: start[module + f].astype(np.float64) for f in (A, B)}
+    return np.hstack([b, -before[B]]), np.vstack([a, before[A]])
+
+
 def _moved(stack: Stack, a: Array, b: Array, rate: float, whole: float) -> tuple[Array, Array]:
     """`P + rate (S - w P) / whole` as factors: P is `b @ a`, as it was, S the stack and w its weight."""
     left, right = rate * stack.left / whole, stack.right

@@ -9,7 +9,8 @@ nil. Rules of reading:
 - a map with a key twice, an extension type, or a value that the dataclass's own check refuses is an error;
 - an unknown field is ignored (a newer peer may send it); a missing one takes its default or is an error.
 
-msgpack alone inflates 64 fold (an empty list is one byte), so the bound on the bytes also bounds the memory.
+msgpack alone inflates 64 fold (an empty list is one byte), so the bound on the bytes also bounds the memory. Where a
+message may be long and its form is known, `Form` bounds that part, too: what is decoded takes little more than it has.
 """
 
 from __future__ import annotations
@@ -40,14 +41,22 @@ def encode(value: object) -> bytes:
     return packed
 
 
-def decode(kind: type[T], data: bytes, max_bytes: int) -> T:
+@dataclasses.dataclass(frozen=True, slots=True)
+class Form:
+    """The most arrays and maps in a message, together, and the most entries of one of them."""
+
+    containers: int | None = None
+    entries: int = MAX_ITEMS
+
+
+def decode(kind: type[T], data: bytes, max_bytes: int, form: Form | None = None) -> T:
     """Read `data` as one `kind`.
 
     Raises:
         TooLargeError: `data` is longer than `max_bytes`.
-        DecodeError: `data` is not exactly one valid `kind`.
+        DecodeError: `data` is not exactly one valid `kind`, or goes beyond its `form`.
     """
-    return from_plain(kind, unpack(data, max_bytes), kind.__name__)
+    return from_plain(kind, unpack(data, max_bytes, form), kind.__name__)
 
 
 def from_plain(kind: type[T], plain: object, where: str) -> T:
@@ -59,8 +68,9 @@ def from_plain(kind: type[T], plain: object, where: str) -> T:
         raise DecodeError(msg[:MAX_COMPLAINT]) from error
 
 
-def unpack(data: bytes, max_bytes: int) -> object:
+def unpack(data: bytes, max_bytes: int, form: Form | None = None) -> object:
     """The plain lists, maps and scalars in `data`. Raises TooLargeError, DecodeError."""
+    form = form or Form()
     if len(data) > max_bytes:
         msg = f"{len(data)} bytes, at most {max_bytes} are accepted"
         raise TooLargeError(msg)
@@ -69,10 +79,10 @@ def unpack(data: bytes, max_bytes: int) -> object:
             data,
             raw=False,
             strict_map_key=True,
-            object_pairs_hook=_without_duplicates,
             ext_hook=_no_extensions,
-            max_array_len=MAX_ITEMS,
-            max_map_len=MAX_ITEMS,
+            max_array_len=form.entries,
+            max_map_len=form.entries,
+            **_hooks(form.containers),
             max_ext_len=0,
         )
     except (ValueError, TypeError, OverflowError, RecursionError, msgpack.UnpackException) as error:
@@ -99,6 +109,28 @@ def _without_duplicates(pairs: list[tuple[object, object]]) -> dict[object, obje
         msg = "a map has the same key twice"
         raise ValueError(msg)
     return found
+
+
+def _hooks(most: int | None) -> dict[str, Any]:
+    """What msgpack calls at the end of each map, and of each array where there may be at most so many of both."""
+    if most is None:
+        return {"object_pairs_hook": _without_duplicates}
+    left = iter(range(most))
+
+    def count() -> None:
+        if next(left, None) is None:
+            msg = f"more than {most} arrays and maps"
+            raise ValueError(msg)
+
+    def map_(pairs: list[tuple[object, object]]) -> dict[object, object]:
+        count()
+        return _without_duplicates(pairs)
+
+    def array(items: list[object]) -> list[object]:
+        count()
+        return items
+
+    return {"object_pairs_hook": map_, "list_hook": array}
 
 
 def _no_extensions(code: int, _data: bytes) -> object:

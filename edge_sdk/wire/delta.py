@@ -19,6 +19,8 @@ from edge_sdk.wire.errors import DecodeError
 from edge_sdk.wire.messages import DeltaCodec, DeltaFile, Tensor
 from edge_sdk.wire.tensors import MAX_DIMENSIONS, Array
 
+SPARE = 16  # arrays, maps and entries beyond those that a delta needs
+
 
 @dataclass(frozen=True, slots=True)
 class Delta:
@@ -40,6 +42,10 @@ class Delta:
     def norm(self) -> float:
         """Euclidean norm over all tensors, accumulated in float64."""
         return math.sqrt(sum(float(np.sum(np.square(a, dtype=np.float64))) for a in self.tensors.values()))
+
+    def size(self) -> float:
+        """Root mean square of all numbers: the norm of one that has few compares with that of one that has many."""
+        return self.norm() / math.sqrt(max(sum(array.size for array in self.tensors.values()), 1))
 
 
 def _sum(a: Array | None, b: Array | None) -> Array:
@@ -80,9 +86,16 @@ def encode_delta(file: DeltaFile) -> bytes:
     return codec.encode(file)
 
 
-def read_delta(data: bytes, max_bytes: int) -> DeltaFile:
-    """What a delta blob claims, its numbers not yet decoded. Raises TooLargeError, DecodeError."""
-    return codec.decode(DeltaFile, data, max_bytes)
+def read_delta(data: bytes, max_bytes: int, tensors: int | None = None) -> DeltaFile:
+    """What a delta blob claims, its numbers not yet decoded. Raises TooLargeError, DecodeError.
+
+    From elsewhere it has about so many `tensors`, or is refused before more is allocated than so many take.
+    """
+    if tensors is None:
+        return codec.decode(DeltaFile, data, max_bytes)
+    # A map and a shape for each tensor, the file's own two maps, and room for fields that a newer device sends.
+    form = codec.Form(containers=2 * tensors + SPARE, entries=max(tensors, SPARE) + SPARE)
+    return codec.decode(DeltaFile, data, max_bytes, form)
 
 
 def unpack_delta(file: DeltaFile) -> Delta:

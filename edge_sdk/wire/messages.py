@@ -104,6 +104,7 @@ class RefusalReason(enum.Enum):
     WRONG_NAMES = "wrong-names"
     WRONG_SHAPE = "wrong-shape"
     NOT_FINITE = "not-finite"
+    OVER_NORM = "over-norm"
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,7 +50,7 @@ def answer(ledger: Ledger, instruction: Instruction) -> list[Event]:
         return [ResultHeard(instruction.device, offer)]
     if isinstance(instruction, FetchDelta):
         task_id = instruction.task.task_id
-        ledger.commit_result(instruction.device, task_id, instruction.delta, 5, instruction.report)
+        ledger.commit_result(instruction.device, task_id, instruction.delta, 5, 0.1, instruction.report)
         return [ResultCommitted(task_id, 2, 1, 1.0)]
     if isinstance(instruction, AggregateRound):
         blobs = ledger.deltas(instruction.task_ids)

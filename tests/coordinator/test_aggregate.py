@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coordinator.aggregate import lora, mean, rules
-from coordinator.aggregate.rules import Aggregate, Contribution, clip
+from coordinator.aggregate.rules import Aggregate, Contribution, NoAggregate, clip
 from coordinator.config import AggregationConfig, MeanOver, Rule
 from edge_sdk.wire.delta import Delta
 from edge_sdk.wire.tensors import Array
@@ -44,7 +44,13 @@ def change(of: dict[str, Array], seed: int, *, only: str = "", scale: float = 0.
 
 def aggregate(config: AggregationConfig, start: dict[str, Array], contributions: Iterable[Contribution]) -> Aggregate:
     """The first round's aggregate: no server optimizer has moments yet."""
-    return rules.aggregate(config, start, contributions, {})
+    return made(rules.aggregate(config, start, contributions, {}))
+
+
+def made(result: Aggregate | NoAggregate) -> Aggregate:
+    """An aggregate there is."""
+    assert isinstance(result, Aggregate)
+    return result
 
 
 def product(tensors: dict[str, Array], module: str) -> Array:
@@ -323,3 +329,19 @@ def test_a_weight_of_zero_is_misuse() -> None:
     """A contribution without weight is refused: a mean over nothing has no value."""
     with pytest.raises(ValueError, match="weight"):
         mean.accumulate(mean.init(adapter()), change(adapter(), 1), 0.0)
+
+
+@given(seeds, st.floats(1.01, 1e5))
+@settings(max_examples=30)
+def test_one_boosted_delta_moves_no_more_than_its_limit(seed: int, boost: float) -> None:
+    """A delta over the size limit counts as the same one at the limit, under every rule; others count as they are."""
+    start = adapter()
+    for config, only in ((SVD, ""), (FREEZE_A, "lora_B")):
+        honest = Contribution(change(start, seed, only=only), 1)
+        limit = honest.delta.size()
+        boosted = Contribution(boost * change(start, seed + 1, only=only, scale=0.2), 1)
+        held = Contribution(boosted.delta * (limit / boosted.delta.size()), 1)
+        bounded = made(rules.aggregate(config, start, [honest, boosted], {}, size_limit=limit)).adapter
+        wanted = aggregate(config, start, [honest, held]).adapter
+        for name, array in wanted.items():
+            np.testing.assert_allclose(bounded[name], array, atol=1e-5)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+import re
 
 import pytest
 
 from coordinator.builder import request_of
 from coordinator.config import Config, Rule, ServerOptimizer, load_config
 from coordinator.errors import ConfigError
+from coordinator.guards import Estimator
 from coordinator.policy.caff import Caff
 from coordinator.policy.largest_that_fits import LargestThatFits
 from coordinator.policy.registry import policy_of
@@ -235,6 +237,7 @@ def test_the_adapter_chooses_the_rule(tmp_path: pathlib.Path, kind: str, rule: R
         ("[training]", "[aggregation]\nbeta1 = 0.5\n[training]", "aggregation.beta1 is for fedavgm and fedadam"),
         ("[training]", "[aggregation]\nbeta2 = 0.5\n[training]", "aggregation.beta2 is for fedadam"),
         ("[training]", "[aggregation]\ntau = 0.5\n[training]", "aggregation.tau is for fedadam"),
+        ("[training]", "[checks]\nover_norm = 'drop'\n[training]", "checks.over_norm is 'drop'; allowed: clip, refuse"),
         ("[rounds]", "[[rounds]]", "it must be a table, [rounds]"),
         ("name = ", "name = = ", "cannot be read"),
     ],
@@ -246,6 +249,52 @@ def test_what_is_wrong_is_named(tmp_path: pathlib.Path, old: str, new: str, comp
     assert complaint in str(caught.value)
     assert "\n" not in str(caught.value)
     assert "coordinator.toml" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("quorum", "aggregation", "complaint"),
+    [
+        (5, "byzantine = 1", "aggregation.byzantine is for the estimators median"),
+        (5, "estimator = 'krum'", "aggregation.estimator is 'krum'; allowed: mean, median, trimmed-mean, multi-krum"),
+        (5, "rule = 'freeze-a'\nestimator = 'median'", "byzantine is missing: how many deltas of a round median has"),
+        (
+            4,
+            "rule = 'freeze-a'\nestimator = 'trimmed-mean'\nbyzantine = 2",
+            "rounds.quorum is 4; trimmed-mean withstands 2 deltas that lie among 5 or more: set rounds.quorum to 5",
+        ),
+        (
+            4,
+            "estimator = 'multi-krum'\nbyzantine = 1",
+            "rounds.quorum is 4; multi-krum withstands 1 deltas that lie among 5 or more",
+        ),
+        (
+            5,
+            "estimator = 'median'\nbyzantine = 1",
+            "'median', which is taken number by number; the numbers of LoRA's factors mean nothing apart",
+        ),
+        (
+            5,
+            "estimator = 'multi-krum'\nbyzantine = 1",
+            "'multi-krum', which needs deltas of the same tensors; levels keep or train different layers",
+        ),
+    ],
+)
+def test_an_estimator_that_cannot_hold_is_refused(
+    tmp_path: pathlib.Path, quorum: int, aggregation: str, complaint: str
+) -> None:
+    """Too few deltas for so many liars, or a space in which it means nothing: one line before anything runs."""
+    text = CONFIG.replace("devices = 5\n", f"devices = 5\nquorum = {quorum}\n") + f"[aggregation]\n{aggregation}\n"
+    with pytest.raises(ConfigError, match=re.escape(complaint)):
+        load(tmp_path, text)
+
+
+def test_the_middle_of_a_few_large_numbers_is_refused(tmp_path: pathlib.Path) -> None:
+    """In top-k most of a delta's numbers are zero, so their median is zero."""
+    robust = "[aggregation]\nrule = 'freeze-a'\nestimator = 'median'\nbyzantine = 1\n"
+    text = CONFIG.replace("devices = 5\n", "devices = 5\nquorum = 3\n")
+    assert load(tmp_path, text + robust).aggregation.estimator is Estimator.MEDIAN
+    with pytest.raises(ConfigError, match="most numbers of a delta in top-k are zero"):
+        load(tmp_path, text + "delta_codec = 'top-k'\n" + robust)
 
 
 def test_a_missing_file_is_said(tmp_path: pathlib.Path) -> None:

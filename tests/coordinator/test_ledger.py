@@ -62,7 +62,7 @@ def test_a_new_ledger_has_no_past(tmp_path: pathlib.Path) -> None:
 def test_reopened_in_the_middle_of_a_round(tmp_path: pathlib.Path) -> None:
     """The round continues with its tasks as they were, each with the end it had."""
     with begun(tmp_path) as ledger:
-        ledger.commit_result("a", "t.a", DELTA, 5, make_report())
+        ledger.commit_result("a", "t.a", DELTA, 5, 0.1, make_report())
         ledger.decline(TaskDeclined("t.b", DeclineReason.OVER_BUDGET, 300 * MB, 100 * MB, "no"))
         ledger.refuse_result("t.c", RefusalReason.NOT_FINITE, "nan")
         run = ledger.run
@@ -86,8 +86,8 @@ def test_reopened_in_the_middle_of_a_round(tmp_path: pathlib.Path) -> None:
 def test_a_result_counts_once(tmp_path: pathlib.Path) -> None:
     """Committing a result again, even another delta for the same task, leaves the first one."""
     with begun(tmp_path) as ledger:
-        ledger.commit_result("a", "t.a", DELTA, 5, make_report())
-        ledger.commit_result("a", "t.a", blob_of(b"other"), 9, make_report())
+        ledger.commit_result("a", "t.a", DELTA, 5, 0.1, make_report())
+        ledger.commit_result("a", "t.a", blob_of(b"other"), 9, 0.2, make_report())
         assert ledger.deltas(("t.a",)) == (DELTA,)
         assert [ledger.is_committed(blob.sha256) for blob in (DELTA, blob_of(b"other"))] == [True, False]
 
@@ -118,7 +118,7 @@ def test_moments_go_with_their_adapter(tmp_path: pathlib.Path) -> None:
 def test_an_end_is_not_taken_back(tmp_path: pathlib.Path) -> None:
     """Cancelling a task that has an end changes nothing; an unknown one is no error."""
     with begun(tmp_path) as ledger:
-        ledger.commit_result("a", "t.a", DELTA, 5, make_report())
+        ledger.commit_result("a", "t.a", DELTA, 5, 0.1, make_report())
         ledger.cancel_task("a", "t.a")
         ledger.cancel_task("d", "t.d")
         ledger.cancel_task("a", "stranger")
@@ -167,7 +167,7 @@ def test_a_run_that_never_began_may_be_corrected(tmp_path: pathlib.Path) -> None
 def test_history_has_it_all(tmp_path: pathlib.Path) -> None:
     """What the report needs can be read back while the ledger is open."""
     with begun(tmp_path) as ledger:
-        ledger.commit_result("a", "t.a", DELTA, 5, make_report())
+        ledger.commit_result("a", "t.a", DELTA, 5, 0.1, make_report())
         ledger.decline(TaskDeclined("t.b", DeclineReason.OVER_BUDGET, 300 * MB, 100 * MB, "no"))
         ledger.failure(TaskFailed("t.c", FailureReason.OVER_BUDGET, 120 * MB, "killed"), 100 * MB)
         ledger.commit_adapter(1, 1, DELTA, 0.25)

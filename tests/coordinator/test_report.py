@@ -34,7 +34,7 @@ def played(tmp_path: pathlib.Path, *, peak_bytes: int = 90 * MB, full_loss: floa
         for device in "ab":
             ledger.hello(make_hello(device))
             ledger.give_task(device, "large", 1, make_task(f"t.{device}"))
-        ledger.commit_result("a", "t.a", blob_of(b"delta"), 5, report_of(peak_bytes=peak_bytes))
+        ledger.commit_result("a", "t.a", blob_of(b"delta"), 5, 0.1, report_of(peak_bytes=peak_bytes))
         ledger.decline(TaskDeclined("t.b", DeclineReason.OVER_BUDGET, 300 * MB, 100 * MB, "no"))
         ledger.commit_adapter(1, 1, blob_of(b"1"), 0.25)
         for version, kind, loss in (

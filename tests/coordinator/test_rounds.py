@@ -20,6 +20,7 @@ from coordinator.events import (
     GiveUp,
     HelloHeard,
     Instruction,
+    NoAdapter,
     OfferAgain,
     OpenRound,
     PresenceHeard,
@@ -370,6 +371,34 @@ def test_attempts_end() -> None:
     asked = scene.tell(Tick(), after_s=100)
     assert "0 results, the quorum is 2" in only(GiveUp, asked)[0].why
     assert scene.rounds.state is State.GAVE_UP
+
+
+def test_results_without_a_middle_are_not_used() -> None:
+    """Where the estimator does not hold, the round is tried again, and given up after the last attempt."""
+    scene = opened(attempts=2)
+    for attempt in (1, 2):
+        scene.deliver("a")
+        (asked,) = only(AggregateRound, scene.deliver("b"))
+        assert asked.attempt == attempt
+        words = scene.tell(NoAdapter(1, "4 deltas of x, median with 2 liars needs 5"))
+        assert only(RepeatRound, words) == [RepeatRound(1, attempt, "4 deltas of x, median with 2 liars needs 5")]
+        scene.tell(Tick(), after_s=REPEAT_S)
+    assert scene.rounds.state is State.GAVE_UP
+    assert "needs 5" in only(GiveUp, words)[0].why
+    assert scene.tell(NoAdapter(1, "again")) == []
+
+
+def test_attempts_without_end() -> None:
+    """With `attempts = 0` a round is tried until there are enough results."""
+    scene = opened(quorum=2, attempts=0)
+    for _ in range(20):
+        scene.deliver("a")
+        scene.fail("b", FailureReason.WORKER_DIED)
+        assert scene.rounds.state is State.WAITING
+        scene.tell(Tick(), after_s=REPEAT_S)
+    assert scene.rounds.attempt == 21
+    scene.deliver("a")
+    assert only(AggregateRound, scene.deliver("b"))
 
 
 def test_nobody_fits() -> None:

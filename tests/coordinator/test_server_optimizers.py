@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coordinator.aggregate.blobs import NextAdapter, aggregate_blobs
-from coordinator.aggregate.rules import Contribution, aggregate
+from coordinator.aggregate.rules import Aggregate, Contribution, aggregate
 from coordinator.aggregate.server_optimizers import step
 from coordinator.config import AggregationConfig, Rule, ServerOptimizer
 from edge_sdk.wire.blobs import Blob, BlobStore
@@ -119,6 +119,7 @@ def test_momentum_of_b_is_momentum_of_the_product(seed: int) -> None:
         momentum = FEDAVGM.beta1 * momentum + sum(d.tensors["block.0/q.lora_B"] for d in deltas) / 2 @ a
         dense = dense + FEDAVGM.rate * momentum
         result = aggregate(FEDAVGM, adapter, [Contribution(d, 3) for d in deltas], moments)
+        assert isinstance(result, Aggregate)
         adapter, moments = dict(result.adapter), dict(result.moments)
     np.testing.assert_allclose(adapter["block.0/q.lora_B"] @ a, dense, atol=1e-5)
     assert np.array_equal(adapter["block.0/q.lora_A"], make_adapter(layers=1)["block.0/q.lora_A"])
@@ -148,7 +149,9 @@ def play(config: AggregationConfig, store: BlobStore, adapter: Blob, rounds: int
     for round_ in range(rounds):
         before = made[-1]
         deltas = [delivered(store, before.blob, 10 * round_ + k) for k in range(2)]
-        made.append(aggregate_blobs(config, store, store, before.blob, before.moments, deltas))
+        after = aggregate_blobs(config, store, store, before.blob, before.moments, deltas)
+        assert isinstance(after, NextAdapter)
+        made.append(after)
     return made
 
 
@@ -173,6 +176,8 @@ def test_moments_are_what_the_next_round_goes_on_from(tmp_path: pathlib.Path, co
     delta = delivered(store, made[1].blob, 99)
     with_them = aggregate_blobs(config, store, store, made[1].blob, moments, [delta])
     without = aggregate_blobs(config, store, store, made[1].blob, None, [delta])
+    assert isinstance(with_them, NextAdapter)
+    assert isinstance(without, NextAdapter)
     assert with_them.blob != without.blob
     kinds = {name.split("/")[0] for name in read_tensors(store.path(moments.sha256))}
     assert kinds == ({"m", "v"} if config is FEDADAM else {"m"})

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import tracemalloc
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from coordinator.guards import ChecksConfig
 from coordinator.validate import Accepted, Expected, Refused, check_delta, expected
 from edge_sdk.wire import codec
 from edge_sdk.wire.blobs import blob_of
@@ -135,3 +137,55 @@ def test_the_bound_admits_every_honest_delta(how: DeltaCodec) -> None:
     delta = make_delta(dict(wanted.shapes))
     honest = file(tensors={name: pack_array(array, how) for name, array in delta.tensors.items()})
     assert len(honest) <= wanted.max_bytes <= len(honest) + 256 * len(names) + 4096
+
+
+ROWS = b"\xdc\x00\xc8"  # the beginning of an array of 200
+NESTS = (b"\x90", b"\x91", b"\x80", b"\x81\xa0", b"\xdd\x00\x00\xff\xff", ROWS, ROWS + 200 * b"\x90")
+
+
+@pytest.mark.parametrize("nest", NESTS)
+def test_what_a_blob_claims_is_not_allocated(nest: bytes) -> None:
+    """A blob as long as an honest one may be, made of containers alone, takes no more than a few honest ones."""
+    wanted = Expected(TASK, "d", {f"block.{k}/{'n' * 100}": (8, 576) for k in range(200)})
+    data = ROWS + nest * ((wanted.max_bytes - len(ROWS)) // len(nest))
+    tracemalloc.start()
+    try:
+        verdict = check_delta(data, wanted)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert isinstance(verdict, Refused)
+    assert verdict.reason is RefusalReason.MALFORMED
+    assert peak_bytes < 2 * wanted.max_bytes
+
+
+def test_a_delta_is_held_to_the_size_of_others() -> None:
+    """Over the limit it is refused, at the limit and without one it passes; its own size is told."""
+    data, size = delta_bytes(TASK, "d", DELTA), DELTA.size()
+    assert size == pytest.approx(np.sqrt(np.mean(np.concatenate([a.ravel() for a in DELTA.tensors.values()]) ** 2)))
+    for limit in (None, size, 10.0):
+        verdict = check_delta(data, dataclasses.replace(WANTED, size_limit=limit))
+        assert isinstance(verdict, Accepted)
+        assert verdict.size == size
+    verdict = check_delta(data, dataclasses.replace(WANTED, size_limit=0.99 * size))
+    assert isinstance(verdict, Refused)
+    assert verdict.reason is RefusalReason.OVER_NORM
+
+
+def test_levels_that_train_less_are_held_to_the_same_size() -> None:
+    """A delta of half the tensors has the size of the whole one, and a shorter norm."""
+    whole = Delta({name: np.full((3, 4), 0.5, np.float32) for name in "ab"})
+    half = Delta({"a": whole.tensors["a"]})
+    assert half.size() == whole.size() == 0.5
+    assert half.norm() < whole.norm()
+    assert Delta({}).size() == 0
+
+
+@given(st.lists(st.floats(0.1, 1), min_size=1, max_size=9), st.data())
+def test_fewer_than_half_do_not_move_the_limit_out(honest: list[float], data: st.DataObject) -> None:
+    """However large the sizes of fewer liars than honest devices: the limit is at most that of the largest honest."""
+    liars = data.draw(st.lists(st.floats(0, 1e9), max_size=len(honest) - 1))
+    limit = ChecksConfig(norm_factor=3).size_limit([*honest, *liars])
+    assert limit is None or limit <= 3 * max(honest) * (1 + 1e-9)
+    assert ChecksConfig(norm_factor=0).size_limit(honest) is None
+    assert ChecksConfig().size_limit([]) is None

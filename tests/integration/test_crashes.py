@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from benchmarks.reliability.crashes import run_case
-from coordinator.aggregate.blobs import aggregate_blobs
+from coordinator.aggregate.blobs import NextAdapter, aggregate_blobs
 from coordinator.config import load_config
 from coordinator.errors import LedgerError
 from coordinator.ledger import Ledger
@@ -39,6 +39,7 @@ def assert_each_adapter_follows(processes: Processes) -> None:
             deltas = [Blob(row.sha256, row.size_bytes) for row in used]
             before = adapters[version - 1], ledger.moments(version - 1)
             made = aggregate_blobs(config.aggregation, store, received, *before, deltas)
+            assert isinstance(made, NextAdapter)
             assert (made.blob, made.moments) == (adapters[version], ledger.moments(version))
             assert made.moments is not None
 
