@@ -10,7 +10,7 @@ import pathlib
 from dataclasses import dataclass
 
 from coordinator.errors import ConfigError
-from coordinator.guards import ChecksConfig, Estimator
+from coordinator.guards import ChecksConfig, Estimator, PrivacyConfig
 from coordinator.pace import Pace
 from edge_sdk.wire.codecs import NEEDS_RESIDUAL
 from edge_sdk.wire.endpoint import TlsFiles, broker_url
@@ -308,6 +308,7 @@ class Config:
     evaluation: EvaluationConfig | None = None
     public: PublicConfig | None = None
     participant: ParticipantConfig | None = None
+    privacy: PrivacyConfig | None = None
 
     def digest(self) -> str:
         """What makes two configurations the same run: all but where it runs, with whom, and how it waits.
@@ -387,6 +388,7 @@ def _complaints(config: Config) -> dict[str, bool]:
         ),
         **_aggregation_complaints(config.aggregation),
         **_estimator_complaints(config),
+        **(_privacy_complaints(config, config.privacy) if config.privacy else {}),
         f"training.delta_codec is {codec.value!r}; aggregation.rule {rule.value!r} keeps no residuals; allowed: "
         f"{', '.join(c.value for c in DeltaCodec if c not in NEEDS_RESIDUAL)}": (
             codec in NEEDS_RESIDUAL and not rule.keeps_coordinates
@@ -455,6 +457,20 @@ def _estimator_complaints(config: Config) -> dict[str, bool]:
             estimator is Estimator.MULTI_KRUM
             and len({(level.layers, level.train_last, level.drop) for level in config.levels}) > 1
         ),
+    }
+
+
+def _privacy_complaints(config: Config, privacy: PrivacyConfig) -> dict[str, bool]:
+    aggregation = config.aggregation
+    quiet = 2 * privacy.count_noise <= privacy.noise_multiplier
+    return {
+        f"[privacy] needs a bound on what a device adds; where both of LoRA's factors train it is none on the product: "
+        f"set aggregation.rule = 'freeze-a', not {aggregation.rule.value!r}": not aggregation.rule.keeps_coordinates,
+        f"[privacy] is for the mean; how far one device moves the {aggregation.estimator.value} is not bounded by its "
+        "norm: leave out aggregation.estimator": aggregation.estimator is not Estimator.MEAN,
+        "aggregation.clip_norm is beside privacy.clip_norm: leave it out": aggregation.clip_norm > 0,
+        f"privacy.count_noise is {privacy.count_noise:g}; with a quantile and this noise_multiplier it must be more "
+        f"than {privacy.noise_multiplier / 2:g}": privacy.quantile > 0 and privacy.noise_multiplier > 0 and quiet,
     }
 
 

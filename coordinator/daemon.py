@@ -15,11 +15,10 @@ import dataclasses
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Final
 
-from coordinator.aggregate.blobs import NextAdapter, adapter_at_rank, aggregate_blobs
-from coordinator.aggregate.rules import NoAggregate
+from coordinator.aggregation import Aggregated, aggregation, narrowed
 from coordinator.builder import Artifact
 from coordinator.collector import Collector, Fetched, Unfetched
 from coordinator.config import Config
@@ -51,7 +50,7 @@ from coordinator.events import (
 )
 from coordinator.guards import OverNorm
 from coordinator.history import EvaluationRow, read_history
-from coordinator.jobs import Done, Failed, Jobs, Line, Outcome
+from coordinator.jobs import Done, Failed, Jobs, Outcome
 from coordinator.ledger import Ledger
 from coordinator.narrate import narrate
 from coordinator.places import received_folder
@@ -64,7 +63,7 @@ from coordinator.screen import Screen, board
 from coordinator.scribe import write_down
 from coordinator.task_book import TaskMaker
 from coordinator.validate import Accepted, Expected, check_delta, expected
-from edge_sdk.wire.blobs import Blob, BlobStore
+from edge_sdk.wire.blobs import BlobStore
 from edge_sdk.wire.chunks import chunk_bytes_within
 from edge_sdk.wire.crash_points import crash_point
 from edge_sdk.wire.errors import WireError
@@ -117,7 +116,7 @@ class Daemon:
         if past is None:  # begin has just written version 0
             msg = "the ledger lost its first adapter"
             raise CoordinatorError(msg)
-        past = dataclasses.replace(past, narrowed=self._narrowed(past.adapter))
+        past = dataclasses.replace(past, narrowed=narrowed(artifact, past.adapter))
         self._rounds = Rounds(self._plan(), policy_of(config.policy), past, time.monotonic())
         if past.version or past.open:
             done = past.version >= config.rounds.count
@@ -319,27 +318,15 @@ class Daemon:
 
     def _expected(self, wanted: FetchDelta) -> Expected:
         checks, limit = self._config.checks, None
-        if checks.over_norm is OverNorm.REFUSE:
+        # Under [privacy] nobody else's data decides whether a delta counts: its own bound alone holds it.
+        if checks.over_norm is OverNorm.REFUSE and self._config.privacy is None:
             limit = checks.size_limit(self._ledger.sizes(wanted.task.round))
         return expected(wanted.task, wanted.device, self._manifest(wanted.level), limit)
 
     # ---- jobs
 
     def _aggregate(self, asked: AggregateRound) -> None:
-        config, store, received = self._config.aggregation, self._artifact.store, self._received
-        moments, deltas = self._ledger.moments(asked.round - 1), self._ledger.deltas(asked.task_ids)
-        # In the first round there is nothing before to hold deltas to: they are held to each other.
-        sizes = self._ledger.sizes(asked.round) or self._ledger.sizes_of(asked.task_ids)
-        size_limit = self._config.checks.size_limit(sizes)
-
-        def work(_say: Callable[[Line], None]) -> NoAdapter | tuple[AggregateRound, NextAdapter, Mapping[str, Blob]]:
-            crash_point("aggregate.begun")
-            made = aggregate_blobs(config, store, received, asked.adapter, moments, deltas, size_limit)
-            crash_point("aggregate.made")
-            if isinstance(made, NoAggregate):
-                return NoAdapter(asked.round, made.why)
-            return asked, made, self._narrowed(made.blob)
-
+        work = aggregation(asked, self._config, self._artifact, self._ledger, self._received)
         self._jobs.start(f"aggregation of round {asked.round}", AGGREGATE, work)
 
     def _on_outcome(self, outcome: Outcome) -> None:
@@ -355,22 +342,20 @@ class Daemon:
             self._on_evaluation(outcome.value)
         elif isinstance(outcome.value, NoAdapter):
             self._tell(outcome.value)
-        elif isinstance(outcome.value, tuple):
-            self._on_aggregate(*outcome.value)
+        elif isinstance(outcome.value, Aggregated):
+            self._on_aggregate(outcome.value)
 
-    def _on_aggregate(self, asked: AggregateRound, made: NextAdapter, narrowed: Mapping[str, Blob]) -> None:
-        self._ledger.commit_adapter(asked.round, asked.attempt, made.blob, made.truncation, made.moments)
+    def _on_aggregate(self, found: Aggregated) -> None:
+        asked, made = found.asked, found.made
+        self._ledger.commit_adapter(asked.round, asked.attempt, made.blob, made.truncation, made.moments, found.spent)
         self._flush_traffic()
         lost = f", {made.truncation:.1%} of the product lost to the rank" if made.truncation else ""
         self._screen.line(f"round {asked.round} is aggregated: adapter {made.blob.sha256[:12]}{lost}", "bold")
+        if found.standing is not None:
+            self._screen.line(f"privacy: {found.standing}", "bold")
         if self._evaluator is not None:
             self._evaluator.start(asked.round, made.blob)
-        self._tell(AdapterReady(asked.round, made.blob, narrowed))
-
-    def _narrowed(self, adapter: Blob) -> dict[str, Blob]:
-        """What levels of a lower rank get in the adapter's place. Equal adapters give equal bytes."""
-        ranks = self._artifact.lower_ranks()
-        return {level: adapter_at_rank(self._artifact.store, adapter, rank) for level, rank in ranks.items()}
+        self._tell(AdapterReady(asked.round, made.blob, found.narrowed))
 
     def _on_evaluation(self, found: EvaluationRow) -> None:
         self._ledger.evaluation(found.version, found.kind, found.loss, found.accuracy, found.rows)
@@ -403,4 +388,5 @@ class Daemon:
             artifacts={name: built.blob for name, built in levels.items()},
             needed=frozenset({self._config.participant.device} if self._config.participant else ()),
             checks=self._config.checks,
+            lots=self._ledger.secret if self._config.privacy else "",
         )

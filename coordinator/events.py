@@ -167,10 +167,12 @@ Event = (
 
 @dataclass(frozen=True, slots=True)
 class OpenRound:
-    """Write that the round is open, and announce it."""
+    """Write that the round is open, and announce it: `drawn` of the `present` devices that could take part do."""
 
     round: int
     attempt: int
+    present: int
+    drawn: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ What follows from it is in `validate`, `quarantine` and `aggregate`.
 from __future__ import annotations
 
 import enum
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -59,3 +60,28 @@ class ChecksConfig:
         """
         median = statistics.median(sizes) if sizes else 0.0
         return self.norm_factor * median or None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrivacyConfig:
+    """Differential privacy of devices, by the coordinator; see `coordinator.privacy`.
+
+    The norm of each delta is held to `clip_norm`, and Gaussian noise of `noise_multiplier` times that is added to their
+    sum. With a `quantile` (0: none) the bound moves from round to round, at the rate `clip_rate`, to where such a share
+    of deltas is below it; `count_noise` is the standard deviation of the noise on their number. `delta` is what epsilon
+    is told for.
+    """
+
+    noise_multiplier: float = number(0, 1e6)
+    clip_norm: float = number(1e-9, 1e9)
+    delta: float = number(1e-15, 0.5)
+    quantile: float = number(0, 0.99, 0.0)
+    clip_rate: float = number(1e-3, 10, 0.2)
+    count_noise: float = number(0, 1e6, 0.0)
+
+    @property
+    def delta_noise_multiplier(self) -> float:
+        """Of the noise on the sum of deltas, so that with the noise on the count both are worth `noise_multiplier`."""
+        if not self.quantile or not self.noise_multiplier:
+            return self.noise_multiplier
+        return 1 / math.sqrt(self.noise_multiplier**-2 - (2 * self.count_noise) ** -2)

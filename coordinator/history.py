@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from coordinator.errors import LedgerError
+from coordinator.privacy import Spent
 from edge_sdk.wire import codec
 from edge_sdk.wire.messages import DeltaCodec, Hello, Report, Task
 
@@ -103,6 +104,7 @@ class History:
     answers: tuple[AnswerRow, ...]
     evaluations: tuple[EvaluationRow, ...]
     traffic: tuple[TrafficRow, ...]
+    spent: tuple[Spent, ...]
     open_tasks: int
 
     @property
@@ -181,6 +183,7 @@ def _read_all(db: sqlite3.Connection) -> History:
             TrafficRow(*row)
             for row in db.execute("SELECT device, sent_bytes, received_bytes FROM traffic ORDER BY device")
         ),
+        spent=tuple(Spent(*row) for row in db.execute("SELECT * FROM privacy ORDER BY version")),
         open_tasks=open_tasks,
     )
 

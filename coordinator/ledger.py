@@ -12,6 +12,7 @@ Times of day are for people to read; nothing is decided by them.
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import pathlib
 import secrets
@@ -26,6 +27,7 @@ from coordinator.errors import LedgerError
 from coordinator.events import TaskState
 from coordinator.fleet import Device, Fleet
 from coordinator.policy.types import Answer, Outcome
+from coordinator.privacy import Spent
 from coordinator.rounds import TOO_LARGE, Past
 from coordinator.task_book import Entry
 from edge_sdk.wire import codec
@@ -48,14 +50,18 @@ ROW_BYTES: Final = 1 << 20  # a stored message is far smaller
 SIZE_ROUNDS: Final = 10  # whose deltas' sizes are what the next ones are held to
 
 SCHEMA: Final = """
-CREATE TABLE run (id TEXT NOT NULL, name TEXT NOT NULL, digest TEXT NOT NULL, created_at REAL NOT NULL);
+CREATE TABLE run (id TEXT NOT NULL, name TEXT NOT NULL, digest TEXT NOT NULL, created_at REAL NOT NULL,
+    secret TEXT NOT NULL);
 CREATE TABLE adapters (version INTEGER PRIMARY KEY, sha256 TEXT NOT NULL, size_bytes INTEGER NOT NULL,
     truncation REAL NOT NULL, created_at REAL NOT NULL);
 CREATE TABLE moments (version INTEGER PRIMARY KEY REFERENCES adapters, sha256 TEXT NOT NULL,
     size_bytes INTEGER NOT NULL);
+CREATE TABLE privacy (version INTEGER PRIMARY KEY REFERENCES adapters, present INTEGER NOT NULL,
+    drawn INTEGER NOT NULL, delivered INTEGER NOT NULL, clip_norm REAL NOT NULL, next_clip_norm REAL NOT NULL,
+    noise_multiplier REAL NOT NULL);
 CREATE TABLE rounds (round INTEGER NOT NULL, attempt INTEGER NOT NULL,
     state TEXT NOT NULL CHECK (state IN ('open', 'repeated', 'aggregated')), why TEXT NOT NULL DEFAULT '',
-    opened_at REAL NOT NULL, PRIMARY KEY (round, attempt));
+    opened_at REAL NOT NULL, present INTEGER NOT NULL, drawn INTEGER NOT NULL, PRIMARY KEY (round, attempt));
 CREATE TABLE devices (device TEXT PRIMARY KEY, hello BLOB NOT NULL, seen_at REAL NOT NULL);
 CREATE TABLE tasks (task_id TEXT PRIMARY KEY, device TEXT NOT NULL, level TEXT NOT NULL, round INTEGER NOT NULL,
     attempt INTEGER NOT NULL, body BLOB NOT NULL, state TEXT NOT NULL, created_at REAL NOT NULL,
@@ -103,11 +109,11 @@ class Ledger:
         self._db.executescript("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON;")
         (found,) = self._db.execute("PRAGMA user_version").fetchone()
         if found == 0:
-            new = (secrets.token_hex(4), name, digest, time.time())
+            new = (secrets.token_hex(4), name, digest, time.time(), secrets.token_hex(16))
             with self._transaction("ledger.create"):
                 for statement in SCHEMA.split(";")[:-1]:
                     self._db.execute(statement)
-                self._db.execute("INSERT INTO run VALUES (?, ?, ?, ?)", new)
+                self._db.execute("INSERT INTO run VALUES (?, ?, ?, ?, ?)", new)
                 self._db.execute(f"PRAGMA user_version = {FORMAT}")
         elif found != FORMAT:
             msg = f"{path} has format {found}, this version reads {FORMAT}; choose another out folder"
@@ -133,16 +139,16 @@ class Ledger:
         values = (hello.device, codec.encode(hello), time.time())
         self._write("ledger.hello", "INSERT OR REPLACE INTO devices VALUES (?, ?, ?)", *values)
 
-    def open_round(self, round_: int, attempt: int) -> None:
-        """An attempt at a round has begun."""
-        values = (round_, attempt, time.time())
-        self._write("ledger.open-round", "INSERT INTO rounds VALUES (?, ?, 'open', '', ?)", *values)
+    def open_round(self, round_: int, attempt: int, present: int, drawn: int) -> None:
+        """An attempt at a round has begun, with `drawn` of the `present` devices."""
+        opened = (round_, attempt, time.time(), present, drawn)
+        self._write("ledger.open-round", "INSERT INTO rounds VALUES (?, ?, 'open', '', ?, ?, ?)", *opened)
 
     def repeat_round(self, round_: int, attempt: int, why: str) -> None:
         """An attempt came to nothing, perhaps before it was opened."""
         self._write(
             "ledger.repeat-round",
-            "INSERT INTO rounds VALUES (?, ?, 'repeated', ?, ?) "
+            "INSERT INTO rounds VALUES (?, ?, 'repeated', ?, ?, 0, 0) "
             "ON CONFLICT DO UPDATE SET state = 'repeated', why = excluded.why",
             *(round_, attempt, why, time.time()),
         )
@@ -188,9 +194,17 @@ class Ledger:
             self._end(task_id, TaskState.REFUSED)
 
     def commit_adapter(
-        self, round_: int, attempt: int, adapter: Blob, truncation: float, moments: Blob | None = None
+        self,
+        round_: int,
+        attempt: int,
+        adapter: Blob,
+        truncation: float,
+        moments: Blob | None = None,
+        spent: Spent | None = None,
     ) -> None:
         """The round's deltas are now the adapter of version `round_`, with the server optimizer's `moments`.
+
+        What it `spent` of the devices' privacy is written with it, or neither is.
 
         Raises sqlite3.IntegrityError if it has one.
         """
@@ -199,6 +213,8 @@ class Ledger:
             self._db.execute("INSERT INTO adapters VALUES (?, ?, ?, ?, ?)", values)
             if moments is not None:
                 self._db.execute("INSERT INTO moments VALUES (?, ?, ?)", (round_, moments.sha256, moments.size_bytes))
+            if spent is not None:
+                self._db.execute("INSERT INTO privacy VALUES (?, ?, ?, ?, ?, ?, ?)", dataclasses.astuple(spent))
             done = "UPDATE rounds SET state = 'aggregated' WHERE round = ? AND attempt = ?"
             self._db.execute(done, (round_, attempt))
 
@@ -253,6 +269,21 @@ class Ledger:
         rows = self._db.execute("SELECT task_id, sha256, size_bytes FROM results")
         found = {task_id: Blob(sha256, size_bytes) for task_id, sha256, size_bytes in rows}
         return tuple(found[task_id] for task_id in sorted(task_ids))
+
+    @property
+    def secret(self) -> str:
+        """What nobody outside can know, and a restart does not change."""
+        return str(self._db.execute("SELECT secret FROM run").fetchone()[0])
+
+    def lot(self, round_: int, attempt: int) -> tuple[int, int]:
+        """How many devices were present when an attempt began, and how many were drawn."""
+        query = "SELECT present, drawn FROM rounds WHERE round = ? AND attempt = ?"
+        present, drawn = self._db.execute(query, (round_, attempt)).fetchone()
+        return present, drawn
+
+    def spent(self) -> tuple[Spent, ...]:
+        """What each version took of the devices' privacy, oldest first."""
+        return tuple(Spent(*row) for row in self._db.execute("SELECT * FROM privacy ORDER BY version"))
 
     def sizes(self, round_: int) -> tuple[float, ...]:
         """Of the deltas in the adapters of the last `SIZE_ROUNDS` versions before this round's."""

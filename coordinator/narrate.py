@@ -21,7 +21,9 @@ def narrate(instruction: Instruction) -> tuple[str, str] | None:
     """A line and its style."""
     if isinstance(instruction, OpenRound):
         again = f", attempt {instruction.attempt}" if instruction.attempt > 1 else ""
-        return f"round {instruction.round} is open{again}", "bold"
+        present, drawn = instruction.present, instruction.drawn
+        lot = f", {drawn} of {present} devices drawn" if drawn < present else ""
+        return f"round {instruction.round} is open{again}{lot}", "bold"
     if isinstance(instruction, GiveTask):
         return f"{instruction.device}: round {instruction.task.round}, level {instruction.level}", ""
     if isinstance(instruction, CancelTask):

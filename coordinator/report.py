@@ -2,6 +2,7 @@
 
     {"run", "name", "status", "model", "rule", "server_optimizer",
      "rounds": [{"round", "attempt", "state", "truncation", "up_bytes", "tasks": [...]}],
+     "privacy": {"guarantee", "epsilon", "delta", "doubts", "covers", "rounds": [...]} or null,
      "quarantine": [{"device", "first", "last"}],
      "evaluations": [{"version", "full_loss", "emulator_loss", ...}], "traffic": [...],
      "checks": [{"name", "passed", "detail"}], "versions": {...}}
@@ -21,6 +22,7 @@ from typing import Any, Final
 
 from coordinator.config import Config
 from coordinator.history import AnswerRow, History, ResultRow
+from coordinator.privacy import COVERS, standing
 from coordinator.quarantine import Quarantine, Spell
 
 FULL: Final = "full"
@@ -47,6 +49,7 @@ def make_report(history: History, config: Config, status: str, found: Sequence[C
         "rule": config.aggregation.rule.value,
         "server_optimizer": config.aggregation.optimizer.value,
         "rounds": [_round(history, row.round, row.attempt, row.state) for row in history.rounds],
+        "privacy": None if config.privacy is None else _privacy(history, config),
         "quarantine": [dataclasses.asdict(spell) for spell in _quarantine(history, config)],
         "evaluations": list(_evaluations(history, config)),
         "traffic": [dataclasses.asdict(row) for row in history.traffic],
@@ -124,6 +127,20 @@ def _result(row: ResultRow) -> dict[str, Any]:
     """`examples` is what the delta says, which is what was counted."""
     task = {"device": row.device, "level": row.level, "outcome": "done", "size": row.size}
     return {**task, **dataclasses.asdict(row.report), "examples": row.examples, "delta_codec": row.codec.value}
+
+
+def _privacy(history: History, config: Config) -> dict[str, Any]:
+    """What can be promised to a device whose data might have been other data."""
+    found = standing(config, history.spent)
+    return {
+        "guarantee": found.epsilon is not None,
+        "epsilon": found.epsilon,
+        "delta": found.delta,
+        "doubts": found.doubts,
+        "says": str(found),
+        "covers": COVERS,
+        "rounds": [dataclasses.asdict(row) for row in history.spent],
+    }
 
 
 def _quarantine(history: History, config: Config) -> tuple[Spell, ...]:

@@ -83,7 +83,7 @@ TOO_LARGE: Final = {  # answers after which the device may be given a smaller le
 class Plan:
     """What does not change in a run: `artifacts` are the manifests of the `levels`, which are best first.
 
-    No round opens without all of the `needed` devices.
+    No round opens without all of the `needed` devices. `lots` are drawn with that; else with the training's seed.
     """
 
     rounds: RoundsConfig
@@ -92,6 +92,7 @@ class Plan:
     artifacts: dict[str, Blob]
     needed: frozenset[str] = frozenset()
     checks: ChecksConfig = field(default_factory=ChecksConfig)
+    lots: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,15 +332,16 @@ class Rounds(Generic[S]):
             return
         self._go(Trigger.ENOUGH_DEVICES)
         self.deadline_at_s = now_s + rounds.deadline_s
-        yield OpenRound(self.round, self.attempt)
-        for device, level in self._drawn(chosen).items():
+        drawn = self._drawn(chosen)
+        yield OpenRound(self.round, self.attempt, len(chosen), len(drawn))
+        for device, level in drawn.items():
             yield self._new_task(device, level, now_s)
 
     def _drawn(self, chosen: dict[str, str]) -> dict[str, str]:
         """Those of `chosen` that take part: whoever is needed, and the same others, whenever this attempt of a run with
         this seed is drawn.
         """
-        participants, seed = self._plan.rounds.participants, self._plan.tasks.training.seed
+        participants, seed = self._plan.rounds.participants, self._plan.lots or self._plan.tasks.training.seed
         if not 0 < participants < len(chosen):
             return chosen
         lots = random.Random(f"{seed}.{self.round}.{self.attempt}")  # noqa: S311 - a fair draw, not a secret

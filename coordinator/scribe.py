@@ -17,7 +17,7 @@ from coordinator.ledger import Ledger
 def write_down(ledger: Ledger, instruction: Instruction) -> None:
     """Write what `instruction` promises; one that promises nothing writes nothing."""
     if isinstance(instruction, OpenRound):
-        ledger.open_round(instruction.round, instruction.attempt)
+        ledger.open_round(instruction.round, instruction.attempt, instruction.present, instruction.drawn)
     elif isinstance(instruction, GiveTask):
         ledger.give_task(instruction.device, instruction.level, instruction.attempt, instruction.task)
     elif isinstance(instruction, CancelTask):

@@ -25,6 +25,7 @@ from coordinator.jobs import Done, Failed, Jobs, Line, Progress
 from coordinator.ledger import Ledger
 from coordinator.participant import Participant
 from coordinator.places import ledger_path, received_folder
+from coordinator.privacy import standing
 from coordinator.report import checks, make_report
 from coordinator.round_states import State
 from coordinator.screen import Screen, check_line, evaluation_table, result_table
@@ -178,6 +179,8 @@ def _finish(config: Config, artifact: Artifact, house: House, state: State) -> i
     house.screen.table(result_table(history))
     if config.evaluation is not None:
         house.screen.table(evaluation_table(history, config.levels[-1].name))
+    if config.privacy is not None:
+        house.screen.line(f"privacy: {standing(config, history.spent)}", "bold")
     for check in found:
         house.screen.line(*check_line(check))
     house.screen.line(f"report, curves and checkpoint are in {config.out}")

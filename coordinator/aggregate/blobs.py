@@ -1,6 +1,7 @@
 """Aggregation from blobs to a blob: what a job does, outside the daemon's thread.
 
 The same blobs give the same bytes, so a coordinator killed in the middle does it again and finds the same adapter.
+Noise for privacy is new each time: of several adapters made so, the ledger has one, and devices see no other.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from coordinator.aggregate.lora import at_rank
-from coordinator.aggregate.rules import Contribution, NoAggregate, aggregate
+from coordinator.aggregate.rules import Contribution, NoAggregate, Private, aggregate
 from coordinator.config import AggregationConfig
 from edge_sdk.wire.blobs import Blob, BlobStore
 from edge_sdk.wire.delta import decode_delta
@@ -23,12 +24,13 @@ from edge_sdk.wire.tensors import Array, read_tensors, write_tensors
 class NextAdapter:
     """The adapter after a round and the server optimizer's moments, where it keeps any: both in the store.
 
-    `truncation` is the relative error of going back to rank r.
+    `truncation` is the relative error of going back to rank r, `next_clip_norm` the next round's bound under [privacy].
     """
 
     blob: Blob
     moments: Blob | None
     truncation: float
+    next_clip_norm: float = 0.0
 
 
 def aggregate_blobs(
@@ -39,6 +41,7 @@ def aggregate_blobs(
     moments: Blob | None,
     deltas: Iterable[Blob],
     size_limit: float | None = None,
+    private: Private | None = None,
 ) -> NextAdapter | NoAggregate:
     """Aggregate the `deltas` in `received`, which were validated when they came, into a new adapter in `store`.
 
@@ -48,14 +51,14 @@ def aggregate_blobs(
     """
     past = {} if moments is None else _read(store, moments)
     came = _contributions(store, received, adapter, deltas)
-    result = aggregate(config, _read(store, adapter), came, past, size_limit)
+    result = aggregate(config, _read(store, adapter), came, past, size_limit, private)
     if isinstance(result, NoAggregate):
         return result
     if not all(math.isfinite(float(array.sum())) for array in result.adapter.values()):
         msg = "the aggregate is not finite although each delta is: lower a learning rate, or set aggregation.clip_norm"
         raise ValueError(msg)
     kept = _keep(store, result.moments, "moments") if result.moments else None
-    return NextAdapter(_keep(store, result.adapter, "adapter"), kept, result.truncation)
+    return NextAdapter(_keep(store, result.adapter, "adapter"), kept, result.truncation, result.next_clip_norm)
 
 
 def adapter_at_rank(store: BlobStore, adapter: Blob, rank: int) -> Blob:

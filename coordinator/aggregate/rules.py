@@ -10,7 +10,8 @@ import numpy as np
 
 from coordinator.aggregate import coordinatewise, krum, lora, mean, server_optimizers
 from coordinator.config import AggregationConfig, MeanOver
-from coordinator.guards import Estimator
+from coordinator.guards import Estimator, PrivacyConfig
+from coordinator.privacy import Bounds, Noise, private_mean, true_noise
 from edge_sdk.wire.delta import Delta
 from edge_sdk.wire.tensors import Array
 
@@ -35,12 +36,24 @@ class Contribution:
 class Aggregate:
     """The next adapter, and the server optimizer's moments, empty where it keeps none.
 
-    `truncation` is the relative error of going back to rank r, zero where the rule is exact.
+    `truncation` is the relative error of going back to rank r, zero where the rule is exact. `next_clip_norm` is the
+    next round's bound under [privacy].
     """
 
     adapter: Mapping[str, Array]
     moments: Mapping[str, Array]
     truncation: float
+    next_clip_norm: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Private:
+    """Privacy for one round: of the tensors in `shapes`, all of which may train."""
+
+    config: PrivacyConfig
+    bounds: Bounds
+    shapes: Mapping[str, tuple[int, ...]]
+    noise: Noise = true_noise
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +69,17 @@ def aggregate(
     contributions: Iterable[Contribution],
     moments: Mapping[str, Array],
     size_limit: float | None = None,
+    private: Private | None = None,
 ) -> Aggregate | NoAggregate:
     """The adapter after a round. One contribution at a time is held in memory for the mean, all for other estimators.
 
     `moments` are those that the round before left; none before the first. Deltas larger than `size_limit`, a root mean
-    square, are scaled down to it.
+    square, are scaled down to it. With `private`, each has one vote and is held to its bound alone; the mean has noise.
     """
+    if private is not None:
+        deltas = (contribution.delta for contribution in contributions)
+        noisy, next_norm = private_mean(private.shapes, deltas, private.config, private.bounds, private.noise)
+        return Aggregate(*server_optimizers.step(config, adapter, noisy, moments), 0.0, next_norm)
     clipped: Iterable[Contribution] = (c.within(config.clip_norm, size_limit) for c in contributions)
     if config.estimator is Estimator.MULTI_KRUM:
         found = _closest(config, adapter, list(clipped))

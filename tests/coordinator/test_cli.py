@@ -71,7 +71,7 @@ def test_status_reads_while_the_daemon_writes(config: pathlib.Path, capsys: pyte
     loaded = load_config(config)
     with Ledger(loaded.out / "ledger.sqlite", loaded.name, loaded.digest()) as ledger:
         ledger.begin(blob_of(b"0"))
-        ledger.open_round(1, 1)
+        ledger.open_round(1, 1, 2, 2)
         assert main(["status", "--config", str(config)]) == 0
     assert "0 of 3 rounds" in capsys.readouterr().out
 

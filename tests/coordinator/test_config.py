@@ -297,6 +297,26 @@ def test_the_middle_of_a_few_large_numbers_is_refused(tmp_path: pathlib.Path) ->
         load(tmp_path, text + "delta_codec = 'top-k'\n" + robust)
 
 
+@pytest.mark.parametrize(
+    ("aggregation", "privacy", "complaint"),
+    [
+        ("rule = 'lora-svd'", "", "set aggregation.rule = 'freeze-a', not 'lora-svd'"),
+        ("rule = 'freeze-a'\nestimator = 'median'\nbyzantine = 1", "", "[privacy] is for the mean; how far one device"),
+        ("rule = 'freeze-a'\nclip_norm = 1", "", "aggregation.clip_norm is beside privacy.clip_norm: leave it out"),
+        ("rule = 'freeze-a'", "quantile = 0.5", "privacy.count_noise is 0; with a quantile and this noise_multiplier"),
+        ("rule = 'freeze-a'", "quantile = 1.0", "privacy.quantile is 1.0; it must be from 0 to 0.99"),
+    ],
+)
+def test_privacy_that_cannot_hold_is_refused(
+    tmp_path: pathlib.Path, aggregation: str, privacy: str, complaint: str
+) -> None:
+    """Where nothing bounds what one device adds, or a bound stands beside the bound: one line."""
+    table = f"[aggregation]\n{aggregation}\n[privacy]\nnoise_multiplier = 1\nclip_norm = 1\ndelta = 1e-5\n{privacy}\n"
+    text = CONFIG.replace("devices = 5\n", "devices = 5\nquorum = 3\n") + table
+    with pytest.raises(ConfigError, match=re.escape(complaint)):
+        load(tmp_path, text)
+
+
 def test_a_missing_file_is_said(tmp_path: pathlib.Path) -> None:
     """No file gives one line, too."""
     with pytest.raises(ConfigError, match="cannot be read"):

@@ -42,7 +42,7 @@ def begun(tmp_path: pathlib.Path) -> Ledger:
     """A ledger in round 1 with tasks of four devices."""
     ledger = opened(tmp_path)
     ledger.begin(blob_of(b"adapter 0"))
-    ledger.open_round(1, 1)
+    ledger.open_round(1, 1, 2, 2)
     for device in "abcd":
         ledger.hello(make_hello(device))
         ledger.give_task(device, "large", 1, make_task(f"t.{device}"))
@@ -107,7 +107,7 @@ def test_moments_go_with_their_adapter(tmp_path: pathlib.Path) -> None:
     """What the server optimizer kept is found by version after a restart; a version without any says so."""
     with begun(tmp_path) as ledger:
         ledger.commit_adapter(1, 1, DELTA, 0.0, blob_of(b"moments 1"))
-        ledger.open_round(2, 1)
+        ledger.open_round(2, 1, 2, 2)
         with pytest.raises(sqlite3.IntegrityError):
             ledger.commit_adapter(1, 1, DELTA, 0.0, blob_of(b"other moments"))
     with opened(tmp_path) as ledger:

@@ -30,7 +30,7 @@ def played(tmp_path: pathlib.Path, *, peak_bytes: int = 90 * MB, full_loss: floa
     )
     with Ledger(tmp_path / "ledger.sqlite", "test", "digest") as ledger:
         ledger.begin(blob_of(b"0"))
-        ledger.open_round(1, 1)
+        ledger.open_round(1, 1, 2, 2)
         for device in "ab":
             ledger.hello(make_hello(device))
             ledger.give_task(device, "large", 1, make_task(f"t.{device}"))

@@ -123,7 +123,7 @@ def test_a_round_opens_when_the_expected_devices_are_there() -> None:
     scene = Scene()
     assert scene.hello("a") == []
     asked = scene.hello("b")
-    assert asked[0] == OpenRound(1, 1)
+    assert asked[0] == OpenRound(1, 1, 2, 2)
     assert [i.device for i in only(GiveTask, asked)] == ["a", "b"]
     assert scene.task("a").deadline_s == 100
     assert scene.task("a").seed != scene.task("b").seed
@@ -213,7 +213,7 @@ def test_a_whole_run() -> None:
     aggregate = only(AggregateRound, scene.deliver("b"))[0]
     assert (aggregate.round, aggregate.adapter) == (1, first)
     assert set(aggregate.task_ids) == {scene.task("a").task_id, scene.task("b").task_id}
-    assert only(OpenRound, scene.tell(AdapterReady(1, blob_of(b"1")))) == [OpenRound(2, 1)]
+    assert only(OpenRound, scene.tell(AdapterReady(1, blob_of(b"1")))) == [OpenRound(2, 1, 2, 2)]
     assert scene.task("a").adapter == blob_of(b"1")
     assert scene.task("a").round == 2
     scene.deliver("a")
@@ -358,7 +358,7 @@ def test_without_quorum_the_round_is_repeated() -> None:
     asked = scene.tell(Tick(), after_s=100)
     assert only(RepeatRound, asked) == [RepeatRound(1, 1, "1 results, the quorum is 2")]
     assert scene.tell(Tick(), after_s=REPEAT_S - 1) == []
-    assert only(OpenRound, scene.tell(Tick(), after_s=1)) == [OpenRound(1, 2)]
+    assert only(OpenRound, scene.tell(Tick(), after_s=1)) == [OpenRound(1, 2, 2, 2)]
     scene.deliver("a")
     assert old not in only(AggregateRound, scene.deliver("b"))[0].task_ids
 
