@@ -288,7 +288,7 @@ class Fleet(RuleBasedStateMachine):
             return
         task_id = sorted(self.fetching)[which % len(self.fetching)]
         wanted = self.fetching.pop(task_id)
-        self.ledger.commit_result(wanted.device, task_id, wanted.delta, 4, wanted.report)
+        self.ledger.commit_result(wanted.device, task_id, wanted.delta, 4, 0.1, wanted.report)
         if killed:
             self.coordinator_is_killed()
             return
