@@ -238,7 +238,10 @@ def _small_disk(folder: pathlib.Path, size_mb: int) -> Iterator[None]:
 
 
 def _disk_full(run: _Run) -> int:
-    """Something else fills the device's disk while an artifact is on its way in, and goes again."""
+    """Something else fills the device's disk while an artifact is on its way in, and goes again.
+
+    The device declines and stays; the policy does not offer it what had no room again, so the other one completes.
+    """
     fleet = run.fleet
     store = fleet.folder / "a-store"
     run.stack.enter_context(_small_disk(store, 150))
@@ -254,7 +257,8 @@ def _disk_full(run: _Run) -> int:
     fleet.until(lambda: "no-space" in fleet.processes.log("a"), "the device says that its disk is full")
     fleet.until(lambda: run.result_of("b"), "the other device has delivered")
     filler.unlink()
-    proxy.close()
+    proxy.down = Misfortune()
+    proxy.break_all()
     run.finish()
     return 1
 

@@ -147,9 +147,13 @@ def _control(board: Board) -> Iterator[str]:
 
 def _promises(board: Board) -> Iterator[str]:
     for state in STATES:
-        named = [number for number, found in board["promises"].items() if found == state]
+        named = sorted((name for name, found in board["promises"].items() if found == state), key=_number)
         yield f"- promises **{state}**: {len(named)} of {len(board['promises'])}: {', '.join(named)}"
     yield ""
+
+
+def _number(promise: str) -> int:
+    return int(promise.removeprefix("P"))
 
 
 def _problems(board: Board) -> Iterator[str]:
