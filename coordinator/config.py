@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from coordinator.errors import ConfigError
 from coordinator.pace import Pace
+from coordinator.registry import Enrolment
 from edge_sdk.wire.codecs import NEEDS_RESIDUAL
 from edge_sdk.wire.manifest import BITS, NAME, TaskType
 from edge_sdk.wire.messages import MAX_BATCH, MAX_STEPS, MAX_TOKENS, DeltaCodec, OptimizerKind, Schedule
@@ -79,6 +80,17 @@ class BrokerConfig:
     """`url` is `mqtt://host:port`, or `auto`: a broker on this machine, started and ended with the coordinator."""
 
     url: str = "auto"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrustConfig:
+    """Who belongs to the fleet. `folder` has the coordinator's key and its devices'; by default it is `trust` in `out`.
+
+    Runs of one fleet share it: devices obey the key in it, and no other.
+    """
+
+    enrolment: Enrolment = Enrolment.OPEN
+    folder: pathlib.Path | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -275,6 +287,7 @@ class Config:
     rounds: RoundsConfig
     training: TrainingConfig
     broker: BrokerConfig = BrokerConfig()
+    trust: TrustConfig = TrustConfig()
     adapter: AdapterConfig = AdapterConfig()
     transfer: TransferConfig = TransferConfig()
     aggregation: AggregationConfig = AggregationConfig()
@@ -293,6 +306,7 @@ class Config:
             out=pathlib.Path(),
             broker=BrokerConfig(),
             transfer=TransferConfig(),
+            trust=TrustConfig(),
             participant=None,
             rounds=RoundsConfig(count=1, devices=1),
             model=dataclasses.replace(self.model, dir=self.model.dir.resolve()),

@@ -5,14 +5,13 @@ Rules:
 - what a message or a finished job means is an event for `rounds`; its instructions are executed in order, each written
   to the ledger before it is sent;
 - nothing here waits: transfers are a few chunks a turn, and what takes longer is a job;
-- a message that is malformed, or that claims another sender than its topic, is said and dropped;
+- a message that is malformed, or not signed by whom its topic names, is said and dropped;
 - a broker that forgot everything is told everything again at each connect.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -47,6 +46,7 @@ from coordinator.events import (
     StopAsked,
     Tick,
 )
+from coordinator.gate import Gate, Reply
 from coordinator.history import EvaluationRow, read_history
 from coordinator.jobs import Done, Failed, Jobs, Line, Outcome
 from coordinator.ledger import Ledger
@@ -54,6 +54,7 @@ from coordinator.narrate import narrate
 from coordinator.places import received_folder
 from coordinator.policy.registry import policy_of
 from coordinator.publisher import Publisher
+from coordinator.registry import Registry
 from coordinator.report import FULL
 from coordinator.round_states import State
 from coordinator.rounds import Plan, Rounds
@@ -65,7 +66,6 @@ from edge_sdk.wire.blobs import Blob, BlobStore
 from edge_sdk.wire.errors import WireError
 from edge_sdk.wire.manifest import Manifest
 from edge_sdk.wire.messages import (
-    Announcement,
     Chunk,
     ChunkRequest,
     Hello,
@@ -79,8 +79,6 @@ from edge_sdk.wire.messages import (
     TaskOffer,
     TaskProgress,
     TransferRefused,
-    decode_message,
-    encode_message,
 )
 from edge_sdk.wire.topics import Topics
 from edge_sdk.wire.transport import Connected, Disconnected, Received, Transport
@@ -94,12 +92,20 @@ class Daemon:
     """Serves one run over `transport` until its rounds are done."""
 
     def __init__(
-        self, config: Config, artifact: Artifact, ledger: Ledger, transport: Transport, jobs: Jobs, screen: Screen
+        self,
+        config: Config,
+        artifact: Artifact,
+        ledger: Ledger,
+        registry: Registry,
+        transport: Transport,
+        jobs: Jobs,
+        screen: Screen,
     ) -> None:
         """Continue where the ledger ends, or begin with the artifact's starting values."""
         self._config, self._artifact, self._ledger = config, artifact, ledger
         self._transport, self._jobs, self._screen = transport, jobs, screen
-        self._topics, self._session = Topics(config.fleet), secrets.token_hex(8)
+        self._topics = Topics(config.fleet)
+        self._gate = Gate(registry, self._topics, config.trust.enrolment)
         self._received = BlobStore(received_folder(config))
         pace = config.transfer.pace()
         self._publisher = Publisher(artifact.store, pace)
@@ -187,28 +193,31 @@ class Daemon:
         self._connected = False
 
     def _announce(self) -> None:
-        message = encode_message(Announcement(self._session, self._rounds.round))
-        self._transport.publish(self._topics.announcement, message, retain=True)
+        payload = self._gate.announcement(self._rounds.round)
+        self._transport.publish(self._topics.announcement, payload, retain=True)
 
     def _send(self, device: str, message: Message) -> None:
-        self._transport.publish(self._topics.down(device), encode_message(message))
+        payload = self._gate.seal(device, message)
+        if payload is not None:
+            self._transport.publish(self._topics.down(device), payload)
 
     # ---- messages
 
     def _on_received(self, received: Received) -> None:
         try:
             device = self._topics.last_level(received.topic)
-            message = decode_message(received.payload)
+            heard = self._gate.hear(device, received.topic, received.payload)
         except WireError as error:
             self._drop(f"{received.topic}: {error}")
             return
-        if getattr(message, "device", device) != device:
+        if isinstance(heard, Reply):
+            self._transport.publish(self._topics.down(device), heard.payload)
+            if heard.news:
+                self._screen.line(heard.news)
+        elif getattr(heard, "device", device) != device:
             self._drop(f"{received.topic}: speaks for another device")
-        elif received.topic == self._topics.presence(device):
-            if isinstance(message, Presence):
-                self._tell(PresenceHeard(message))
         else:
-            self._on_message(device, message)
+            self._on_message(device, heard)
 
     def _drop(self, why: str) -> None:
         self._screen.line(f"dropped a message on {why}"[:200], "yellow")
@@ -216,6 +225,8 @@ class Daemon:
     def _on_message(self, device: str, message: Message) -> None:
         if isinstance(message, Hello):
             self._on_hello(message)
+        elif isinstance(message, Presence):
+            self._tell(PresenceHeard(message))
         elif isinstance(message, TaskProgress):
             self._tell(ProgressHeard(device, message))
         elif isinstance(message, TaskDeclined):

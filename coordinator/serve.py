@@ -22,7 +22,8 @@ from coordinator.history import History, read_history
 from coordinator.jobs import Done, Failed, Jobs, Line, Progress
 from coordinator.ledger import Ledger
 from coordinator.participant import Participant
-from coordinator.places import ledger_path, received_folder
+from coordinator.places import ledger_path, received_folder, trust_folder
+from coordinator.registry import Registry
 from coordinator.report import checks, make_report
 from coordinator.round_states import State
 from coordinator.screen import Screen, check_line, evaluation_table, result_table
@@ -120,6 +121,7 @@ def _broker(config: Config, screen: Screen, stack: contextlib.ExitStack) -> tupl
 
 def _rounds(config: Config, artifact: Artifact, ledger: Ledger, house: House, url: str) -> State:
     with contextlib.ExitStack() as stack:
+        registry = stack.enter_context(Registry(trust_folder(config)))
         transport = MqttTransport(url, f"{config.fleet}/coordinator")
         stack.callback(transport.close)
         participant = Participant(config, config.participant, url) if config.participant else None
@@ -131,7 +133,7 @@ def _rounds(config: Config, artifact: Artifact, ledger: Ledger, house: House, ur
             if participant is not None:
                 participant.keep()
 
-        daemon = Daemon(config, artifact, ledger, transport, house.jobs, house.screen)
+        daemon = Daemon(config, artifact, ledger, registry, transport, house.jobs, house.screen)
         with house.screen:
             state = daemon.run(lambda: house.stop.signal != 0, keep)
     if state is State.STOPPED:

@@ -11,19 +11,19 @@ from pathlib import Path
 from edge_sdk.supervisor import WorkerFailed, WorkerFinished, WorkerProgress
 from edge_sdk.wire.manifest import Manifest
 from edge_sdk.wire.messages import (
-    Announcement,
     DeclineReason,
     Message,
+    NotWelcome,
     Receipt,
     Report,
     ResultOffer,
     Task,
     TaskCancel,
     TaskOffer,
+    Welcome,
 )
-from edge_sdk.wire.transport import Connected
 
-# ---- events, beside the coordinator's messages, the worker's events and Connected
+# ---- events, beside the coordinator's messages and the worker's events
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +66,8 @@ class Tick:
 
 
 Event = (
-    Connected
-    | Announcement
+    Welcome
+    | NotWelcome
     | TaskOffer
     | TaskCancel
     | Receipt

@@ -14,6 +14,7 @@ from edge_sdk.agent import Agent
 from edge_sdk.cgroup import NotDelegated, claim
 from edge_sdk.config import DataConfig, DataKind, load_config
 from edge_sdk.errors import ConfigError, DataError
+from edge_sdk.identity import IDENTITY, Identity
 from edge_sdk.providers import require
 from edge_sdk.sources import open_source
 from edge_sdk.wire.lifeline import stop_on_signals
@@ -32,9 +33,11 @@ def run(config_path: pathlib.Path) -> int:
     with contextlib.ExitStack() as stack:
         stack.enter_context(_alone(config.store))
         stop = stack.enter_context(stop_on_signals())
-        transport = MqttTransport(config.broker, f"{config.fleet}/device/{config.device}", Agent.will(config))
+        identity = Identity(config.store / IDENTITY)
+        will = Agent.will(config, identity)
+        transport = MqttTransport(config.broker, f"{config.fleet}/device/{config.device}", will)
         stack.callback(transport.close)
-        agent = Agent(config, transport, _say, _claimed())
+        agent = Agent(config, identity, transport, _say, _claimed())
         stack.callback(agent.close)
         while not stop.signal:
             agent.turn()

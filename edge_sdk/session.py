@@ -5,7 +5,8 @@ Rules:
 - one task at a time; whoever offers another meanwhile hears `busy`;
 - every offer gets an answer, and an offer repeated gets the same answer again: declines and failures are remembered
   for a while, results until their receipt;
-- a result is offered on every connection, to every new coordinator, and every `RESEND_S`, until the receipt comes;
+- a result is offered after every welcome, and every `RESEND_S`, until the receipt comes;
+- who is not welcome gives up its task, and keeps its results: the coordinator may think better of it;
 - a task whose deadline has passed is given up: the coordinator has closed it;
 - a delta's residual counts from its receipt on. So a task that begins while a result waits for its receipt uses none
   and leaves none: its delta is rounded by chance.
@@ -43,10 +44,10 @@ from edge_sdk.supervisor import WorkerFailed, WorkerFinished, WorkerProgress
 from edge_sdk.wire.blobs import Blob
 from edge_sdk.wire.manifest import Manifest
 from edge_sdk.wire.messages import (
-    Announcement,
     DeclineReason,
     FailureReason,
     Hello,
+    NotWelcome,
     Receipt,
     ResultOffer,
     Task,
@@ -55,8 +56,8 @@ from edge_sdk.wire.messages import (
     TaskFailed,
     TaskOffer,
     TaskProgress,
+    Welcome,
 )
-from edge_sdk.wire.transport import Connected
 
 RESEND_S: Final = 15.0
 PROGRESS_S: Final = 1.0  # between two progress messages
@@ -82,15 +83,15 @@ class Session:
     def __init__(self, hello: Hello, results: tuple[ResultOffer, ...], now_s: float) -> None:
         """`hello` is what it says of itself, `results` wait in its outbox."""
         self.phase = Phase.IDLE
-        self._hello, self._coordinator = hello, ""
+        self._hello = hello
         self._current: Current | None = None
         self._results = {offer.task_id: offer for offer in results}
         self._answers: dict[str, TaskDeclined | TaskFailed] = {}
         self._corrections: dict[str, float] = {}  # by manifest: how much larger a peak was than its prediction
         self._resend_at_s = now_s + RESEND_S
         self._handlers: dict[type, Callable[[Any, float], Iterator[Instruction]]] = {
-            Connected: self._on_connected,
-            Announcement: self._on_announcement,
+            Welcome: self._on_welcome,
+            NotWelcome: self._on_not_welcome,
             TaskOffer: self._on_offer,
             TaskCancel: self._on_cancel,
             Receipt: self._on_receipt,
@@ -114,20 +115,15 @@ class Session:
 
     # ---- the coordinator
 
-    def _on_connected(self, _event: Connected, now_s: float) -> Iterator[Instruction]:
-        yield from self._introduce(now_s)
-
-    def _on_announcement(self, event: Announcement, now_s: float) -> Iterator[Instruction]:
-        """A coordinator that was started anew has not heard of us; the same one again brings no news."""
-        if event.session == self._coordinator:
-            return
-        self._coordinator = event.session
-        yield from self._introduce(now_s)
-
-    def _introduce(self, now_s: float) -> Iterator[Instruction]:
+    def _on_welcome(self, _event: Welcome, now_s: float) -> Iterator[Instruction]:
         busy_with = self._current.task.task_id if self._current else ""
         yield Send(dataclasses.replace(self._hello, task_id=busy_with))
         yield from self._offer_results(now_s)
+
+    def _on_not_welcome(self, event: NotWelcome, _now_s: float) -> Iterator[Instruction]:
+        yield Say(f"not welcome, {event.reason.value}: {event.detail}")
+        if self._current is not None:
+            yield from self._stop(self._current.task.task_id, "the coordinator wants nothing of this device")
 
     def _offer_results(self, now_s: float) -> Iterator[Instruction]:
         self._resend_at_s = now_s + RESEND_S

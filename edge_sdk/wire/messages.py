@@ -3,8 +3,9 @@
 The envelope is a msgpack map `{"v": 1, "type": <name>, "body": <map>}`. `Message` lists what exists; `encode_message`
 and `decode_message` are the only way in and out. Strings as keys live in `codec` alone.
 
-A device sends Hello, TaskDeclined, TaskProgress, TaskFailed, ResultOffer; the coordinator sends Announcement,
-TaskOffer, TaskCancel, Receipt. ChunkRequest, Chunk and TransferRefused go both ways: whoever needs a blob asks for it.
+A device sends Greeting, Hello, TaskDeclined, TaskProgress, TaskFailed, ResultOffer; the coordinator sends Announcement,
+Welcome, NotWelcome, TaskOffer, TaskCancel, Receipt. ChunkRequest, Chunk and TransferRefused go both ways: whoever needs
+a blob asks for it. All but Chunk are signed, see `signed`.
 """
 
 from __future__ import annotations
@@ -103,6 +104,14 @@ class RefusalReason(enum.Enum):
     WRONG_NAMES = "wrong-names"
     WRONG_SHAPE = "wrong-shape"
     NOT_FINITE = "not-finite"
+
+
+class Unwelcome(enum.Enum):
+    """Why a device may not take part."""
+
+    UNKNOWN = "unknown"
+    OTHER_KEY = "other-key"
+    REVOKED = "revoked"
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,15 +227,39 @@ class Presence:
 
 @dataclass(frozen=True, slots=True)
 class Announcement:
-    """Retained; the coordinator is up under `session`. A device that sees a new session says Hello again."""
+    """Retained; the coordinator is up under `session`. A device that sees a new session greets again."""
 
     session: str
     round: int
 
 
 @dataclass(frozen=True, slots=True)
+class Greeting:
+    """A device begins a conversation, under a new nonce; said after every (re)connect and every new Announcement, and
+    again until an answer comes.
+    """
+
+    device: str
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome:
+    """The answer to a Greeting, in the channel that it makes: what follows is heard. `session` as announced."""
+
+    session: str
+
+
+@dataclass(frozen=True, slots=True)
+class NotWelcome:
+    """The other answer to a Greeting, or the end of a conversation: the device takes part in nothing."""
+
+    reason: Unwelcome
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
 class Hello:
-    """A device introduces itself; said after every (re)connect and every new Announcement.
+    """A device introduces itself: the first that it says after each Welcome.
 
     `task_id` is the task it is busy with, or empty.
     """
@@ -353,6 +386,9 @@ class TransferRefused:
 Message = (
     Presence
     | Announcement
+    | Greeting
+    | Welcome
+    | NotWelcome
     | Hello
     | TaskOffer
     | TaskCancel

@@ -35,11 +35,11 @@ from edge_sdk.session import PROGRESS_S, RESEND_S, Session
 from edge_sdk.supervisor import WorkerFailed, WorkerFinished, WorkerProgress
 from edge_sdk.wire.manifest import ClassesLoss, ImageSpec, ModelSpec, TaskType
 from edge_sdk.wire.messages import (
-    Announcement,
     DeclineReason,
     FailureReason,
     Hello,
     Message,
+    NotWelcome,
     Receipt,
     RefusalReason,
     ResultOffer,
@@ -49,8 +49,9 @@ from edge_sdk.wire.messages import (
     TaskFailed,
     TaskOffer,
     TaskProgress,
+    Unwelcome,
+    Welcome,
 )
-from edge_sdk.wire.transport import Connected
 from tests.edge_sdk.samples import FILE, MB, TOKENS, make_hello, make_manifest, make_offer, make_report, make_task
 
 T = TypeVar("T")
@@ -273,13 +274,12 @@ def test_a_refused_result_is_forgotten_too() -> None:
 
 
 def test_results_are_offered_until_their_receipt() -> None:
-    """On every connection, to every new coordinator, and after a while of silence."""
+    """After every welcome, and after a while of silence."""
     scene = Scene(make_offer("t"))
-    for event in (Connected(), Announcement("coordinator", 1)):
-        introduced, offered = scene.tell(event)
+    for _ in range(2):
+        introduced, offered = scene.tell(Welcome("coordinator"))
         assert isinstance(introduced, Hello)
         assert offered == make_offer("t")
-    assert scene.tell(Announcement("coordinator", 2)) == []
     scene.now_s = RESEND_S - 0.1
     assert scene.tell(Tick()) == []
     scene.now_s = RESEND_S
@@ -293,9 +293,19 @@ def test_a_device_says_what_it_is_busy_with() -> None:
     """So a coordinator that was started anew can tell it to stop, or wait for it."""
     scene = Scene()
     scene.train(make_task("t"))
-    (hello,) = scene.tell(Announcement("a new one", 2))
+    (hello,) = scene.tell(Welcome("a new one"))
     assert isinstance(hello, Hello)
     assert hello.task_id == "t"
+
+
+def test_who_is_not_welcome_stops_and_keeps_its_results() -> None:
+    """The task at hand is given up; what waits for its receipt is offered again once the device is welcome."""
+    scene = Scene(make_offer("earlier"))
+    scene.train(make_task("t"))
+    assert scene.tell(NotWelcome(Unwelcome.REVOKED, "the device was revoked")) == []
+    assert CancelWorker() in scene.asked
+    assert not [one for one in scene.asked if isinstance(one, ForgetResult)]
+    assert make_offer("earlier") in scene.tell(Welcome("coordinator"))
 
 
 def test_a_deadline_ends_a_task_and_an_offer_repeated_moves_it() -> None:
@@ -351,9 +361,8 @@ def test_every_phase_can_be_left_and_reached() -> None:
 
 TASKS = [make_task(f"t{k}", deadline_s=30.0) for k in range(3)]
 EVENTS = st.one_of(
-    st.just(Connected()),
     st.just(Tick()),
-    st.sampled_from(["a", "b"]).map(lambda session: Announcement(session, 1)),
+    st.sampled_from([Welcome("a"), Welcome("b"), NotWelcome(Unwelcome.UNKNOWN, "")]),
     st.sampled_from(TASKS).map(TaskOffer),
     st.sampled_from(TASKS).map(lambda t: TaskCancel(t.task_id, "")),
     st.sampled_from(TASKS).map(lambda t: Receipt(t.task_id, accepted=True, reason=None, detail="")),

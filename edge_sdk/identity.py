@@ -1,0 +1,51 @@
+"""Who this device is, and whom it obeys: its own key, made on the first start, and its coordinator's.
+
+    <folder>/key            the private key, for its owner alone
+    <folder>/coordinator    the public key of the coordinator, once that is known; see `edge_sdk.wire.records`
+
+Whoever loses the folder is another device, and has to be enrolled again.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from dataclasses import dataclass
+from typing import Final
+
+from edge_sdk.wire.errors import IntegrityError, WireError
+from edge_sdk.wire.keys import own_key
+from edge_sdk.wire.records import read_record, write_record
+
+IDENTITY: Final = "identity"  # the folder, in a device's store
+MAX_RECORD_BYTES: Final = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class _Coordinator:
+    """The record."""
+
+    key: bytes
+
+
+class Identity:
+    """The identity in `folder`. `signer` is the device's own key, `coordinator` the public key of whom it obeys."""
+
+    def __init__(self, folder: pathlib.Path) -> None:
+        """Find it, or make it. Raises IntegrityError for a file that is damaged, OSError."""
+        self.signer = own_key(folder / "key")
+        self._path = folder / "coordinator"
+        self.coordinator = self._read()
+
+    def pin(self, key: bytes) -> None:
+        """Obey the owner of this key from now on. Raises OSError."""
+        write_record(self._path, _Coordinator(key))
+        self.coordinator = key
+
+    def _read(self) -> bytes | None:
+        try:
+            return read_record(_Coordinator, self._path, MAX_RECORD_BYTES).key
+        except FileNotFoundError:
+            return None
+        except WireError as error:  # nobody must become our coordinator by damaging a file
+            msg = f"{self._path} is damaged: {error}; bring it back from a backup, or delete it and enrol anew"
+            raise IntegrityError(msg) from error

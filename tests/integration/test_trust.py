@@ -1,0 +1,139 @@
+"""Somebody on the same broker who hears everything, says it again, and speaks for others: a real Mosquitto."""
+
+from __future__ import annotations
+
+import pathlib
+import threading
+from dataclasses import dataclass, field
+
+import pytest
+
+from coordinator.round_states import State
+from edge_sdk.identity import Identity
+from edge_sdk.wire.blobs import blob_of
+from edge_sdk.wire.channel import greeting_channel, new_nonce, nonce_of
+from edge_sdk.wire.messages import (
+    Announcement,
+    Greeting,
+    Message,
+    NotWelcome,
+    Receipt,
+    ResultOffer,
+    TaskCancel,
+    TaskOffer,
+    Unwelcome,
+    decode_message,
+    encode_message,
+)
+from edge_sdk.wire.mqtt import MqttTransport
+from edge_sdk.wire.signed import NO_CHANNEL, is_envelope, read_envelope, seal
+from edge_sdk.wire.topics import Topics
+from edge_sdk.wire.transport import Received, Will
+from tests.brokers import Mosquitto
+from tests.integration.conftest import ROUNDS, Tiny, assert_counted_once
+from tests.integration.test_in_memory import Fleet
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+
+TOPICS = Topics("test")
+UP, DOWN = TOPICS.up("a"), TOPICS.down("a")
+
+
+@dataclass(frozen=True, slots=True)
+class OverMosquitto:
+    """Connects the fleet to a real broker."""
+
+    url: str
+
+    def connect(self, client_id: str, will: Will | None = None) -> MqttTransport:
+        """A client."""
+        return MqttTransport(self.url, client_id, will)
+
+
+@dataclass(slots=True)
+class Mallory:
+    """Says again, once, whatever is said; under a key of her own she is the device a, and its coordinator."""
+
+    url: str
+    identity: Identity
+    nonce: bytes = field(default_factory=new_nonce)
+    answers: list[Message] = field(default_factory=list)
+    replayed: int = 0
+    forged: int = 0
+    _seen: set[tuple[str, bytes]] = field(default_factory=set)
+    _over: threading.Event = field(default_factory=threading.Event)
+
+    def live(self) -> None:
+        """Until it is over."""
+        transport = MqttTransport(self.url, "mallory")
+        transport.subscribe("test/#")
+        while not self._over.is_set():
+            event = transport.receive(0.1)
+            if isinstance(event, Received) and (event.topic, event.payload) not in self._seen:
+                self._hear(event)
+                for topic, payload in [(event.topic, event.payload), *self._forgeries(event)]:
+                    self._seen.add((topic, payload))
+                    transport.publish(topic, payload)
+                self.replayed += 1
+        transport.close()
+
+    def end(self) -> None:
+        """Enough."""
+        self._over.set()
+
+    def _hear(self, event: Received) -> None:
+        if event.topic == DOWN and is_envelope(event.payload):
+            envelope = read_envelope(event.payload)
+            if nonce_of(envelope.channel) == self.nonce:
+                self.answers.append(decode_message(envelope.body))
+
+    def _forgeries(self, event: Received) -> list[tuple[str, bytes]]:
+        """For a message of or to the device: others, in the same conversation, that would do harm if they counted."""
+        if event.topic not in {UP, DOWN} or not is_envelope(event.payload):
+            return []
+        envelope = read_envelope(event.payload)
+        message, channel = decode_message(envelope.body), envelope.channel
+        evil: list[tuple[str, bytes, Message]] = [(TOPICS.announcement, NO_CHANNEL, Announcement("mallory", 1))]
+        if isinstance(message, TaskOffer):
+            task_id = message.task.task_id
+            evil.append((DOWN, channel, TaskCancel(task_id, "mallory")))
+            evil.append((UP, greeting_channel(self.nonce), Greeting("a")))
+        elif isinstance(message, ResultOffer):
+            task_id = message.task_id
+            evil.append((DOWN, channel, Receipt(task_id, accepted=True, reason=None, detail="mallory")))
+            evil.append((UP, channel, ResultOffer(task_id, blob_of(b"mallory"), message.report)))
+        self.forged += len(evil) - 1
+        signer, said = self.identity.signer, [(topic, nonces, encode_message(one)) for topic, nonces, one in evil]
+        signed = [(topic, seal(signer, topic, nonces, 99, body)) for topic, nonces, body in said]
+        return signed + [(topic, body) for topic, _nonces, body in said]
+
+
+def test_whoever_hears_everything_can_do_nothing(
+    tmp_path: pathlib.Path, tiny: Tiny, mosquitto: Mosquitto, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Everything is said twice, and a stranger's key signs cancellations, receipts and results in the device's name and
+    the coordinator's: the run goes on as if nobody had, and the stranger is told that the name is another key's.
+    """
+    fleet = Fleet(tmp_path, tiny, OverMosquitto(mosquitto.url))
+    mallory = Mallory(mosquitto.url, Identity(tmp_path / "mallory"))
+    with fleet.device("a"):
+        thread = threading.Thread(target=mallory.live)
+        rounds = {"count": ROUNDS, "devices": 1, "deadline_s": 60.0, "wait_s": 60.0}
+        first = Fleet(tmp_path, tiny, OverMosquitto(mosquitto.url))
+        assert first.serve(rounds={**rounds, "count": 1}) is State.DONE
+        thread.start()
+        assert first.serve(rounds=rounds) is State.DONE
+        mallory.end()
+        thread.join()
+    history, said = fleet.history(), capsys.readouterr().out.replace("\n", " ")
+    assert_counted_once(history)
+    assert [row.device for row in history.results] == ["a"] * ROUNDS
+    assert mallory.replayed > ROUNDS
+    assert mallory.forged >= 3 * (ROUNDS - 1)
+    assert {isinstance(answer, NotWelcome) and answer.reason for answer in mallory.answers} == {Unwelcome.OTHER_KEY}
+    words = " ".join(fleet.words["a"])
+    assert "came before" in said
+    assert "signed with the key" in said
+    assert "signed with the key" in words
+    assert "nobody signed" in words
+    assert "mallory" not in words
