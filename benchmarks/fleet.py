@@ -47,7 +47,7 @@ from edge_sdk.engine.artifact import Artifact, open_artifact, read_adapter
 from edge_sdk.engine.plan import HEAD_ROWS, Limits, Plan, planned
 from edge_sdk.engine.train import Evaluation, StepReport, evaluate
 from edge_sdk.engine.walk import Walk
-from edge_sdk.identity import IDENTITY, Identity
+from edge_sdk.identity import Identity
 from edge_sdk.order import WorkerOrder
 from edge_sdk.prepare import obey
 from edge_sdk.supervisor import Post, WorkerEvent, WorkerFailed, WorkerFinished, WorkerProgress
@@ -277,7 +277,7 @@ def _living(
 
     def live(config: DeviceConfig) -> None:
         try:
-            identity = Identity(config.store / IDENTITY)
+            identity = Identity.of(config)
             transport = broker.connect(f"{FLEET}/{config.device}", Agent.will(config, identity))
             agent = Agent(config, identity, transport, lambda _line: None, supervise=supervise)
             while not over.is_set():

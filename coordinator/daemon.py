@@ -28,6 +28,7 @@ from coordinator.events import (
     AggregateRound,
     CancelTask,
     DeclineHeard,
+    DeviceRevoked,
     Event,
     FailureHeard,
     FetchDelta,
@@ -166,6 +167,10 @@ class Daemon:
             keep()
 
     def _on_tick(self, now_s: float) -> None:
+        for device, payload in self._gate.revoked().items():
+            self._screen.line(f"{device}: revoked", "yellow")
+            self._transport.publish(self._topics.down(device), payload)
+            self._tell(DeviceRevoked(device))
         self._tell(Tick())
         self._screen.board(lambda: board(self._rounds, now_s))
 

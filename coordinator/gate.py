@@ -33,10 +33,12 @@ from edge_sdk.wire.messages import (
     encode_message,
 )
 from edge_sdk.wire.signed import NO_CHANNEL, NONCE_BYTES, Envelope, is_envelope, read_envelope, seal
+from edge_sdk.wire.tokens import is_invited
 from edge_sdk.wire.topics import Topics
 
 WHY: Final = {
-    Unwelcome.UNKNOWN: "this coordinator does not know the device",
+    Unwelcome.UNKNOWN: "the device is not enrolled; `fedpeat devices approve` or a token would do that",
+    Unwelcome.BAD_TOKEN: "the token is not for this name, or was used, or another one was made since",
     Unwelcome.OTHER_KEY: "another key is enrolled under this name",
     Unwelcome.REVOKED: "the device was revoked",
 }
@@ -73,6 +75,14 @@ class Gate:
         channel = self._channels.get(device)
         return None if channel is None else channel.seal(message)
 
+    def revoked(self) -> dict[str, bytes]:
+        """Devices that may not go on, and the payload that tells each so; their channels are over."""
+        if not self._registry.changed():
+            return {}
+        enrolled = {known.device for known in self._registry.devices() if known.state is DeviceState.ENROLLED}
+        message = NotWelcome(Unwelcome.REVOKED, WHY[Unwelcome.REVOKED])
+        return {device: self._channels.pop(device).seal(message) for device in set(self._channels) - enrolled}
+
     def hear(self, device: str, topic: str, payload: bytes) -> Message | Reply:
         """What a device says on one of its two topics. Raises SignatureError, DecodeError, TooLargeError."""
         if not is_envelope(payload):
@@ -104,7 +114,7 @@ class Gate:
 
     def _presence(self, device: str, topic: str, envelope: Envelope) -> Message:
         known = self._registry.device(device)
-        if known is None or envelope.channel != NO_CHANNEL:
+        if known is None or known.state is not DeviceState.ENROLLED or envelope.channel != NO_CHANNEL:
             msg = "from a device that is not enrolled"
             raise SignatureError(msg)
         message = decode_message(envelope.verified(topic, known.key))
@@ -118,7 +128,10 @@ class Gate:
         if not isinstance(message, Greeting) or message.device != device:
             msg = f"a {type(message).__name__} is no greeting of this device"
             raise DecodeError(msg)
-        admission = self._registry.admit(device, envelope.key, self._enrolment)
+        if message.invitation and not is_invited(message.invitation, message.proof, topic, envelope.key):
+            msg = "the token's proof is not of this key"
+            raise SignatureError(msg)
+        admission = self._registry.admit(device, envelope.key, self._enrolment, message.invitation)
         self._welcomes += 1
         nonces = nonce_of(envelope.channel) + self._own + self._welcomes.to_bytes(NONCE_BYTES // 2, "big")
         channel = Channel(self._registry.signer, envelope.key, nonces, self._topics.down(device), topic)

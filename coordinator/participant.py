@@ -31,11 +31,11 @@ WRONG_INPUT: Final = 2  # the exit status of a device that cannot be what its co
 class Participant:
     """The device's process. It ends with this one, however that ends."""
 
-    def __init__(self, config: Config, participant: ParticipantConfig, broker_url: str) -> None:
-        """Nothing is started yet."""
+    def __init__(self, config: Config, participant: ParticipantConfig, broker_url: str, token: str) -> None:
+        """Nothing is started yet. `token` invites it into the fleet."""
         self._name = participant.device
         self._folder = participant_folder(config)
-        self._table = device_table(config, participant, broker_url)
+        self._table = device_table(config, participant, broker_url, token)
         self._process: subprocess.Popen[bytes] | None = None
         self._tried_at_s, self._refused = -math.inf, 0
 
@@ -80,12 +80,13 @@ class Participant:
             )
 
 
-def device_table(config: Config, participant: ParticipantConfig, broker_url: str) -> dict[str, object]:
+def device_table(config: Config, participant: ParticipantConfig, broker_url: str, token: str) -> dict[str, object]:
     """`device.toml` as a table."""
     return {
         "device": participant.device,
         "fleet": config.fleet,
         "broker": broker_url,
+        "token": token,
         "budget": participant.budget,
         "quota": participant.quota,
         "store": str(participant_folder(config).absolute() / "store"),

@@ -21,6 +21,7 @@ from typing import Final
 from coordinator.errors import LedgerError
 from edge_sdk.wire.keys import own_key
 from edge_sdk.wire.messages import Unwelcome
+from edge_sdk.wire.tokens import invite
 
 FORMAT: Final = 1
 BUSY_S: Final = 30.0  # for another process's transaction to end
@@ -28,21 +29,33 @@ MAX_DEVICES: Final = 10_000
 
 SCHEMA: Final = """
 CREATE TABLE devices (device TEXT PRIMARY KEY, key BLOB NOT NULL,
-    state TEXT NOT NULL CHECK (state IN ('enrolled', 'revoked')), since REAL NOT NULL);
+    state TEXT NOT NULL CHECK (state IN ('waiting', 'enrolled', 'revoked')), since REAL NOT NULL);
+CREATE TABLE invitations (device TEXT PRIMARY KEY, key BLOB NOT NULL, made_at REAL NOT NULL);
 """
 
 
 class Enrolment(enum.Enum):
-    """How a device is enrolled: `open` takes the first key that comes with a name."""
+    """How a device is enrolled: `open` takes the first key that comes with a name, `token` the key that comes with an
+    invitation, or that a person approves.
+    """
 
     OPEN = "open"
+    TOKEN = "token"  # noqa: S105 - a way, not a secret
 
 
 class DeviceState(enum.Enum):
     """What a name and its key may do."""
 
+    WAITING = "waiting"
     ENROLLED = "enrolled"
     REVOKED = "revoked"
+
+
+_WELCOME: Final = {
+    DeviceState.WAITING: Unwelcome.UNKNOWN,
+    DeviceState.ENROLLED: None,
+    DeviceState.REVOKED: Unwelcome.REVOKED,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,24 +100,48 @@ class Registry:
         """All that are known, by name."""
         return [_registered(row) for row in self._db.execute("SELECT device, key, state FROM devices ORDER BY device")]
 
-    def admit(self, device: str, key: bytes, enrolment: Enrolment) -> Admission:
-        """Whether the owner of `key` is the device of that name; one that is new may be enrolled by this."""
+    def admit(self, device: str, key: bytes, enrolment: Enrolment, invitation: bytes = b"") -> Admission:
+        """Whether the owner of `key` is the device of that name; one that is new may be enrolled by this.
+
+        `invitation` is the key of one that `key` was proved to come with; empty for none.
+        """
         known = self.device(device)
-        if known is not None and known.key != key:
-            return Admission(Unwelcome.OTHER_KEY)
-        if known is not None:
-            return Admission(None if known.state is DeviceState.ENROLLED else Unwelcome.REVOKED)
-        if enrolment is Enrolment.OPEN and len(self.devices()) < MAX_DEVICES:
+        if invitation and self._invited(device) == invitation:
             self._set(device, key, DeviceState.ENROLLED)
-            return Admission(None, "enrolled with the first key that came with its name")
+            return Admission(None, "enrolled by its token")
+        if known is not None and known.key == key:
+            return Admission(_WELCOME[known.state])
+        if invitation:
+            return Admission(Unwelcome.BAD_TOKEN)
+        if known is not None:
+            return Admission(Unwelcome.OTHER_KEY)
+        if len(self.devices()) < MAX_DEVICES:
+            is_open = enrolment is Enrolment.OPEN
+            self._set(device, key, DeviceState.ENROLLED if is_open else DeviceState.WAITING)
+            if is_open:
+                return Admission(None, "enrolled with the first key that came with its name")
         return Admission(Unwelcome.UNKNOWN)
 
-    def revoke(self, device: str) -> bool:
-        """Let the device take part in nothing any more; False where none of that name is known."""
-        known = self.device(device)
-        if known is not None:
-            self._set(device, known.key, DeviceState.REVOKED)
-        return known is not None
+    def invite(self, device: str) -> str:
+        """A token for the device of that name; one made before is good no more."""
+        invitation = invite(self.signer.public)
+        with self._transaction():
+            self._db.execute(
+                "INSERT OR REPLACE INTO invitations VALUES (?, ?, ?)", (device, invitation.key, time.time())
+            )
+        return invitation.token
+
+    def invited(self) -> list[str]:
+        """The names that tokens are out for."""
+        return [device for (device,) in self._db.execute("SELECT device FROM invitations ORDER BY device")]
+
+    def approve(self, device: str) -> Registered | None:
+        """Let a device that waits, or was revoked, take part with the key that it has; None where it is not known."""
+        return self._judge(device, DeviceState.ENROLLED)
+
+    def revoke(self, device: str) -> Registered | None:
+        """Let a device take part in nothing any more, its token neither; None where it is not known."""
+        return self._judge(device, DeviceState.REVOKED)
 
     def changed(self) -> bool:
         """Whether another process has written since the last time."""
@@ -137,10 +174,24 @@ class Registry:
                 msg = f"{self._path} has format {found}, this version reads {FORMAT}; choose another folder of trust"
                 raise LedgerError(msg)
 
+    def _judge(self, device: str, state: DeviceState) -> Registered | None:
+        known = self.device(device)
+        if known is None:
+            return None
+        self._set(device, known.key, state)
+        return self.device(device)
+
+    def _invited(self, device: str) -> bytes | None:
+        row = self._db.execute("SELECT key FROM invitations WHERE device = ?", (device,)).fetchone()
+        return None if row is None else bytes(row[0])
+
     def _set(self, device: str, key: bytes, state: DeviceState) -> None:
+        """Whatever is said of a name, its token was used by that."""
         values = (device, key, state.value, time.time())
         with self._transaction():
             self._db.execute("INSERT OR REPLACE INTO devices VALUES (?, ?, ?, ?)", values)
+            if state is not DeviceState.WAITING:
+                self._db.execute("DELETE FROM invitations WHERE device = ?", (device,))
 
     def _data_version(self) -> int:
         (version,) = self._db.execute("PRAGMA data_version").fetchone()

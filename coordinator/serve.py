@@ -18,18 +18,19 @@ from coordinator.broker import Broker, check_url
 from coordinator.builder import Artifact, build, check_initial, require_folders, write_json
 from coordinator.config import Config
 from coordinator.daemon import Daemon
+from coordinator.errors import ConfigError
 from coordinator.history import History, read_history
 from coordinator.jobs import Done, Failed, Jobs, Line, Progress
 from coordinator.ledger import Ledger
 from coordinator.participant import Participant
 from coordinator.places import ledger_path, received_folder, trust_folder
-from coordinator.registry import Registry
+from coordinator.registry import Enrolment, Registry
 from coordinator.report import checks, make_report
 from coordinator.round_states import State
 from coordinator.screen import Screen, check_line, evaluation_table, result_table
 from edge_sdk.wire.blobs import Blob, BlobStore, written_atomically
 from edge_sdk.wire.lifeline import Stop, stop_on_signals
-from edge_sdk.wire.mqtt import MqttTransport
+from edge_sdk.wire.mqtt import LOOPBACK, MqttTransport, address
 
 T = TypeVar("T")
 
@@ -47,6 +48,7 @@ def serve(config: Config, screen: Screen, *, insecure: bool) -> int:
     """Run to the end; the exit status. Raises CoordinatorError, OSError, sqlite3.Error."""
     if config.broker.url != AUTO:
         check_url(config.broker.url, insecure=insecure)
+        check_enrolment(config, insecure=insecure)
     require_folders(config)  # before anything is made
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(stop_on_signals())
@@ -64,6 +66,19 @@ def serve(config: Config, screen: Screen, *, insecure: bool) -> int:
         except Stopped:
             screen.line("stopped; `fedpeat serve` with the same configuration goes on from here", "yellow")
             return STOPPED
+
+
+def check_enrolment(config: Config, *, insecure: bool) -> None:
+    """Take the first key that comes with a name on this machine alone. Raises ConfigError."""
+    if config.broker.url == AUTO or config.trust.enrolment is not Enrolment.OPEN or insecure:
+        return
+    host, _port = address(config.broker.url)
+    if host not in LOOPBACK:
+        msg = (
+            "trust.enrolment is 'open', which takes the first key that comes with a device's name, "
+            f"and broker {host} is another machine; set it to 'token', or pass --insecure"
+        )
+        raise ConfigError(msg)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,8 +139,9 @@ def _rounds(config: Config, artifact: Artifact, ledger: Ledger, house: House, ur
         registry = stack.enter_context(Registry(trust_folder(config)))
         transport = MqttTransport(url, f"{config.fleet}/coordinator")
         stack.callback(transport.close)
-        participant = Participant(config, config.participant, url) if config.participant else None
-        if participant is not None:
+        participant = None
+        if config.participant is not None:
+            participant = Participant(config, config.participant, url, registry.invite(config.participant.device))
             stack.callback(participant.close)
 
         def keep() -> None:

@@ -58,6 +58,11 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("run", help="be a device of a fleet: wait for tasks, train, send deltas")
     command.add_argument("--config", type=pathlib.Path, required=True, metavar="device.toml")
+    command.add_argument(
+        "--insecure",
+        action="store_true",
+        help="obey whoever answers first, also on another machine's broker",
+    )
     command.set_defaults(run=_run)
 
     command = commands.add_parser("doctor", help="check what this device needs; a line and a remedy each")
@@ -157,7 +162,7 @@ def _positive(text: str) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     from edge_sdk.run import run
 
-    return run(arguments.config)
+    return run(arguments.config, insecure=arguments.insecure)
 
 
 def _doctor(arguments: argparse.Namespace) -> int:

@@ -8,6 +8,7 @@
     threads = 4                     # default: all cores
     quota = "8GB"                   # of the store
     provider = "cpu"                # or "cuda", where the installed onnxruntime has it
+    token = "fedpeat-..."           # what `fedpeat devices invite pi-1` printed; needed once, and may stay
     [data]
     kind = "text-folder"            # or "csv", "json-lines", "token-arrays"; "image-files", "image-arrays", "idx"
     path = "texts"
@@ -28,6 +29,7 @@ from edge_sdk.errors import ConfigError
 from edge_sdk.memory import parse_size
 from edge_sdk.providers import Provider
 from edge_sdk.wire.settings import SettingsError, matching, number, read_settings, text
+from edge_sdk.wire.tokens import read_token
 from edge_sdk.wire.topics import DEVICE, FLEET, NAME_RULE
 
 _PORT: Final = r"[1-9]\d{0,3}|[1-5]\d{4}|6[0-4]\d{3}|65[0-4]\d\d|655[0-2]\d|6553[0-5]"  # 1 to 65535
@@ -78,9 +80,16 @@ def _size(value: str) -> int:
     return size_bytes
 
 
+def _token(value: str) -> str:
+    return read_token(value).token if value else value
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceConfig:
-    """All of `device.toml`. `budget_bytes` bounds the worker's resident memory, `quota_bytes` the store."""
+    """All of `device.toml`. `budget_bytes` bounds the worker's resident memory, `quota_bytes` the store.
+
+    With a `token` the device obeys the coordinator that is named in it, and no other.
+    """
 
     device: str = matching(DEVICE, NAME_RULE)
     fleet: str = matching(FLEET, NAME_RULE)
@@ -91,6 +100,7 @@ class DeviceConfig:
     threads: int = number(1, MAX_THREADS, all_cores)
     quota_bytes: int = text(_size, "8GB", key="quota")
     provider: Provider = Provider.CPU
+    token: str = text(_token, "")
 
 
 def load_config(path: pathlib.Path) -> DeviceConfig:

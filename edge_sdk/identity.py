@@ -12,9 +12,11 @@ import pathlib
 from dataclasses import dataclass
 from typing import Final
 
+from edge_sdk.config import DeviceConfig
 from edge_sdk.wire.errors import IntegrityError, WireError
 from edge_sdk.wire.keys import own_key
 from edge_sdk.wire.records import read_record, write_record
+from edge_sdk.wire.tokens import Invitation, read_token
 
 IDENTITY: Final = "identity"  # the folder, in a device's store
 MAX_RECORD_BYTES: Final = 4096
@@ -28,13 +30,25 @@ class _Coordinator:
 
 
 class Identity:
-    """The identity in `folder`. `signer` is the device's own key, `coordinator` the public key of whom it obeys."""
+    """The identity in `folder`. `signer` is the device's own key, `coordinator` the public key of whom it obeys, and
+    `invitation` what it came with.
+    """
 
-    def __init__(self, folder: pathlib.Path) -> None:
-        """Find it, or make it. Raises IntegrityError for a file that is damaged, OSError."""
+    def __init__(self, folder: pathlib.Path, invitation: Invitation | None = None) -> None:
+        """Find it, or make it; an invitation says which coordinator to obey from now on.
+
+        Raises IntegrityError for a file that is damaged, OSError.
+        """
         self.signer = own_key(folder / "key")
         self._path = folder / "coordinator"
-        self.coordinator = self._read()
+        self.coordinator, self.invitation = self._read(), invitation
+        if invitation is not None and invitation.coordinator != self.coordinator:
+            self.pin(invitation.coordinator)
+
+    @classmethod
+    def of(cls, config: DeviceConfig) -> Identity:
+        """The identity of a configured device. Raises IntegrityError, OSError."""
+        return cls(config.store / IDENTITY, read_token(config.token) if config.token else None)
 
     def pin(self, key: bytes) -> None:
         """Obey the owner of this key from now on. Raises OSError."""

@@ -58,8 +58,11 @@ class Line:
         wait_s = min(GREET_S * 2.0 ** min(self._vain, 10), LONGEST_GREET_S)
         self._due_s = now_s + wait_s * self._random.uniform(1.0, 1.5)
         self._vain += 1
-        body = encode_message(Greeting(self._device))
-        return seal(self._identity.signer, self._topics.up(self._device), greeting_channel(self._nonce), 0, body)
+        signer, invitation, up = self._identity.signer, self._identity.invitation, self._topics.up(self._device)
+        greeting = Greeting(self._device)
+        if invitation is not None:
+            greeting = Greeting(self._device, invitation.key, invitation.proof(up, signer.public))
+        return seal(signer, up, greeting_channel(self._nonce), 0, encode_message(greeting))
 
     def seal(self, message: Message) -> bytes | None:
         """The payload of a message; None while nobody would hear it."""

@@ -12,28 +12,29 @@ from collections.abc import Iterator
 
 from edge_sdk.agent import Agent
 from edge_sdk.cgroup import NotDelegated, claim
-from edge_sdk.config import DataConfig, DataKind, load_config
+from edge_sdk.config import DataConfig, DataKind, DeviceConfig, load_config
 from edge_sdk.errors import ConfigError, DataError
-from edge_sdk.identity import IDENTITY, Identity
+from edge_sdk.identity import Identity
 from edge_sdk.providers import require
 from edge_sdk.sources import open_source
 from edge_sdk.wire.lifeline import stop_on_signals
 from edge_sdk.wire.manifest import ImageSpec
-from edge_sdk.wire.mqtt import MqttTransport
+from edge_sdk.wire.mqtt import LOOPBACK, MqttTransport, address
 
 STOPPED, INTERRUPTED = 0, 130
 ANY_IMAGE = ImageSpec(3, 32, 32)  # of a model that is not known yet
 
 
-def run(config_path: pathlib.Path) -> int:
-    """Be the device of this configuration until a signal; the exit status. Raises EdgeError, OSError."""
+def run(config_path: pathlib.Path, *, insecure: bool = False) -> int:
+    """Be the device of this configuration until a signal; the exit status. Raises EdgeError, WireError, OSError."""
     config = load_config(config_path)
     _require_data(config.data)
     require(config.provider)
     with contextlib.ExitStack() as stack:
         stack.enter_context(_alone(config.store))
         stop = stack.enter_context(stop_on_signals())
-        identity = Identity(config.store / IDENTITY)
+        identity = Identity.of(config)
+        _require_coordinator(config, identity, insecure=insecure)
         will = Agent.will(config, identity)
         transport = MqttTransport(config.broker, f"{config.fleet}/device/{config.device}", will)
         stack.callback(transport.close)
@@ -42,6 +43,17 @@ def run(config_path: pathlib.Path) -> int:
         while not stop.signal:
             agent.turn()
     return INTERRUPTED if stop.signal == signal.SIGINT else STOPPED
+
+
+def _require_coordinator(config: DeviceConfig, identity: Identity, *, insecure: bool) -> None:
+    """Obey whoever answers first on this machine alone. Raises ConfigError."""
+    host, _port = address(config.broker)
+    if identity.coordinator is None and host not in LOOPBACK and not insecure:
+        msg = (
+            f"this device knows no coordinator yet, and {host} is another machine: put the token that `fedpeat devices "
+            f"invite {config.device}` prints into its configuration, or pass --insecure to obey whoever answers first"
+        )
+        raise ConfigError(msg)
 
 
 def _require_data(config: DataConfig) -> None:

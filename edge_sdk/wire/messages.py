@@ -110,6 +110,7 @@ class Unwelcome(enum.Enum):
     """Why a device may not take part."""
 
     UNKNOWN = "unknown"
+    BAD_TOKEN = "bad-token"  # noqa: S105 - a reason
     OTHER_KEY = "other-key"
     REVOKED = "revoked"
 
@@ -237,9 +238,13 @@ class Announcement:
 class Greeting:
     """A device begins a conversation, under a new nonce; said after every (re)connect and every new Announcement, and
     again until an answer comes.
+
+    A device that was given a token says with which `invitation` it comes, and has the `proof` of it, see `tokens`.
     """
 
     device: str
+    invitation: bytes = b""
+    proof: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

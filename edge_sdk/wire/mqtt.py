@@ -21,6 +21,7 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersi
 from edge_sdk.wire.transport import Connected, Disconnected, Event, Inbox, Received, Will
 
 PORT: Final = 1883
+LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})  # hosts that are this machine
 KEEPALIVE_S: Final = 15  # a connection that died without a word is noticed after one to two of it
 CONNECT_S: Final = 5.0  # for the broker's host to answer
 RETRY_S, LONGEST_RETRY_S = 1.0, 30.0  # the waits before jitter: they double from the first to the second

@@ -27,9 +27,11 @@ from edge_sdk.wire.messages import (
     TaskProgress,
     Unwelcome,
     Welcome,
+    decode_message,
     encode_message,
 )
-from edge_sdk.wire.signed import NO_CHANNEL, seal
+from edge_sdk.wire.signed import NO_CHANNEL, read_envelope, seal
+from edge_sdk.wire.tokens import read_token
 from edge_sdk.wire.topics import Topics
 
 TOPICS = Topics("fleet")
@@ -42,6 +44,7 @@ class Ends:
     """A coordinator in `folder`, and devices called pi, each with a folder of its own."""
 
     folder: pathlib.Path
+    enrolment: Enrolment = Enrolment.OPEN
     registry: Registry = field(init=False)
     gate: Gate = field(init=False)
 
@@ -52,11 +55,12 @@ class Ends:
 
     def restart(self) -> None:
         """The coordinator's process is another one."""
-        self.gate = Gate(self.registry, TOPICS, Enrolment.OPEN)
+        self.gate = Gate(self.registry, TOPICS, self.enrolment)
 
-    def line(self, who: str = "pi") -> Line:
+    def line(self, who: str = "pi", token: str = "") -> Line:
         """The line of a device process whose files are those of `who`."""
-        return Line(Identity(self.folder / who), TOPICS, "pi", 0)
+        identity = Identity(self.folder / who, read_token(token) if token else None)
+        return Line(identity, TOPICS, "pi", 0)
 
     def greet(self, line: Line, now_s: float = 0.0) -> Message:
         """What the coordinator answers."""
@@ -133,13 +137,67 @@ def test_a_revoked_device_is_told_so(ends: Ends) -> None:
     """Its greeting is answered with a signed refusal; it asks again after a while, and not at once."""
     line = ends.line()
     ends.greet(line)
-    assert ends.registry.revoke("pi")
+    assert ends.registry.revoke("pi") is not None
     answer = ends.greet(line)
     assert isinstance(answer, NotWelcome)
     assert answer.reason is Unwelcome.REVOKED
     assert line.seal(CANCEL) is None
     assert line.greeting(UNWELCOME_S - 0.1) is None
     assert line.greeting(UNWELCOME_S) is not None
+
+
+def test_a_device_that_is_revoked_while_it_talks(ends: Ends) -> None:
+    """The next look at the registry ends its channel with a word; approved again, it is welcome again."""
+    line = ends.line()
+    ends.greet(line)
+    ends.up(line, TaskProgress("task", 1, 2, 0.5))
+    assert ends.gate.revoked() == {}
+    with Registry(ends.folder / "trust") as command:
+        command.revoke("pi")
+    payload = line.seal(TaskProgress("task", 2, 2, 0.5))
+    last_words = ends.gate.revoked()["pi"]
+    answer = line.open(DOWN, last_words, 0.0)
+    assert isinstance(answer, NotWelcome)
+    assert answer.reason is Unwelcome.REVOKED
+    assert line.seal(CANCEL) is None
+    assert ends.gate.seal("pi", CANCEL) is None
+    assert ends.gate.revoked() == {}
+    assert payload is not None
+    with pytest.raises(SignatureError, match="not enrolled"):
+        ends.gate.hear("pi", UP, payload)
+    with Registry(ends.folder / "trust") as command:
+        command.approve("pi")
+    assert ends.greet(line) == Welcome(ends.gate.session)
+
+
+def test_a_token_introduces_both_to_each_other(ends: Ends, tmp_path: pathlib.Path) -> None:
+    """With it the device is welcome and obeys that coordinator alone; without one, under another key, it is not."""
+    ends.enrolment = Enrolment.TOKEN
+    ends.restart()
+    token = ends.registry.invite("pi")
+    impostor = Ends(tmp_path / "impostor")
+    with pytest.raises(SignatureError, match="signed with the key"):
+        impostor.greet(ends.line(token=token))
+    impostor.registry.close()
+    assert ends.greet(ends.line(token=token)) == Welcome(ends.gate.session)
+    answers = [ends.greet(ends.line("thief")), ends.greet(ends.line("another thief", token))]
+    reasons = [answer.reason for answer in answers if isinstance(answer, NotWelcome)]
+    assert reasons == [Unwelcome.OTHER_KEY, Unwelcome.BAD_TOKEN]
+
+
+def test_who_hears_a_token_used_cannot_use_it(ends: Ends) -> None:
+    """The proof in a greeting, under another key, is refused; the device itself may come later."""
+    ends.enrolment = Enrolment.TOKEN
+    ends.restart()
+    line = ends.line(token=ends.registry.invite("pi"))
+    line.begin(0.0)
+    greeting = line.greeting(0.0)
+    assert greeting is not None
+    heard = decode_message(read_envelope(greeting).body)
+    stolen = seal(Identity(ends.folder / "thief").signer, UP, read_envelope(greeting).channel, 0, encode_message(heard))
+    with pytest.raises(SignatureError, match="not of this key"):
+        ends.gate.hear("pi", UP, stolen)
+    assert line.open(DOWN, ends.answer(greeting), 0.0) == Welcome(ends.gate.session)
 
 
 def test_a_greeting_is_repeated_until_it_is_answered(ends: Ends) -> None:

@@ -35,7 +35,7 @@ from edge_sdk.engine.artifact import artifact_in
 from edge_sdk.environment import training_environment
 from edge_sdk.events import StartWorker
 from edge_sdk.feedback import owner, read_residual
-from edge_sdk.identity import IDENTITY, Identity
+from edge_sdk.identity import Identity
 from edge_sdk.order import WorkerOrder
 from edge_sdk.outbox import RESIDUAL, SUFFIX, Outbox
 from edge_sdk.wire import codec
@@ -95,7 +95,7 @@ class Fleet(Generic[BrokerT]):
         write_toml(path, device_table(name, self.folder, "mqtt://127.0.0.1", budget, **changes))
         config = load_device(path)
         words = self.words[name] = []
-        identity = Identity(config.store / IDENTITY)
+        identity = Identity.of(config)
         transport = self.broker.connect(f"test-{name}", Agent.will(config, identity))
         agent = Agent(config, identity, transport, words.append)
 
@@ -311,7 +311,7 @@ def test_a_device_is_killed_between_result_and_receipt(tmp_path: pathlib.Path, t
     outbox = Outbox(config.store / "outbox")
 
     def lives() -> None:
-        identity = Identity(config.store / IDENTITY)
+        identity = Identity.of(config)
         will = Agent.will(config, identity)
         first = Recorded(config, identity, EndsAtReceipt(fleet.broker.connect("a", will)), lambda _line: None)
         with contextlib.suppress(Killed):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from coordinator.registry import Registry
 from coordinator.round_states import State
 from edge_sdk.identity import Identity
 from edge_sdk.wire.blobs import blob_of
@@ -28,9 +29,9 @@ from edge_sdk.wire.messages import (
 from edge_sdk.wire.mqtt import MqttTransport
 from edge_sdk.wire.signed import NO_CHANNEL, is_envelope, read_envelope, seal
 from edge_sdk.wire.topics import Topics
-from edge_sdk.wire.transport import Received, Will
+from edge_sdk.wire.transport import MemoryBroker, Received, Will
 from tests.brokers import Mosquitto
-from tests.integration.conftest import ROUNDS, Tiny, assert_counted_once
+from tests.integration.conftest import ROUNDS, Tiny, assert_counted_once, wait_until
 from tests.integration.test_in_memory import Fleet
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
@@ -137,3 +138,20 @@ def test_whoever_hears_everything_can_do_nothing(
     assert "signed with the key" in words
     assert "nobody signed" in words
     assert "mallory" not in words
+
+
+def test_a_fleet_with_tokens(tmp_path: pathlib.Path, tiny: Tiny) -> None:
+    """Two devices that were invited take part, and one that was not does not; one that is revoked does so no more."""
+    trust = {"enrolment": "token", "folder": str(tmp_path / "trust")}
+    with Registry(tmp_path / "trust") as registry:
+        tokens = {name: registry.invite(name) for name in "ab"}
+    fleet = Fleet(tmp_path, tiny, MemoryBroker())
+    rounds = {"count": 1, "devices": 2, "quorum": 2, "deadline_s": 60.0, "wait_s": 60.0}
+    with fleet.device("a", token=tokens["a"]), fleet.device("b", token=tokens["b"]), fleet.device("c"):
+        assert fleet.serve(trust=trust, rounds=rounds) is State.DONE
+        with Registry(tmp_path / "trust") as registry:
+            assert registry.revoke("b") is not None
+        assert fleet.serve(trust=trust, rounds={**rounds, "count": 2, "devices": 1, "quorum": 1}) is State.DONE
+        for name, why in (("b", "revoked"), ("c", "unknown")):
+            wait_until(lambda: any(f"not welcome, {why}" in line for line in fleet.words[name]), f"{name} was told")  # noqa: B023
+    assert sorted((row.round, row.device) for row in fleet.history().results) == [(1, "a"), (1, "b"), (2, "a")]
