@@ -62,6 +62,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--insecure", action="store_true", help="accept a broker on another machine, without encryption"
     )
+    command.add_argument(
+        "--restored", action="store_true", help="this is a backup: go on above the versions that devices have taken"
+    )
     command.set_defaults(run=_serve)
     command = commands.add_parser("status", help="where a run stands, also while it runs")
     command.add_argument("--config", type=pathlib.Path, default=pathlib.Path(CONFIG), metavar="FILE")
@@ -140,7 +143,7 @@ def _serve(arguments: argparse.Namespace) -> int:
     from coordinator.screen import Screen
     from coordinator.serve import serve
 
-    return serve(load_config(arguments.config), Screen(), insecure=arguments.insecure)
+    return serve(load_config(arguments.config), Screen(), insecure=arguments.insecure, restored=arguments.restored)
 
 
 def _status(arguments: argparse.Namespace) -> int:

@@ -51,7 +51,7 @@ from coordinator.gate import Gate, Reply
 from coordinator.history import EvaluationRow, read_history
 from coordinator.jobs import Done, Failed, Jobs, Line, Outcome
 from coordinator.ledger import Ledger
-from coordinator.narrate import narrate
+from coordinator.narrate import narrate, rolled_back
 from coordinator.places import received_folder
 from coordinator.policy.registry import policy_of
 from coordinator.publisher import Publisher
@@ -87,6 +87,7 @@ from edge_sdk.wire.transport import Connected, Disconnected, Received, Transport
 POLL_S: Final = 0.05
 TICK_S: Final = 0.5
 AGGREGATE: Final = "aggregate"
+MAX_VERSION: Final = 1 << 62  # no device's word goes further: there are versions above it
 
 
 class Daemon:
@@ -101,12 +102,17 @@ class Daemon:
         transport: Transport,
         jobs: Jobs,
         screen: Screen,
+        *,
+        restored: bool = False,
     ) -> None:
-        """Continue where the ledger ends, or begin with the artifact's starting values."""
+        """Continue where the ledger ends, or begin with the artifact's starting values.
+
+        With `restored` from a backup, versions go on above whatever devices have heard.
+        """
         self._config, self._artifact, self._ledger = config, artifact, ledger
-        self._transport, self._jobs, self._screen = transport, jobs, screen
+        self._transport, self._jobs, self._screen, self._restored = transport, jobs, screen, restored
         self._topics = Topics(config.fleet)
-        self._gate = Gate(registry, self._topics, config.trust.enrolment)
+        self._registry, self._gate = registry, Gate(registry, self._topics, config.trust.enrolment)
         self._received = BlobStore(received_folder(config))
         pace = config.transfer.pace()
         self._publisher = Publisher(artifact.store, pace)
@@ -211,7 +217,7 @@ class Daemon:
     def _on_received(self, received: Received) -> None:
         try:
             device = self._topics.last_level(received.topic)
-            heard = self._gate.hear(device, received.topic, received.payload)
+            heard = self._gate.hear(device, received.topic, received.payload, time.monotonic())
         except WireError as error:
             self._drop(f"{received.topic}: {error}")
             return
@@ -255,6 +261,10 @@ class Daemon:
         if hello.device not in self._rounds.fleet:
             budget = f"{hello.budget_bytes / 1e6:.0f} MB"
             self._screen.line(f"{hello.device}: {hello.machine}, {hello.cores} threads, budget {budget}")
+        if hello.heard_version > (here := self._registry.version()):
+            self._screen.line(rolled_back(hello, here, restored=self._restored), "red")
+            if self._restored:
+                self._registry.raise_version(min(hello.heard_version, MAX_VERSION))
         self._ledger.hello(hello)
         self._tell(HelloHeard(hello))
 
@@ -275,9 +285,11 @@ class Daemon:
 
     def _execute(self, instruction: Instruction) -> None:
         if isinstance(instruction, OpenRound):
+            self._registry.raise_version()
             self._announce()
         elif isinstance(instruction, (GiveTask, OfferAgain)):
-            self._send(instruction.device, TaskOffer(instruction.task))
+            offer = TaskOffer(instruction.task, self._registry.version(), time.monotonic())
+            self._send(instruction.device, offer)
         elif isinstance(instruction, CancelTask):
             self._collector.forget(instruction.device, instruction.task_id)
             self._send(instruction.device, TaskCancel(instruction.task_id, instruction.reason))

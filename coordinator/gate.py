@@ -83,7 +83,7 @@ class Gate:
         message = NotWelcome(Unwelcome.REVOKED, WHY[Unwelcome.REVOKED])
         return {device: self._channels.pop(device).seal(message) for device in set(self._channels) - enrolled}
 
-    def hear(self, device: str, topic: str, payload: bytes) -> Message | Reply:
+    def hear(self, device: str, topic: str, payload: bytes, now_s: float) -> Message | Reply:
         """What a device says on one of its two topics. Raises SignatureError, DecodeError, TooLargeError."""
         if not is_envelope(payload):
             return unsigned_chunk(payload)
@@ -91,7 +91,7 @@ class Gate:
         if topic == self._topics.presence(device):
             return self._presence(device, topic, envelope)
         if envelope.channel == greeting_channel(nonce_of(envelope.channel)):
-            return self._greeted(device, topic, envelope)
+            return self._greeted(device, topic, envelope, now_s)
         channel = self._channels.get(device)
         if channel is None or channel.nonces != envelope.channel:
             channel = self._later(device, envelope.channel)
@@ -123,7 +123,7 @@ class Gate:
             raise DecodeError(msg)
         return message
 
-    def _greeted(self, device: str, topic: str, envelope: Envelope) -> Reply:
+    def _greeted(self, device: str, topic: str, envelope: Envelope, now_s: float) -> Reply:
         message = decode_message(envelope.verified(topic, envelope.key))  # whose key it is, the registry knows
         if not isinstance(message, Greeting) or message.device != device:
             msg = f"a {type(message).__name__} is no greeting of this device"
@@ -139,4 +139,4 @@ class Gate:
             news = f"{device}: not welcome, {WHY[reason]}; it came with the key {fingerprint(envelope.key)}"
             return Reply(channel.seal(NotWelcome(reason, WHY[reason])), news)
         news = f"{device}: {admission.news}, {fingerprint(envelope.key)}" if admission.news else ""
-        return Reply(channel.seal(Welcome(self.session)), news)
+        return Reply(channel.seal(Welcome(self.session, now_s)), news)

@@ -31,6 +31,8 @@ SCHEMA: Final = """
 CREATE TABLE devices (device TEXT PRIMARY KEY, key BLOB NOT NULL,
     state TEXT NOT NULL CHECK (state IN ('waiting', 'enrolled', 'revoked')), since REAL NOT NULL);
 CREATE TABLE invitations (device TEXT PRIMARY KEY, key BLOB NOT NULL, made_at REAL NOT NULL);
+CREATE TABLE offers (version INTEGER NOT NULL);
+INSERT INTO offers VALUES (0);
 """
 
 
@@ -142,6 +144,17 @@ class Registry:
     def revoke(self, device: str) -> Registered | None:
         """Let a device take part in nothing any more, its token neither; None where it is not known."""
         return self._judge(device, DeviceState.REVOKED)
+
+    def version(self) -> int:
+        """The version of what is offered now."""
+        (version,) = self._db.execute("SELECT version FROM offers").fetchone()
+        return int(version)
+
+    def raise_version(self, least: int = 0) -> int:
+        """The next version, at least so high; on disk before anything is offered under it."""
+        with self._transaction():
+            self._db.execute("UPDATE offers SET version = max(version + 1, ?)", (least,))
+        return self.version()
 
     def changed(self) -> bool:
         """Whether another process has written since the last time."""

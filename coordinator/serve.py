@@ -44,7 +44,7 @@ class Stopped(Exception):  # noqa: N818 - no error: somebody asked for it
     """Ctrl-C, or SIGTERM."""
 
 
-def serve(config: Config, screen: Screen, *, insecure: bool) -> int:
+def serve(config: Config, screen: Screen, *, insecure: bool, restored: bool = False) -> int:
     """Run to the end; the exit status. Raises CoordinatorError, OSError, sqlite3.Error."""
     if config.broker.url != AUTO:
         check_url(config.broker.url, insecure=insecure)
@@ -61,7 +61,7 @@ def serve(config: Config, screen: Screen, *, insecure: bool) -> int:
             house = House(screen, jobs, stop, revive)
             artifact = house.wait_for("build", lambda say: build(config, jobs, say))
             check_initial(artifact)
-            state = _rounds(config, artifact, ledger, house, url)
+            state = _rounds(config, artifact, ledger, house, url, restored=restored)
             return _finish(config, artifact, house, state)
         except Stopped:
             screen.line("stopped; `fedpeat serve` with the same configuration goes on from here", "yellow")
@@ -134,7 +134,7 @@ def _broker(config: Config, screen: Screen, stack: contextlib.ExitStack) -> tupl
     return url, revive
 
 
-def _rounds(config: Config, artifact: Artifact, ledger: Ledger, house: House, url: str) -> State:
+def _rounds(config: Config, artifact: Artifact, ledger: Ledger, house: House, url: str, *, restored: bool) -> State:
     with contextlib.ExitStack() as stack:
         registry = stack.enter_context(Registry(trust_folder(config)))
         transport = MqttTransport(url, f"{config.fleet}/coordinator")
@@ -149,7 +149,7 @@ def _rounds(config: Config, artifact: Artifact, ledger: Ledger, house: House, ur
             if participant is not None:
                 participant.keep()
 
-        daemon = Daemon(config, artifact, ledger, registry, transport, house.jobs, house.screen)
+        daemon = Daemon(config, artifact, ledger, registry, transport, house.jobs, house.screen, restored=restored)
         with house.screen:
             state = daemon.run(lambda: house.stop.signal != 0, keep)
     if state is State.STOPPED:

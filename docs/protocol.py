@@ -211,6 +211,7 @@ def bounds() -> str:
         ("GREET_S", line, "before the first `Greeting` is repeated, before it is spread by up to a half"),
         ("LONGEST_GREET_S", line, "the same after many of them"),
         ("UNWELCOME_S", line, "before a device that is not welcome greets again"),
+        ("RENEW_S", line, "after which a device begins a new channel"),
         ("MAX_ITEMS", codec, "entries of one array or map"),
         ("MAX_TEXT", messages, "characters of a text that is a field of a message itself"),
         ("MAX_MANIFEST_BYTES", manifest, "a manifest"),

@@ -41,6 +41,7 @@ from edge_sdk.events import (
     ForgetResult,
     Instruction,
     KeepResult,
+    KeepVersion,
     ResultKept,
     Say,
     Send,
@@ -120,7 +121,7 @@ class Agent:
         contents = self._outbox.load()
         for complaint in contents.complaints:
             say(complaint)
-        self._session = Session(_hello(config, self.session), contents.results, time.monotonic())
+        self._session = Session(_hello(config, self.session, identity.version), contents.results, time.monotonic())
         for topic in (self._topics.announcement, self._topics.manifest("+"), self._topics.down(config.device)):
             transport.subscribe(topic)
 
@@ -238,6 +239,8 @@ class Agent:
             self._say(instruction.line)
         elif isinstance(instruction, (FetchManifest, FetchFiles)):
             self._heard(self._fetcher.begin(instruction))
+        elif isinstance(instruction, KeepVersion):
+            self._identity.keep_version(instruction.version)
         elif isinstance(instruction, StopFetching):
             self._fetcher.stop()
         elif isinstance(instruction, StartWorker):
@@ -335,7 +338,7 @@ def _tokens_name(manifest: Manifest, tokens: int) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
-def _hello(config: DeviceConfig, session: str) -> Hello:
+def _hello(config: DeviceConfig, session: str, heard_version: int) -> Hello:
     return Hello(
         device=config.device,
         session=session,
@@ -346,6 +349,7 @@ def _hello(config: DeviceConfig, session: str) -> Hello:
         runtime=f"onnxruntime {importlib.metadata.version('onnxruntime')}",
         version=importlib.metadata.version("fedpeat"),
         task_id="",
+        heard_version=heard_version,
     )
 
 

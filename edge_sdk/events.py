@@ -92,6 +92,13 @@ class Send:
 
 
 @dataclass(frozen=True, slots=True)
+class KeepVersion:
+    """Write that no offer of a lower version is taken any more."""
+
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
 class FetchManifest:
     """Have the task's manifest; then say ManifestHere or FetchFailed."""
 
@@ -167,6 +174,7 @@ class Say:
 
 Instruction = (
     Send
+    | KeepVersion
     | FetchManifest
     | FetchFiles
     | StopFetching

@@ -3,7 +3,8 @@ comes. No sockets and no clocks; what it must not lose is in `Identity`.
 
 Rules:
 
-- a Greeting has a nonce of its own; its answer has that nonce, and the signature of the coordinator;
+- each Greeting has a nonce of its own; its answer has that nonce, and the signature of the coordinator;
+- a conversation is begun anew after RENEW_S: the clocks of both ends, which it compares, drift;
 - whoever answers first becomes the coordinator of a device that knows none yet;
 - what an older conversation still brings is heard until a newer one is answered, and not afterwards;
 - an announcement proves nothing but that somebody was the coordinator once: it leads to a Greeting, and that is all;
@@ -12,6 +13,7 @@ Rules:
 
 from __future__ import annotations
 
+import math
 import random
 from typing import Final
 
@@ -34,6 +36,7 @@ from edge_sdk.wire.topics import Topics
 
 GREET_S, LONGEST_GREET_S = 2.0, 60.0  # without an answer, before it is spread by up to a half: they double
 UNWELCOME_S: Final = 60.0  # until a device that is not welcome asks again
+RENEW_S: Final = 6 * 3600.0
 
 
 class Line:
@@ -43,18 +46,19 @@ class Line:
         """No conversation yet. `seed` spreads the fleet's greetings in time."""
         self._identity, self._topics, self._device = identity, topics, device
         self._random = random.Random(seed)  # noqa: S311 - spreads greetings, guards nothing
-        self._nonce, self._due_s, self._vain = b"", 0.0, 0  # of the Greeting that is not answered yet
+        self._nonce, self._due_s, self._vain = b"", math.inf, 0  # of the Greeting that is not answered yet
         self._channel: Channel | None = None
         self._coordinator = ""  # the session of whom we talk to
 
     def begin(self, now_s: float) -> None:
         """Greet, now."""
-        self._nonce, self._due_s, self._vain = new_nonce(), now_s, 0
+        self._due_s, self._vain = now_s, 0
 
     def greeting(self, now_s: float) -> bytes | None:
         """The payload of a Greeting, where one is due."""
-        if not self._nonce or now_s < self._due_s:
+        if now_s < self._due_s:
             return None
+        self._nonce = new_nonce()
         wait_s = min(GREET_S * 2.0 ** min(self._vain, 10), LONGEST_GREET_S)
         self._due_s = now_s + wait_s * self._random.uniform(1.0, 1.5)
         self._vain += 1
@@ -101,7 +105,8 @@ class Line:
         if isinstance(message, Welcome):
             if self._identity.coordinator is None:
                 self._identity.pin(envelope.key)
-            self._channel, self._coordinator, self._nonce = channel, message.session, b""
+            self._channel, self._coordinator = channel, message.session
+            self._nonce, self._due_s, self._vain = b"", now_s + RENEW_S, 0
         elif not isinstance(message, NotWelcome):
             msg = f"a {type(message).__name__} is no answer to a greeting"
             raise DecodeError(msg)
@@ -110,7 +115,7 @@ class Line:
     def _said(self, message: Message, now_s: float) -> Message:
         if isinstance(message, NotWelcome):
             self._channel = None
-            self._nonce, self._due_s = new_nonce(), now_s + UNWELCOME_S
+            self._nonce, self._due_s = b"", now_s + UNWELCOME_S
         return message
 
     def _peer(self, envelope: Envelope) -> bytes:

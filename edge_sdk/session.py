@@ -7,6 +7,8 @@ Rules:
   for a while, results until their receipt;
 - a result is offered after every welcome, and every `RESEND_S`, until the receipt comes;
 - who is not welcome gives up its task, and keeps its results: the coordinator may think better of it;
+- an offer of a lower version than one that was taken is declined, as is one that was under way for longer than it is
+  good for: whoever sits between may hold a message back, and a coordinator may be one from an old backup;
 - a task whose deadline has passed is given up: the coordinator has closed it;
 - a delta's residual counts from its receipt on. So a task that begins while a result waits for its receipt uses none
   and leaves none: its delta is rounded by chance.
@@ -15,6 +17,7 @@ Rules:
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
@@ -31,6 +34,7 @@ from edge_sdk.events import (
     ForgetResult,
     Instruction,
     KeepResult,
+    KeepVersion,
     ManifestHere,
     ResultKept,
     Say,
@@ -81,9 +85,10 @@ class Session:
     """One device between two starts of its agent. `phase` may be read."""
 
     def __init__(self, hello: Hello, results: tuple[ResultOffer, ...], now_s: float) -> None:
-        """`hello` is what it says of itself, `results` wait in its outbox."""
+        """`hello` is what it says of itself, with the highest version of an offer; `results` wait in its outbox."""
         self.phase = Phase.IDLE
         self._hello = hello
+        self._ahead_s = math.inf  # of the coordinator's clock, and the shortest time that a message was under way
         self._current: Current | None = None
         self._results = {offer.task_id: offer for offer in results}
         self._answers: dict[str, TaskDeclined | TaskFailed] = {}
@@ -115,7 +120,8 @@ class Session:
 
     # ---- the coordinator
 
-    def _on_welcome(self, _event: Welcome, now_s: float) -> Iterator[Instruction]:
+    def _on_welcome(self, event: Welcome, now_s: float) -> Iterator[Instruction]:
+        self._ahead_s = now_s - event.sent_s
         busy_with = self._current.task.task_id if self._current else ""
         yield Send(dataclasses.replace(self._hello, task_id=busy_with))
         yield from self._offer_results(now_s)
@@ -132,18 +138,35 @@ class Session:
 
     def _on_offer(self, event: TaskOffer, now_s: float) -> Iterator[Instruction]:
         task = event.task
+        self._ahead_s = min(self._ahead_s, now_s - event.sent_s)
+        left_s = task.deadline_s - (now_s - event.sent_s - self._ahead_s)
+        if event.version < self._hello.heard_version:
+            detail = f"version {event.version}, this device has taken {self._hello.heard_version}"
+            yield from self._refuse(task, DeclineReason.ROLLED_BACK, detail)
+            return
+        if left_s <= 0:
+            yield from self._refuse(task, DeclineReason.EXPIRED, f"it came {-left_s:.0f} s after its deadline")
+            return
         known = self._results.get(task.task_id) or self._answers.get(task.task_id)
         if known is not None:
             yield Send(known)
         elif self._current is not None and self._current.task.task_id == task.task_id:
-            self._current = dataclasses.replace(self._current, deadline_s=now_s + task.deadline_s)
+            self._current = dataclasses.replace(self._current, deadline_s=now_s + left_s)
         elif self.phase is not Phase.IDLE:
             yield Send(TaskDeclined(task.task_id, DeclineReason.BUSY, 0, 0, "at another task"))
         else:
             self._go(Trigger.OFFERED)
-            self._current = Current(task, now_s + task.deadline_s)
+            self._current = Current(task, now_s + left_s)
+            if event.version > self._hello.heard_version:
+                self._hello = dataclasses.replace(self._hello, heard_version=event.version)
+                yield KeepVersion(event.version)
             yield Say(f"round {task.round}: offered {task.steps} steps of {task.batch} x {task.tokens} tokens")
             yield FetchManifest(task)
+
+    def _refuse(self, task: Task, reason: DeclineReason, detail: str) -> Iterator[Instruction]:
+        """An offer that must not be taken, whatever this device is at."""
+        yield Say(f"an offer of round {task.round} is refused, {reason.value}: {detail}")
+        yield Send(TaskDeclined(task.task_id, reason, 0, 0, detail))
 
     def _on_cancel(self, event: TaskCancel, _now_s: float) -> Iterator[Instruction]:
         if offer := self._results.pop(event.task_id, None):

@@ -77,6 +77,8 @@ class DeclineReason(enum.Enum):
     INCOMPATIBLE = "incompatible"
     UNAVAILABLE = "unavailable"
     NO_SPACE = "no-space"
+    ROLLED_BACK = "rolled-back"
+    EXPIRED = "expired"
 
 
 class FailureReason(enum.Enum):
@@ -249,9 +251,13 @@ class Greeting:
 
 @dataclass(frozen=True, slots=True)
 class Welcome:
-    """The answer to a Greeting, in the channel that it makes: what follows is heard. `session` as announced."""
+    """The answer to a Greeting, in the channel that it makes: what follows is heard. `session` as announced.
+
+    `sent_s` is the time on the coordinator's own clock, which begins anywhere and only moves forward.
+    """
 
     session: str
+    sent_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,7 +272,7 @@ class NotWelcome:
 class Hello:
     """A device introduces itself: the first that it says after each Welcome.
 
-    `task_id` is the task it is busy with, or empty.
+    `task_id` is the task it is busy with, or empty; `heard_version` the highest version of an offer that it ever took.
     """
 
     device: str
@@ -278,13 +284,21 @@ class Hello:
     runtime: str
     version: str
     task_id: str
+    heard_version: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class TaskOffer:
-    """Do this. Offering a task again changes nothing."""
+    """Do this. Offering a task again changes nothing.
+
+    Manifest and adapter, which the task names, are signed by this, and with them all files that the manifest names.
+    `version` grows with every round that the coordinator opens; a device takes none lower than one that it took. By
+    `sent_s`, on the clock of the Welcome, and the task's `deadline_s` the device knows when an offer is too old.
+    """
 
     task: Task
+    version: int
+    sent_s: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,7 +71,7 @@ class Ends:
 
     def answer(self, greeting: bytes) -> bytes:
         """The payload of the answer."""
-        reply = self.gate.hear("pi", UP, greeting)
+        reply = self.gate.hear("pi", UP, greeting, 0.0)
         assert isinstance(reply, Reply)
         return reply.payload
 
@@ -79,7 +79,7 @@ class Ends:
         """What the coordinator hears when the device says it."""
         payload = line.seal(message)
         assert payload is not None
-        return self.gate.hear("pi", UP, payload)
+        return self.gate.hear("pi", UP, payload, 0.0)
 
     def down(self, line: Line, message: Message) -> Message:
         """What the device hears when the coordinator says it."""
@@ -101,7 +101,7 @@ def test_a_greeting_makes_a_channel(ends: Ends) -> None:
     line = ends.line()
     assert line.seal(CANCEL) is None
     assert ends.gate.seal("pi", CANCEL) is None
-    assert ends.greet(line) == Welcome(ends.gate.session)
+    assert ends.greet(line) == Welcome(ends.gate.session, 0.0)
     assert ends.gate.seal("pi", CANCEL) is None, "the device has not spoken yet: the greeting may be an old one"
     progress = TaskProgress("task", 1, 2, 0.5)
     assert ends.up(line, progress) == progress
@@ -129,7 +129,7 @@ def test_a_device_obeys_its_first_coordinator(ends: Ends, tmp_path: pathlib.Path
         impostor.greet(line)
     with pytest.raises(SignatureError, match="signed with the key"):
         line.open(TOPICS.announcement, impostor.gate.announcement(1), 0.0)
-    assert ends.greet(line) == Welcome(ends.gate.session)
+    assert ends.greet(line) == Welcome(ends.gate.session, 0.0)
     impostor.registry.close()
 
 
@@ -164,10 +164,10 @@ def test_a_device_that_is_revoked_while_it_talks(ends: Ends) -> None:
     assert ends.gate.revoked() == {}
     assert payload is not None
     with pytest.raises(SignatureError, match="not enrolled"):
-        ends.gate.hear("pi", UP, payload)
+        ends.gate.hear("pi", UP, payload, 0.0)
     with Registry(ends.folder / "trust") as command:
         command.approve("pi")
-    assert ends.greet(line) == Welcome(ends.gate.session)
+    assert ends.greet(line) == Welcome(ends.gate.session, 0.0)
 
 
 def test_a_token_introduces_both_to_each_other(ends: Ends, tmp_path: pathlib.Path) -> None:
@@ -179,7 +179,7 @@ def test_a_token_introduces_both_to_each_other(ends: Ends, tmp_path: pathlib.Pat
     with pytest.raises(SignatureError, match="signed with the key"):
         impostor.greet(ends.line(token=token))
     impostor.registry.close()
-    assert ends.greet(ends.line(token=token)) == Welcome(ends.gate.session)
+    assert ends.greet(ends.line(token=token)) == Welcome(ends.gate.session, 0.0)
     answers = [ends.greet(ends.line("thief")), ends.greet(ends.line("another thief", token))]
     reasons = [answer.reason for answer in answers if isinstance(answer, NotWelcome)]
     assert reasons == [Unwelcome.OTHER_KEY, Unwelcome.BAD_TOKEN]
@@ -196,8 +196,8 @@ def test_who_hears_a_token_used_cannot_use_it(ends: Ends) -> None:
     heard = decode_message(read_envelope(greeting).body)
     stolen = seal(Identity(ends.folder / "thief").signer, UP, read_envelope(greeting).channel, 0, encode_message(heard))
     with pytest.raises(SignatureError, match="not of this key"):
-        ends.gate.hear("pi", UP, stolen)
-    assert line.open(DOWN, ends.answer(greeting), 0.0) == Welcome(ends.gate.session)
+        ends.gate.hear("pi", UP, stolen, 0.0)
+    assert line.open(DOWN, ends.answer(greeting), 0.0) == Welcome(ends.gate.session, 0.0)
 
 
 def test_a_greeting_is_repeated_until_it_is_answered(ends: Ends) -> None:
@@ -249,14 +249,14 @@ def test_presence_is_signed(ends: Ends) -> None:
     ends.greet(ends.line())
     identity, thief = Identity(ends.folder / "pi"), Identity(ends.folder / "thief")
     presence = Presence("pi", "session", online=False)
-    assert ends.gate.hear("pi", PRESENCE, presence_payload(identity, TOPICS, presence)) == presence
+    assert ends.gate.hear("pi", PRESENCE, presence_payload(identity, TOPICS, presence), 0.0) == presence
     for payload in (
         presence_payload(thief, TOPICS, presence),
         seal(identity.signer, PRESENCE, NO_CHANNEL, 0, encode_message(CANCEL)),
         encode_message(presence),
     ):
         with pytest.raises(WireError):
-            ends.gate.hear("pi", PRESENCE, payload)
+            ends.gate.hear("pi", PRESENCE, payload, 0.0)
 
 
 def test_a_greeting_names_its_device(ends: Ends) -> None:
@@ -264,7 +264,7 @@ def test_a_greeting_names_its_device(ends: Ends) -> None:
     signer = Identity(ends.folder / "pi").signer
     greeting = seal(signer, UP, NO_CHANNEL, 0, encode_message(Greeting("pi-2")))
     with pytest.raises(WireError, match="no greeting of this device"):
-        ends.gate.hear("pi", UP, greeting)
+        ends.gate.hear("pi", UP, greeting, 0.0)
     assert ends.registry.devices() == []
 
 
@@ -331,7 +331,7 @@ class Conversation(RuleBasedStateMachine):
             return
         payload = self.up[-1] if back == 1 else data.draw(st.sampled_from(self.up))
         try:
-            heard = self.ends.gate.hear("pi", UP, payload)
+            heard = self.ends.gate.hear("pi", UP, payload, 0.0)
         except SignatureError:
             return
         if isinstance(heard, Reply):
@@ -363,7 +363,7 @@ class Conversation(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """Left alone, they hear each other."""
-        assert self.ends.greet(self.line) == Welcome(self.ends.gate.session)
+        assert self.ends.greet(self.line) == Welcome(self.ends.gate.session, 0.0)
         assert self.ends.up(self.line, TaskProgress("", 0, 0, 0.0)) == TaskProgress("", 0, 0, 0.0)
         assert self.ends.down(self.line, CANCEL) == CANCEL
         self.ends.registry.close()
