@@ -79,9 +79,11 @@ class Gate:
         """Devices that may not go on, and the payload that tells each so; their channels are over."""
         if not self._registry.changed():
             return {}
-        enrolled = {known.device for known in self._registry.devices() if known.state is DeviceState.ENROLLED}
+        known = self._registry.devices()
+        enrolled = {(one.device, one.key) for one in known if one.state is DeviceState.ENROLLED}
+        over = [device for device, channel in self._channels.items() if (device, channel.peer) not in enrolled]
         message = NotWelcome(Unwelcome.REVOKED, WHY[Unwelcome.REVOKED])
-        return {device: self._channels.pop(device).seal(message) for device in set(self._channels) - enrolled}
+        return {device: self._channels.pop(device).seal(message) for device in over}
 
     def hear(self, device: str, topic: str, payload: bytes, now_s: float) -> Message | Reply:
         """What a device says on one of its two topics. Raises SignatureError, DecodeError, TooLargeError."""
@@ -138,5 +140,7 @@ class Gate:
         if (reason := admission.unwelcome) is not None:
             news = f"{device}: not welcome, {WHY[reason]}; it came with the key {fingerprint(envelope.key)}"
             return Reply(channel.seal(NotWelcome(reason, WHY[reason])), news)
+        if (used := self._channels.get(device)) is not None and used.peer != envelope.key:
+            del self._channels[device]  # a token has just given the name to this key
         news = f"{device}: {admission.news}, {fingerprint(envelope.key)}" if admission.news else ""
         return Reply(channel.seal(Welcome(self.session, now_s)), news)

@@ -117,7 +117,7 @@ class Registry:
             return Admission(Unwelcome.BAD_TOKEN)
         if known is not None:
             return Admission(Unwelcome.OTHER_KEY)
-        if len(self.devices()) < MAX_DEVICES:
+        if self._count() < MAX_DEVICES:
             is_open = enrolment is Enrolment.OPEN
             self._set(device, key, DeviceState.ENROLLED if is_open else DeviceState.WAITING)
             if is_open:
@@ -197,6 +197,10 @@ class Registry:
     def _invited(self, device: str) -> bytes | None:
         row = self._db.execute("SELECT key FROM invitations WHERE device = ?", (device,)).fetchone()
         return None if row is None else bytes(row[0])
+
+    def _count(self) -> int:
+        (count,) = self._db.execute("SELECT count(*) FROM devices").fetchone()
+        return int(count)
 
     def _set(self, device: str, key: bytes, state: DeviceState) -> None:
         """Whatever is said of a name, its token was used by that."""

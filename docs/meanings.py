@@ -220,7 +220,6 @@ VALUES: Final = {
     "DeclineReason.unavailable": "a file cannot be had: refused, or never with the promised SHA-256",
     "DeclineReason.no-space": "the files do not fit on the device's disk or within its quota",
     "DeclineReason.rolled-back": "the offer has a lower version than one that the device took",
-    "DeclineReason.expired": "the offer was under way for longer than its `deadline_s`",
     "FailureReason.over-budget": "training went over the budget, or would have",
     "FailureReason.non-finite": "a loss or a gradient was not finite",
     "FailureReason.worker-died": "the training process could not be started, or died",

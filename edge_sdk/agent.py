@@ -39,6 +39,7 @@ from edge_sdk.events import (
     FetchFiles,
     FetchManifest,
     ForgetResult,
+    Greet,
     Instruction,
     KeepResult,
     KeepVersion,
@@ -239,6 +240,8 @@ class Agent:
             self._say(instruction.line)
         elif isinstance(instruction, (FetchManifest, FetchFiles)):
             self._heard(self._fetcher.begin(instruction))
+        elif isinstance(instruction, Greet):
+            self._line.begin(time.monotonic())
         elif isinstance(instruction, KeepVersion):
             self._identity.keep_version(instruction.version)
         elif isinstance(instruction, StopFetching):

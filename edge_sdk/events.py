@@ -92,6 +92,11 @@ class Send:
 
 
 @dataclass(frozen=True, slots=True)
+class Greet:
+    """Begin a new conversation: in this one messages are held back, or the other end's clock stood still."""
+
+
+@dataclass(frozen=True, slots=True)
 class KeepVersion:
     """Write that no offer of a lower version is taken any more."""
 
@@ -174,6 +179,7 @@ class Say:
 
 Instruction = (
     Send
+    | Greet
     | KeepVersion
     | FetchManifest
     | FetchFiles

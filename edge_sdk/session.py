@@ -7,8 +7,9 @@ Rules:
   for a while, results until their receipt;
 - a result is offered after every welcome, and every `RESEND_S`, until the receipt comes;
 - who is not welcome gives up its task, and keeps its results: the coordinator may think better of it;
-- an offer of a lower version than one that was taken is declined, as is one that was under way for longer than it is
-  good for: whoever sits between may hold a message back, and a coordinator may be one from an old backup;
+- an offer of a lower version than one that was taken is declined: a coordinator may be one from an old backup;
+- an offer that was under way for longer than it is good for is not taken: somebody may have held it back. The device
+  greets, and hears of the task again if it is still open;
 - a task whose deadline has passed is given up: the coordinator has closed it;
 - a delta's residual counts from its receipt on. So a task that begins while a result waits for its receipt uses none
   and leaves none: its delta is rounded by chance.
@@ -32,6 +33,7 @@ from edge_sdk.events import (
     FetchManifest,
     FilesHere,
     ForgetResult,
+    Greet,
     Instruction,
     KeepResult,
     KeepVersion,
@@ -142,10 +144,12 @@ class Session:
         left_s = task.deadline_s - (now_s - event.sent_s - self._ahead_s)
         if event.version < self._hello.heard_version:
             detail = f"version {event.version}, this device has taken {self._hello.heard_version}"
-            yield from self._refuse(task, DeclineReason.ROLLED_BACK, detail)
+            yield Say(f"an offer of round {task.round} is declined, rolled-back: {detail}")
+            yield Send(TaskDeclined(task.task_id, DeclineReason.ROLLED_BACK, 0, 0, detail))
             return
         if left_s <= 0:
-            yield from self._refuse(task, DeclineReason.EXPIRED, f"it came {-left_s:.0f} s after its deadline")
+            yield Say(f"an offer of round {task.round} came {-left_s:.0f} s after its deadline, and is not taken")
+            yield Greet()
             return
         known = self._results.get(task.task_id) or self._answers.get(task.task_id)
         if known is not None:
@@ -162,11 +166,6 @@ class Session:
                 yield KeepVersion(event.version)
             yield Say(f"round {task.round}: offered {task.steps} steps of {task.batch} x {task.tokens} tokens")
             yield FetchManifest(task)
-
-    def _refuse(self, task: Task, reason: DeclineReason, detail: str) -> Iterator[Instruction]:
-        """An offer that must not be taken, whatever this device is at."""
-        yield Say(f"an offer of round {task.round} is refused, {reason.value}: {detail}")
-        yield Send(TaskDeclined(task.task_id, reason, 0, 0, detail))
 
     def _on_cancel(self, event: TaskCancel, _now_s: float) -> Iterator[Instruction]:
         if offer := self._results.pop(event.task_id, None):

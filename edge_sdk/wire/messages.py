@@ -78,7 +78,6 @@ class DeclineReason(enum.Enum):
     UNAVAILABLE = "unavailable"
     NO_SPACE = "no-space"
     ROLLED_BACK = "rolled-back"
-    EXPIRED = "expired"
 
 
 class FailureReason(enum.Enum):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import pathlib
+import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -170,6 +171,45 @@ def test_a_device_that_is_revoked_while_it_talks(ends: Ends) -> None:
     assert ends.greet(line) == Welcome(ends.gate.session, 0.0)
 
 
+def test_a_stolen_key_is_the_device_until_it_is_revoked(ends: Ends) -> None:
+    """Whoever greets last is heard and told, thief or device; once it is revoked neither is."""
+    device, thief = ends.line(), ends.line()  # of the same files: a copy of the card
+    for number, line in enumerate((device, thief, device)):
+        ends.greet(line)
+        progress = TaskProgress("task", number, 2, 0.5)
+        assert ends.up(line, progress) == progress
+        assert ends.down(line, CANCEL) == CANCEL
+    payload = ends.gate.seal("pi", CANCEL)
+    assert payload is not None
+    with pytest.raises(SignatureError):
+        thief.open(DOWN, payload, 0.0)
+    ends.registry.revoke("pi")
+    for line in (device, thief):
+        assert isinstance(ends.greet(line), NotWelcome)
+
+
+def test_a_backup_knows_nobody_who_came_since(ends: Ends) -> None:
+    """Who was enrolled before is welcome, by the same key of the coordinator's; the key of a later token is not."""
+    ends.enrolment = Enrolment.TOKEN
+    ends.restart()
+    early = ends.line("early", ends.registry.invite("pi"))
+    ends.greet(early)
+    ends.registry.close()
+    shutil.copytree(ends.folder / "trust", ends.folder / "backup")
+    ends.registry = Registry(ends.folder / "trust")
+    ends.restart()
+    ends.greet(ends.line("late", ends.registry.invite("pi")))
+    ends.registry.close()
+    shutil.rmtree(ends.folder / "trust")
+    (ends.folder / "backup").rename(ends.folder / "trust")
+    ends.registry = Registry(ends.folder / "trust")
+    ends.restart()
+    answer = ends.greet(ends.line("late"))
+    assert isinstance(answer, NotWelcome)
+    assert answer.reason is Unwelcome.OTHER_KEY
+    assert ends.greet(early) == Welcome(ends.gate.session, 0.0)
+
+
 def test_a_token_introduces_both_to_each_other(ends: Ends, tmp_path: pathlib.Path) -> None:
     """With it the device is welcome and obeys that coordinator alone; without one, under another key, it is not."""
     ends.enrolment = Enrolment.TOKEN
@@ -183,6 +223,19 @@ def test_a_token_introduces_both_to_each_other(ends: Ends, tmp_path: pathlib.Pat
     answers = [ends.greet(ends.line("thief")), ends.greet(ends.line("another thief", token))]
     reasons = [answer.reason for answer in answers if isinstance(answer, NotWelcome)]
     assert reasons == [Unwelcome.OTHER_KEY, Unwelcome.BAD_TOKEN]
+
+
+def test_a_name_given_to_another_key_is_taken_from_the_first(ends: Ends) -> None:
+    """Also in the middle of its conversation: what the first key still says is not heard, and nothing is told to it."""
+    first = ends.line()
+    ends.greet(first)
+    ends.up(first, TaskProgress("task", 1, 2, 0.5))
+    second = ends.line("another card", ends.registry.invite("pi"))
+    assert ends.greet(second) == Welcome(ends.gate.session, 0.0)
+    assert ends.gate.seal("pi", CANCEL) is None
+    with pytest.raises(SignatureError):
+        ends.up(first, TaskProgress("task", 2, 2, 0.5))
+    assert ends.up(second, TaskProgress("task", 2, 2, 0.5)) == TaskProgress("task", 2, 2, 0.5)
 
 
 def test_who_hears_a_token_used_cannot_use_it(ends: Ends) -> None:

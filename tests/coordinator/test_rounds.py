@@ -126,8 +126,7 @@ def test_a_revoked_device_is_waited_for_no_more() -> None:
     assert [cancel.device for cancel in only(CancelTask, asked)] == ["b"]
     (aggregation,) = only(AggregateRound, asked)
     assert aggregation.task_ids == (scene.task("a").task_id,)
-    scene.tell(AdapterReady(1, blob_of(b"adapter 1")))
-    asked = scene.tell(Tick(), after_s=20)
+    asked = scene.tell(AdapterReady(1, blob_of(b"adapter 1")))
     assert [give.device for give in only(GiveTask, asked)] == ["a"]
     assert scene.tell(DeviceRevoked("never seen")) == []
 

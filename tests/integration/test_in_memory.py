@@ -113,7 +113,7 @@ class Fleet(Generic[BrokerT]):
             self._over.set()
             thread.join()
 
-    def serve(self, **changes: Any) -> State:
+    def serve(self, *, restored: bool = False, **changes: Any) -> State:
         """The coordinator, to its end; `changes` go to its configuration."""
         out = self.folder / "out"
         if not out.exists():
@@ -128,7 +128,9 @@ class Fleet(Generic[BrokerT]):
                 Ledger(out / "ledger.sqlite", config.name, config.digest()) as ledger,
                 Registry(trust_folder(config)) as registry,
             ):
-                daemon = Daemon(config, load_artifact(config), ledger, registry, transport, jobs, Screen())
+                daemon = Daemon(
+                    config, load_artifact(config), ledger, registry, transport, jobs, Screen(), restored=restored
+                )
                 return daemon.run(lambda: time.monotonic() > deadline_s, lambda: None)
         finally:
             jobs.close()

@@ -3,25 +3,35 @@
 from __future__ import annotations
 
 import pathlib
+import re
+import shutil
 import threading
 from dataclasses import dataclass, field
 
 import pytest
 
+from coordinator.config import load_config
+from coordinator.pace import Pace
+from coordinator.places import artifact_folder, received_folder
+from coordinator.publisher import Publisher
 from coordinator.registry import Registry
 from coordinator.round_states import State
 from edge_sdk.identity import Identity
-from edge_sdk.wire.blobs import blob_of
+from edge_sdk.wire.blobs import Blob, BlobStore, blob_of
 from edge_sdk.wire.channel import greeting_channel, new_nonce, nonce_of
 from edge_sdk.wire.messages import (
+    CHUNK_BYTES,
     Announcement,
+    ChunkRequest,
     Greeting,
     Message,
     NotWelcome,
     Receipt,
+    RefusalReason,
     ResultOffer,
     TaskCancel,
     TaskOffer,
+    TransferRefused,
     Unwelcome,
     decode_message,
     encode_message,
@@ -154,4 +164,33 @@ def test_a_fleet_with_tokens(tmp_path: pathlib.Path, tiny: Tiny) -> None:
         assert fleet.serve(trust=trust, rounds={**rounds, "count": 2, "devices": 1, "quorum": 1}) is State.DONE
         for name, why in (("b", "revoked"), ("c", "unknown")):
             wait_until(lambda: any(f"not welcome, {why}" in line for line in fleet.words[name]), f"{name} was told")  # noqa: B023
-    assert sorted((row.round, row.device) for row in fleet.history().results) == [(1, "a"), (1, "b"), (2, "a")]
+    results = fleet.history().results
+    assert sorted((row.round, row.device) for row in results) == [(1, "a"), (1, "b"), (2, "a")]
+    config = load_config(tmp_path / "coordinator.toml")
+    publisher = Publisher(BlobStore(artifact_folder(config)), Pace())
+    for row in results:
+        wanted = ChunkRequest(row.sha256, CHUNK_BYTES, 0, b"\x01", 1)
+        assert BlobStore(received_folder(config)).has(Blob(row.sha256, row.size_bytes))
+        assert publisher.asked("a", wanted) == TransferRefused(row.sha256, RefusalReason.UNKNOWN_BLOB)
+
+
+def test_a_coordinator_from_an_old_backup(
+    tmp_path: pathlib.Path, tiny: Tiny, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its device hears it, declines what it offers, and says why; with a person's word it goes on from the backup."""
+    fleet = Fleet(tmp_path, tiny, MemoryBroker())
+    rounds = {"count": 1, "devices": 1, "quorum": 1, "attempts": 1, "deadline_s": 60.0, "wait_s": 0.0}
+    with fleet.device("a"):
+        assert fleet.serve(rounds=rounds) is State.DONE
+        shutil.copytree(tmp_path / "out", tmp_path / "backup")
+        assert fleet.serve(rounds={**rounds, "count": 3}) is State.DONE
+        shutil.rmtree(tmp_path / "out")
+        (tmp_path / "backup").rename(tmp_path / "out")
+        assert fleet.serve(rounds={**rounds, "count": 3}) is State.GAVE_UP
+        said = " ".join(capsys.readouterr().out.split())
+        assert re.search("it has taken version 3 of our offers, here it is [12], and it takes no lower one", said)
+        assert any("is declined, rolled-back: version 2, this device has taken 3" in line for line in fleet.words["a"])
+        assert fleet.serve(rounds={**rounds, "count": 3}, restored=True) is State.DONE
+    history = fleet.history()
+    assert [adapter.version for adapter in history.adapters] == [0, 1, 2, 3]
+    assert [(row.round, row.device) for row in history.results] == [(1, "a"), (2, "a"), (3, "a")]
