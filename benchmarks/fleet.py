@@ -36,7 +36,8 @@ from coordinator.daemon import Daemon
 from coordinator.history import History, ResultRow, read_history
 from coordinator.jobs import Jobs
 from coordinator.ledger import Ledger
-from coordinator.places import artifact_folder, ledger_path
+from coordinator.places import artifact_folder, ledger_path, trust_folder
+from coordinator.registry import Registry
 from coordinator.round_states import State
 from coordinator.screen import Screen
 from edge_sdk.agent import Agent
@@ -46,6 +47,7 @@ from edge_sdk.engine.artifact import Artifact, open_artifact, read_adapter
 from edge_sdk.engine.plan import HEAD_ROWS, Limits, Plan, planned
 from edge_sdk.engine.train import Evaluation, StepReport, evaluate
 from edge_sdk.engine.walk import Walk
+from edge_sdk.identity import Identity
 from edge_sdk.order import WorkerOrder
 from edge_sdk.prepare import obey
 from edge_sdk.supervisor import Post, WorkerEvent, WorkerFailed, WorkerFinished, WorkerProgress
@@ -246,9 +248,10 @@ def play(
         stack.callback((transport := connect(f"{FLEET}/coordinator", None)).close)
         stack.callback((jobs := Jobs()).close)
         ledger = stack.enter_context(Ledger(ledger_path(config), config.name, config.digest()))
+        registry = stack.enter_context(Registry(trust_folder(config)))
         over = threading.Event()
         stack.enter_context(_living(members, built, connect, engine, folder / "devices", over, errors))
-        daemon = Daemon(config, built, ledger, transport, jobs, Screen(Console(quiet=True)))
+        daemon = Daemon(config, built, ledger, registry, transport, jobs, Screen(Console(quiet=True)))
         state = daemon.run(lambda: bool(errors), lambda: None)
     if errors:
         raise errors[0]
@@ -282,8 +285,9 @@ def _living(
 
     def live(config: DeviceConfig) -> None:
         try:
-            transport = connect(f"{FLEET}/{config.device}", Agent.will(config))
-            agent = Agent(config, transport, lambda _line: None, supervise=supervise)
+            identity = Identity.of(config)
+            transport = connect(f"{FLEET}/{config.device}", Agent.will(config, identity))
+            agent = Agent(config, identity, transport, lambda _line: None, supervise=supervise)
             while not over.is_set():
                 agent.turn()
             agent.close()

@@ -14,8 +14,11 @@ import sys
 from collections.abc import Sequence
 from typing import Final
 
-from coordinator.errors import CoordinatorError
+from coordinator.errors import ConfigError, CoordinatorError
+from coordinator.registry import Registered, Registry
 from edge_sdk.wire.errors import WireError, os_error_line
+from edge_sdk.wire.keys import fingerprint
+from edge_sdk.wire.topics import check_device
 
 NEEDED: Final = ("torch", "transformers", "peft", "optimum", "onnx", "onnxscript", "safetensors", "rich", "matplotlib")
 WRONG_INPUT, STOPPED = 2, 130
@@ -59,11 +62,15 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--insecure", action="store_true", help="accept a broker on another machine without TLS and certificates"
     )
+    command.add_argument(
+        "--restored", action="store_true", help="this is a backup: go on above the versions that devices have taken"
+    )
     command.set_defaults(run=_serve)
     command = commands.add_parser("status", help="where a run stands, also while it runs")
     command.add_argument("--config", type=pathlib.Path, default=pathlib.Path(CONFIG), metavar="FILE")
     command.set_defaults(run=_status)
     _add_broker(commands.add_parser("broker", help="make a Mosquitto's configuration and certificates for a fleet"))
+    _add_devices(commands.add_parser("devices", help="who belongs to the fleet: invite, list, approve, revoke"))
     commands.add_parser("version", help="print the version").set_defaults(run=lambda _arguments: _version())
     add_ladder(commands)
     add_commands(commands)
@@ -153,12 +160,74 @@ def _broker_revoke(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _add_devices(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", type=pathlib.Path, default=pathlib.Path(CONFIG), metavar="FILE")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, run, help_ in (
+        ("invite", _invite, "print a token, good once, for the configuration of the device of this name"),
+        ("approve", _approve, "let a device take part that waits, or was revoked; compare its key before"),
+        ("revoke", _revoke, "let a device take part in nothing any more"),
+    ):
+        command = commands.add_parser(name, help=help_)
+        command.add_argument("device", metavar="NAME")
+        command.set_defaults(run=run)
+    commands.add_parser("list", help="names, states and keys").set_defaults(run=_devices)
+
+
+def _registry(arguments: argparse.Namespace) -> Registry:
+    from coordinator.config import load_config
+    from coordinator.places import trust_folder
+
+    return Registry(trust_folder(load_config(arguments.config)))
+
+
+def _invite(arguments: argparse.Namespace) -> int:
+    try:
+        device = check_device(arguments.device)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    with _registry(arguments) as registry:
+        print(registry.invite(device))
+    return 0
+
+
+def _approve(arguments: argparse.Namespace) -> int:
+    with _registry(arguments) as registry:
+        return _judged(arguments.device, registry.approve(arguments.device))
+
+
+def _revoke(arguments: argparse.Namespace) -> int:
+    with _registry(arguments) as registry:
+        return _judged(arguments.device, registry.revoke(arguments.device))
+
+
+def _judged(device: str, found: Registered | None) -> int:
+    if found is None:
+        msg = f"no device {device!r} is known here; `fedpeat devices list` has all that are"
+        raise ConfigError(msg)
+    print(_device_line(found))
+    return 0
+
+
+def _devices(arguments: argparse.Namespace) -> int:
+    with _registry(arguments) as registry:
+        for device in registry.devices():
+            print(_device_line(device))
+        for name in registry.invited():
+            print(f"{name:24} invited")
+    return 0
+
+
+def _device_line(device: Registered) -> str:
+    return f"{device.device:24} {device.state.value:10} {fingerprint(device.key)}"
+
+
 def _serve(arguments: argparse.Namespace) -> int:
     from coordinator.config import load_config
     from coordinator.screen import Screen
     from coordinator.serve import serve
 
-    return serve(load_config(arguments.config), Screen(), insecure=arguments.insecure)
+    return serve(load_config(arguments.config), Screen(), insecure=arguments.insecure, restored=arguments.restored)
 
 
 def _status(arguments: argparse.Namespace) -> int:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from coordinator.errors import ConfigError
 from coordinator.guards import ChecksConfig, Estimator, PrivacyConfig
 from coordinator.pace import Pace
+from coordinator.registry import Enrolment
 from edge_sdk.wire.codecs import NEEDS_RESIDUAL
 from edge_sdk.wire.endpoint import TlsFiles, broker_url
 from edge_sdk.wire.manifest import BITS, NAME, TaskType
@@ -98,6 +99,17 @@ class BrokerConfig:
     url: str = text(_url_or_auto, AUTO)
     tls: TlsFiles | None = None
     max_packet_bytes: int = number(MIN_PACKET_BYTES, MAX_PACKET_BYTES, MAX_PACKET_BYTES)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrustConfig:
+    """Who belongs to the fleet. `folder` has the coordinator's key and its devices'; by default it is `trust` in `out`.
+
+    Runs of one fleet share it: devices obey the key in it, and no other.
+    """
+
+    enrolment: Enrolment = Enrolment.OPEN
+    folder: pathlib.Path | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -300,6 +312,7 @@ class Config:
     rounds: RoundsConfig
     training: TrainingConfig
     broker: BrokerConfig = BrokerConfig()
+    trust: TrustConfig = TrustConfig()
     adapter: AdapterConfig = AdapterConfig()
     transfer: TransferConfig = TransferConfig()
     aggregation: AggregationConfig = AggregationConfig()
@@ -320,6 +333,7 @@ class Config:
             out=pathlib.Path(),
             broker=BrokerConfig(),
             transfer=TransferConfig(),
+            trust=TrustConfig(),
             participant=None,
             rounds=RoundsConfig(count=1, devices=1),
             model=dataclasses.replace(self.model, dir=self.model.dir.resolve()),

@@ -5,14 +5,13 @@ Rules:
 - what a message or a finished job means is an event for `rounds`; its instructions are executed in order, each written
   to the ledger before it is sent;
 - nothing here waits: transfers are a few chunks a turn, and what takes longer is a job;
-- a message that is malformed, or that claims another sender than its topic, is said and dropped;
+- a message that is malformed, or not signed by whom its topic names, is said and dropped;
 - a broker that forgot everything is told everything again at each connect.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import secrets
 import time
 from collections import deque
 from collections.abc import Callable
@@ -29,6 +28,7 @@ from coordinator.events import (
     AggregateRound,
     CancelTask,
     DeclineHeard,
+    DeviceRevoked,
     Event,
     FailureHeard,
     FetchDelta,
@@ -48,14 +48,16 @@ from coordinator.events import (
     StopAsked,
     Tick,
 )
+from coordinator.gate import Gate, Reply
 from coordinator.guards import OverNorm
 from coordinator.history import EvaluationRow, read_history
 from coordinator.jobs import Done, Failed, Jobs, Outcome
 from coordinator.ledger import Ledger
-from coordinator.narrate import narrate
+from coordinator.narrate import narrate, rolled_back
 from coordinator.places import received_folder
 from coordinator.policy.registry import policy_of
 from coordinator.publisher import Publisher
+from coordinator.registry import Registry
 from coordinator.report import FULL
 from coordinator.round_states import State
 from coordinator.rounds import Plan, Rounds
@@ -69,7 +71,6 @@ from edge_sdk.wire.crash_points import crash_point
 from edge_sdk.wire.errors import WireError
 from edge_sdk.wire.manifest import Manifest
 from edge_sdk.wire.messages import (
-    Announcement,
     Chunk,
     ChunkRequest,
     Hello,
@@ -83,8 +84,6 @@ from edge_sdk.wire.messages import (
     TaskOffer,
     TaskProgress,
     TransferRefused,
-    decode_message,
-    encode_message,
 )
 from edge_sdk.wire.topics import Topics
 from edge_sdk.wire.transport import Connected, Disconnected, Received, Transport
@@ -92,18 +91,32 @@ from edge_sdk.wire.transport import Connected, Disconnected, Received, Transport
 POLL_S: Final = 0.05
 TICK_S: Final = 0.5
 AGGREGATE: Final = "aggregate"
+MAX_VERSION: Final = 1 << 62  # no device's word goes further: there are versions above it
 
 
 class Daemon:
     """Serves one run over `transport` until its rounds are done."""
 
     def __init__(
-        self, config: Config, artifact: Artifact, ledger: Ledger, transport: Transport, jobs: Jobs, screen: Screen
+        self,
+        config: Config,
+        artifact: Artifact,
+        ledger: Ledger,
+        registry: Registry,
+        transport: Transport,
+        jobs: Jobs,
+        screen: Screen,
+        *,
+        restored: bool = False,
     ) -> None:
-        """Continue where the ledger ends, or begin with the artifact's starting values."""
+        """Continue where the ledger ends, or begin with the artifact's starting values.
+
+        With `restored` from a backup, versions go on above whatever devices have heard.
+        """
         self._config, self._artifact, self._ledger = config, artifact, ledger
-        self._transport, self._jobs, self._screen = transport, jobs, screen
-        self._topics, self._session = Topics(config.fleet), secrets.token_hex(8)
+        self._transport, self._jobs, self._screen, self._restored = transport, jobs, screen, restored
+        self._topics = Topics(config.fleet)
+        self._registry, self._gate = registry, Gate(registry, self._topics, config.trust.enrolment)
         self._received = BlobStore(received_folder(config))
         pace = config.transfer.pace()
         self._publisher = Publisher(artifact.store, pace)
@@ -165,6 +178,10 @@ class Daemon:
             keep()
 
     def _on_tick(self, now_s: float) -> None:
+        for device, payload in self._gate.revoked().items():
+            self._screen.line(f"{device}: revoked", "yellow")
+            self._transport.publish(self._topics.down(device), payload)
+            self._tell(DeviceRevoked(device))
         self._tell(Tick())
         self._screen.board(lambda: board(self._rounds, now_s))
 
@@ -193,29 +210,32 @@ class Daemon:
         self._connected = False
 
     def _announce(self) -> None:
-        message = encode_message(Announcement(self._session, self._rounds.round))
-        self._transport.publish(self._topics.announcement, message, retain=True)
+        payload = self._gate.announcement(self._rounds.round)
+        self._transport.publish(self._topics.announcement, payload, retain=True)
         crash_point("announcement.sent")
 
     def _send(self, device: str, message: Message) -> None:
-        self._transport.publish(self._topics.down(device), encode_message(message))
+        payload = self._gate.seal(device, message)
+        if payload is not None:
+            self._transport.publish(self._topics.down(device), payload)
 
     # ---- messages
 
     def _on_received(self, received: Received) -> None:
         try:
             device = self._topics.last_level(received.topic)
-            message = decode_message(received.payload)
+            heard = self._gate.hear(device, received.topic, received.payload, time.monotonic())
         except WireError as error:
             self._drop(f"{received.topic}: {error}")
             return
-        if getattr(message, "device", device) != device:
+        if isinstance(heard, Reply):
+            self._transport.publish(self._topics.down(device), heard.payload)
+            if heard.news:
+                self._screen.line(heard.news)
+        elif getattr(heard, "device", device) != device:
             self._drop(f"{received.topic}: speaks for another device")
-        elif received.topic == self._topics.presence(device):
-            if isinstance(message, Presence):
-                self._tell(PresenceHeard(message))
         else:
-            self._on_message(device, message)
+            self._on_message(device, heard)
 
     def _drop(self, why: str) -> None:
         self._screen.line(f"dropped a message on {why}"[:200], "yellow")
@@ -223,6 +243,8 @@ class Daemon:
     def _on_message(self, device: str, message: Message) -> None:
         if isinstance(message, Hello):
             self._on_hello(message)
+        elif isinstance(message, Presence):
+            self._tell(PresenceHeard(message))
         elif isinstance(message, TaskProgress):
             self._tell(ProgressHeard(device, message))
         elif isinstance(message, TaskDeclined):
@@ -246,6 +268,10 @@ class Daemon:
         if hello.device not in self._rounds.fleet:
             budget = f"{hello.budget_bytes / 1e6:.0f} MB"
             self._screen.line(f"{hello.device}: {hello.machine}, {hello.cores} threads, budget {budget}")
+        if hello.heard_version > (here := self._registry.version()):
+            self._screen.line(rolled_back(hello, here, restored=self._restored), "red")
+            if self._restored:
+                self._registry.raise_version(min(hello.heard_version, MAX_VERSION))
         self._ledger.hello(hello)
         self._tell(HelloHeard(hello))
 
@@ -266,9 +292,11 @@ class Daemon:
 
     def _execute(self, instruction: Instruction) -> None:
         if isinstance(instruction, OpenRound):
+            self._registry.raise_version()
             self._announce()
         elif isinstance(instruction, (GiveTask, OfferAgain)):
-            self._send(instruction.device, TaskOffer(instruction.task))
+            offer = TaskOffer(instruction.task, self._registry.version(), time.monotonic())
+            self._send(instruction.device, offer)
             crash_point("task.offered")
         elif isinstance(instruction, CancelTask):
             self._collector.forget(instruction.device, instruction.task_id)

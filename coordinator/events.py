@@ -61,6 +61,13 @@ class PresenceHeard:
 
 
 @dataclass(frozen=True, slots=True)
+class DeviceRevoked:
+    """`device` takes part in nothing any more."""
+
+    device: str
+
+
+@dataclass(frozen=True, slots=True)
 class DeclineHeard:
     """`device` will not do a task."""
 
@@ -149,6 +156,7 @@ class StopAsked:
 Event = (
     HelloHeard
     | PresenceHeard
+    | DeviceRevoked
     | DeclineHeard
     | FailureHeard
     | ProgressHeard

@@ -57,6 +57,11 @@ class Fleet:
             return self
         return self._with(presence.device, dataclasses.replace(device, online=presence.online))
 
+    def with_offline(self, name: str) -> Fleet:
+        """The fleet after a device was sent away."""
+        device = self.devices.get(name)
+        return self if device is None else self._with(name, dataclasses.replace(device, online=False))
+
     def with_all_offline(self) -> Fleet:
         """The fleet as a coordinator finds it that was just restarted: known, and not yet heard."""
         return Fleet({name: dataclasses.replace(device, online=False) for name, device in self.devices.items()})

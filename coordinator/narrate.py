@@ -15,6 +15,15 @@ from coordinator.events import (
     RepeatRound,
     SitOut,
 )
+from edge_sdk.wire.messages import Hello
+
+
+def rolled_back(hello: Hello, version: int, *, restored: bool) -> str:
+    """What to do about a device that has taken a later offer of this coordinator's than any that it knows of."""
+    what = f"{hello.device}: it has taken version {hello.heard_version} of our offers, here it is {version}"
+    if restored:
+        return f"{what}: going on from there"
+    return f"{what}, and it takes no lower one: if this is a backup that is to go on, `fedpeat serve --restored`"
 
 
 def narrate(instruction: Instruction) -> tuple[str, str] | None:

@@ -33,13 +33,13 @@ class Participant:
     """The device's process. It ends with this one, however that ends."""
 
     def __init__(
-        self, config: Config, participant: ParticipantConfig, broker_url: str, *, insecure: bool = False
+        self, config: Config, participant: ParticipantConfig, broker_url: str, token: str, *, insecure: bool = False
     ) -> None:
-        """Nothing is started yet."""
+        """Nothing is started yet. `token` invites it into the fleet."""
         self._consent = ["--insecure"] if insecure else []
         self._name = participant.device
         self._folder = participant_folder(config)
-        self._table = device_table(config, participant, broker_url)
+        self._table = device_table(config, participant, broker_url, token)
         self._process: subprocess.Popen[bytes] | None = None
         self._tried_at_s, self._refused = -math.inf, 0
 
@@ -84,12 +84,13 @@ class Participant:
             )
 
 
-def device_table(config: Config, participant: ParticipantConfig, broker_url: str) -> dict[str, object]:
+def device_table(config: Config, participant: ParticipantConfig, broker_url: str, token: str) -> dict[str, object]:
     """`device.toml` as a table."""
     return {
         "device": participant.device,
         "fleet": config.fleet,
         "broker": broker_url,
+        "token": token,
         "budget": participant.budget,
         "quota": participant.quota,
         "store": str(participant_folder(config).absolute() / "store"),

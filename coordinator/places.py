@@ -22,6 +22,11 @@ def participant_folder(config: Config) -> pathlib.Path:
     return config.out / "participant"
 
 
+def trust_folder(config: Config) -> pathlib.Path:
+    """The coordinator's key, and the keys of its devices."""
+    return config.trust.folder or config.out / "trust"
+
+
 def ledger_path(config: Config) -> pathlib.Path:
     """The ledger."""
     return config.out / "ledger.sqlite"

@@ -31,6 +31,7 @@ from coordinator.events import (
     AggregateRound,
     CancelTask,
     DeclineHeard,
+    DeviceRevoked,
     Event,
     FailureHeard,
     FetchDelta,
@@ -146,6 +147,7 @@ class Rounds(Generic[S]):
         return {
             HelloHeard: self._on_hello,
             PresenceHeard: self._on_presence,
+            DeviceRevoked: self._on_revoked,
             Reconnected: self._on_reconnected,
             DeclineHeard: self._on_decline,
             FailureHeard: self._on_failure,
@@ -177,6 +179,14 @@ class Rounds(Generic[S]):
     def _on_presence(self, event: PresenceHeard, _now_s: float) -> Iterator[Instruction]:
         self.fleet = self.fleet.with_presence(event.presence)
         yield from ()
+
+    def _on_revoked(self, event: DeviceRevoked, _now_s: float) -> Iterator[Instruction]:
+        """What it has committed counts: whoever revokes it means what comes from now on."""
+        self.fleet = self.fleet.with_offline(event.device)
+        for entry in list(self._current()):
+            if entry.device == event.device and not entry.state.final:
+                entry.state = TaskState.CANCELLED
+                yield CancelTask(entry.device, entry.task.task_id, "the device was revoked")
 
     def _on_reconnected(self, _event: Reconnected, now_s: float) -> Iterator[Instruction]:
         if self.state is State.OPEN:

@@ -24,14 +24,15 @@ from coordinator.history import History, read_history
 from coordinator.jobs import Done, Failed, Jobs, Line, Progress
 from coordinator.ledger import Ledger
 from coordinator.participant import Participant
-from coordinator.places import ledger_path, received_folder
+from coordinator.places import ledger_path, received_folder, trust_folder
 from coordinator.privacy import standing
+from coordinator.registry import Enrolment, Registry
 from coordinator.report import checks, make_report
 from coordinator.round_states import State
 from coordinator.screen import Screen, check_line, evaluation_table, result_table
 from edge_sdk.wire.blobs import Blob, BlobStore, written_atomically
 from edge_sdk.wire.crash_points import crash_point
-from edge_sdk.wire.endpoint import check_broker
+from edge_sdk.wire.endpoint import address, check_broker
 from edge_sdk.wire.lifeline import Stop, stop_on_signals
 from edge_sdk.wire.mqtt import MqttTransport
 from edge_sdk.wire.settings import SettingsError
@@ -48,9 +49,10 @@ class Stopped(Exception):  # noqa: N818 - no error: somebody asked for it
     """Ctrl-C, or SIGTERM."""
 
 
-def serve(config: Config, screen: Screen, *, insecure: bool) -> int:
+def serve(config: Config, screen: Screen, *, insecure: bool, restored: bool = False) -> int:
     """Run to the end; the exit status. Raises CoordinatorError, OSError, sqlite3.Error."""
     _check_broker(config.broker, insecure=insecure)
+    check_enrolment(config, insecure=insecure)
     require_folders(config)  # before anything is made
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(stop_on_signals())
@@ -63,11 +65,24 @@ def serve(config: Config, screen: Screen, *, insecure: bool) -> int:
             house = House(screen, jobs, stop, revive)
             artifact = house.wait_for("build", lambda say: build(config, jobs, say))
             check_initial(artifact)
-            state = _rounds(config, artifact, ledger, house, broker, insecure=insecure)
+            state = _rounds(config, artifact, ledger, house, broker, insecure=insecure, restored=restored)
             return _finish(config, artifact, house, state)
         except Stopped:
             screen.line("stopped; `fedpeat serve` with the same configuration goes on from here", "yellow")
             return STOPPED
+
+
+def check_enrolment(config: Config, *, insecure: bool) -> None:
+    """Take the first key that comes with a name on this machine alone. Raises ConfigError."""
+    if config.broker.url == AUTO or config.trust.enrolment is not Enrolment.OPEN or insecure:
+        return
+    broker = address(config.broker.url)
+    if not broker.is_loopback:
+        msg = (
+            "trust.enrolment is 'open', which takes the first key that comes with a device's name, "
+            f"and broker {broker.host} is another machine; set it to 'token', or pass --insecure"
+        )
+        raise ConfigError(msg)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,9 +149,17 @@ def _broker(config: Config, screen: Screen, stack: contextlib.ExitStack) -> tupl
 
 
 def _rounds(
-    config: Config, artifact: Artifact, ledger: Ledger, house: House, broker: BrokerConfig, *, insecure: bool
+    config: Config,
+    artifact: Artifact,
+    ledger: Ledger,
+    house: House,
+    broker: BrokerConfig,
+    *,
+    insecure: bool,
+    restored: bool,
 ) -> State:
     with contextlib.ExitStack() as stack:
+        registry = stack.enter_context(Registry(trust_folder(config)))
         transport = MqttTransport(
             broker.url,
             f"{config.fleet}/coordinator",
@@ -145,10 +168,10 @@ def _rounds(
             max_packet_bytes=broker.max_packet_bytes,
         )
         stack.callback(transport.close)
-        participant = (
-            Participant(config, config.participant, broker.url, insecure=insecure) if config.participant else None
-        )
-        if participant is not None:
+        participant = None
+        if config.participant is not None:
+            token = registry.invite(config.participant.device)
+            participant = Participant(config, config.participant, broker.url, token, insecure=insecure)
             stack.callback(participant.close)
 
         def keep() -> None:
@@ -156,7 +179,7 @@ def _rounds(
             if participant is not None:
                 participant.keep()
 
-        daemon = Daemon(config, artifact, ledger, transport, house.jobs, house.screen)
+        daemon = Daemon(config, artifact, ledger, registry, transport, house.jobs, house.screen, restored=restored)
         with house.screen:
             state = daemon.run(lambda: house.stop.signal != 0, keep)
     if state is State.STOPPED:

@@ -23,10 +23,11 @@ from coordinator import rounds, validate
 from coordinator.round_states import TRANSITIONS as STATE_TRANSITIONS
 from coordinator.round_states import State
 from docs.meanings import FIELDS, VALUES
-from edge_sdk import phases, session
+from edge_sdk import line, phases, session
 from edge_sdk.engine.optimizers import AdamW, Sgd
-from edge_sdk.wire import chunks, codec, codecs, manifest, messages, mqtt, tensors
+from edge_sdk.wire import channel, chunks, codec, codecs, manifest, messages, mqtt, signed, tensors
 from edge_sdk.wire.blobs import Blob
+from edge_sdk.wire.keys import KEY_BYTES, Signer
 from edge_sdk.wire.topics import Topics
 
 PAGE: Final = pathlib.Path(__file__).with_suffix(".md")
@@ -36,6 +37,9 @@ UP, DOWN, BOTH = "device to coordinator", "coordinator to device", "both ways"
 WAYS: Final = {
     messages.Presence: f"{UP}, retained, on the presence topic",
     messages.Announcement: f"{DOWN}, retained, on the announcement topic",
+    messages.Greeting: f"{UP}, in the channel of its nonce alone",
+    messages.Welcome: DOWN,
+    messages.NotWelcome: DOWN,
     messages.Hello: UP,
     messages.TaskOffer: DOWN,
     messages.TaskCancel: DOWN,
@@ -104,6 +108,14 @@ def examples() -> str:
         messages.ChunkRequest("ab" * 32, messages.CHUNK_BYTES, 8, b"\x13", 3),
     )
     return "\n\n".join(f"`{sample!r}`\n\n```\n{_hex(messages.encode_message(sample))}\n```" for sample in samples)
+
+
+def signed_example() -> str:
+    """One signed message, and its bytes."""
+    presence, topic = messages.Presence("pi-1", "9f86d081", online=True), Topics("FLEET").presence("pi-1")
+    body = messages.encode_message(presence)
+    payload = signed.seal(Signer(bytes([1]) * KEY_BYTES), topic, signed.NO_CHANNEL, 0, body)
+    return f"```\n{_hex(payload)}\n```"
 
 
 def _hex(data: bytes) -> str:
@@ -194,6 +206,12 @@ def bounds() -> str:
     """Every bound and every time that the page speaks of."""
     rows = [
         ("MAX_MESSAGE_BYTES", messages, "a whole message"),
+        ("MAX_SIGNED_BYTES", signed, "a signed message, all but a `Chunk`"),
+        ("WINDOW", channel, "numbers of a channel that are remembered; a lower one is refused"),
+        ("GREET_S", line, "before the first `Greeting` is repeated, before it is spread by up to a half"),
+        ("LONGEST_GREET_S", line, "the same after many of them"),
+        ("UNWELCOME_S", line, "before a device that is not welcome greets again"),
+        ("RENEW_S", line, "after which a device begins a new channel"),
         ("MAX_ITEMS", codec, "entries of one array or map"),
         ("MAX_TEXT", messages, "characters of a text that is a field of a message itself"),
         ("MAX_MANIFEST_BYTES", manifest, "a manifest"),
@@ -241,6 +259,7 @@ def optimizers() -> str:
 PARTS: Final[Mapping[str, Callable[[], str]]] = {
     "topics": topics,
     "examples": examples,
+    "signed-example": signed_example,
     "messages": message_sections,
     "message-types": sections(INSIDE),
     "message-values": enumerations(messages),

@@ -7,6 +7,7 @@ the model. Everything it must not lose lies in the store's folder:
     store/outbox                   results that wait for their receipt, and the residual
     store/tokens                   the private data, as tokens
     store/work                     what a worker is writing; emptied at every start
+    store/identity                 the device's key, and its coordinator's
 """
 
 from __future__ import annotations
@@ -38,8 +39,10 @@ from edge_sdk.events import (
     FetchFiles,
     FetchManifest,
     ForgetResult,
+    Greet,
     Instruction,
     KeepResult,
+    KeepVersion,
     ResultKept,
     Say,
     Send,
@@ -48,6 +51,8 @@ from edge_sdk.events import (
     Tick,
 )
 from edge_sdk.fetcher import Fetcher, blobs_of
+from edge_sdk.identity import Identity
+from edge_sdk.line import Line, presence_payload
 from edge_sdk.order import Feedback, WorkerOrder
 from edge_sdk.outbox import Outbox
 from edge_sdk.session import Session
@@ -58,12 +63,12 @@ from edge_sdk.wire.crash_points import crash_point
 from edge_sdk.wire.errors import IntegrityError, WireError
 from edge_sdk.wire.manifest import Manifest
 from edge_sdk.wire.messages import (
-    Announcement,
     Chunk,
     ChunkRequest,
     FailureReason,
     Hello,
     Message,
+    NotWelcome,
     Presence,
     Receipt,
     RefusalReason,
@@ -71,8 +76,7 @@ from edge_sdk.wire.messages import (
     TaskCancel,
     TaskOffer,
     TransferRefused,
-    decode_message,
-    encode_message,
+    Welcome,
 )
 from edge_sdk.wire.topics import Topics
 from edge_sdk.wire.transport import Connected, Disconnected, Received, Transport, Will
@@ -91,6 +95,7 @@ class Agent:
     def __init__(
         self,
         config: DeviceConfig,
+        identity: Identity,
         transport: Transport,
         say: Callable[[str], None],
         home: pathlib.Path | None = None,
@@ -101,14 +106,15 @@ class Agent:
         `say` gets lines for people. `home` is the cgroup to make groups for tasks in, see `edge_sdk.cgroup.claim`;
         `supervise` makes what has the tasks done.
         """
-        self._config, self._transport, self._say = config, transport, say
-        self._topics = Topics(config.fleet)
+        self._config, self._identity, self._transport, self._say = config, identity, transport, say
+        self._topics, seed = Topics(config.fleet), zlib.crc32(config.device.encode())
+        self._line = Line(identity, self._topics, config.device, seed)
         self._store = DeviceStore(config.store, config.quota_bytes)
         self._outbox = Outbox(config.store / "outbox")
         self._work = config.store / "work"
         shutil.rmtree(self._work, ignore_errors=True)
         self._work.mkdir()
-        self._fetcher = Fetcher(self._store, zlib.crc32(config.device.encode()))
+        self._fetcher = Fetcher(self._store, seed)
         self._from_worker: queue.SimpleQueue[WorkerEvent] = queue.SimpleQueue()
         self._supervisor = supervise(self._on_worker, home)
         self._in_groups = home is not None
@@ -118,15 +124,15 @@ class Agent:
         contents = self._outbox.load()
         for complaint in contents.complaints:
             say(complaint)
-        self._session = Session(_hello(config, self.session), contents.results, time.monotonic())
+        self._session = Session(_hello(config, self.session, identity.version), contents.results, time.monotonic())
         for topic in (self._topics.announcement, self._topics.manifest("+"), self._topics.down(config.device)):
             transport.subscribe(topic)
 
     @classmethod
-    def will(cls, config: DeviceConfig) -> Will:
+    def will(cls, config: DeviceConfig, identity: Identity) -> Will:
         """What the broker says for us when we are gone."""
-        gone = Presence(config.device, cls.session, online=False)
-        return Will(Topics(config.fleet).presence(config.device), encode_message(gone))
+        topics, gone = Topics(config.fleet), Presence(config.device, cls.session, online=False)
+        return Will(topics.presence(config.device), presence_payload(identity, topics, gone))
 
     def turn(self) -> None:
         """Wait a little for something to happen, and act on it. Raises OSError."""
@@ -136,13 +142,13 @@ class Agent:
         elif isinstance(happened, Connected):
             self._say("connected to the broker")
             self._fetcher.use_chunks_of(chunk_bytes_within(happened.max_packet_bytes))
-            self._publish_presence(online=True)
-            self._tell(happened)
+            self._line.begin(time.monotonic())
         elif isinstance(happened, Disconnected):
             self._say(f"no broker: {happened.reason}; trying again in {happened.retry_s:.1f} s")
         with contextlib.suppress(queue.Empty):
             while True:
                 self._tell(self._from_worker.get_nowait())
+        self._greet()
         self._ask_for_more()
         if time.monotonic() >= self._next_tick_s:
             self._next_tick_s = time.monotonic() + TICK_S
@@ -161,12 +167,15 @@ class Agent:
             if received.topic.startswith(self._topics.manifest("")):
                 self._fetcher.hold(self._topics.last_level(received.topic), received.payload)
             else:
-                self._on_message(decode_message(received.payload))
+                self._on_message(self._line.open(received.topic, received.payload, time.monotonic()))
         except WireError as error:
             self._say(f"dropped a message on {received.topic}: {error}"[:300])
 
     def _on_message(self, message: Message) -> None:
-        if isinstance(message, (Announcement, TaskOffer, TaskCancel, Receipt)):
+        if isinstance(message, Welcome):
+            self._publish_presence(online=True)
+            self._tell(message)
+        elif isinstance(message, (NotWelcome, TaskOffer, TaskCancel, Receipt)):
             self._tell(message)
         elif isinstance(message, Chunk):
             self._heard(self._fetcher.take(message, time.monotonic()))
@@ -174,6 +183,11 @@ class Agent:
             self._serve(message)
         elif isinstance(message, TransferRefused):
             self._heard(self._fetcher.refused(message))
+
+    def _greet(self) -> None:
+        greeting = self._line.greeting(time.monotonic())
+        if greeting is not None:
+            self._transport.publish(self._topics.up(self._config.device), greeting)
 
     def _ask_for_more(self) -> None:
         requests = self._fetcher.requests(time.monotonic())
@@ -197,11 +211,16 @@ class Agent:
             self._send(TransferRefused(request.blob, RefusalReason.UNKNOWN_BLOB))
 
     def _send(self, message: Message) -> None:
-        self._transport.publish(self._topics.up(self._config.device), encode_message(message))
+        payload = self._line.seal(message)
+        if payload is not None:
+            self._transport.publish(self._topics.up(self._config.device), payload)
+        if isinstance(message, ResultOffer):
+            crash_point("result.offered")
 
     def _publish_presence(self, *, online: bool) -> None:
-        presence = encode_message(Presence(self._config.device, self.session, online=online))
-        self._transport.publish(self._topics.presence(self._config.device), presence, retain=True)
+        presence = Presence(self._config.device, self.session, online=online)
+        payload = presence_payload(self._identity, self._topics, presence)
+        self._transport.publish(self._topics.presence(self._config.device), payload, retain=True)
 
     # ---- instructions
 
@@ -222,12 +241,14 @@ class Agent:
     def _execute(self, instruction: Instruction) -> None:
         if isinstance(instruction, Send):
             self._send(instruction.message)
-            if isinstance(instruction.message, ResultOffer):
-                crash_point("result.offered")
         elif isinstance(instruction, Say):
             self._say(instruction.line)
         elif isinstance(instruction, (FetchManifest, FetchFiles)):
             self._heard(self._fetcher.begin(instruction))
+        elif isinstance(instruction, Greet):
+            self._line.begin(time.monotonic())
+        elif isinstance(instruction, KeepVersion):
+            self._identity.keep_version(instruction.version)
         elif isinstance(instruction, StopFetching):
             self._fetcher.stop()
         elif isinstance(instruction, StartWorker):
@@ -325,7 +346,7 @@ def _tokens_name(manifest: Manifest, tokens: int) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
-def _hello(config: DeviceConfig, session: str) -> Hello:
+def _hello(config: DeviceConfig, session: str, heard_version: int) -> Hello:
     return Hello(
         device=config.device,
         session=session,
@@ -336,6 +357,7 @@ def _hello(config: DeviceConfig, session: str) -> Hello:
         runtime=f"onnxruntime {importlib.metadata.version('onnxruntime')}",
         version=importlib.metadata.version("fedpeat"),
         task_id="",
+        heard_version=heard_version,
     )
 
 

@@ -9,6 +9,7 @@
     quota = "8GB"                   # of the store
     provider = "cpu"                # or "cuda", where the installed onnxruntime has it
     max_packet_bytes = 131072       # what the broker takes, for one that cannot say so itself; it matters to few
+    token = "fedpeat-..."           # what `fedpeat devices invite pi-1` printed; needed once, and may stay
     [data]
     kind = "text-folder"            # or "csv", "json-lines", "token-arrays"; "image-files", "image-arrays", "idx"
     path = "texts"
@@ -33,6 +34,7 @@ from edge_sdk.memory import parse_size
 from edge_sdk.providers import Provider
 from edge_sdk.wire.endpoint import TlsFiles, broker_url
 from edge_sdk.wire.settings import SettingsError, matching, number, read_settings, text
+from edge_sdk.wire.tokens import read_token
 from edge_sdk.wire.topics import DEVICE, FLEET, NAME_RULE
 from edge_sdk.wire.transport import MAX_PACKET_BYTES, MIN_PACKET_BYTES
 
@@ -82,9 +84,16 @@ def _size(value: str) -> int:
     return size_bytes
 
 
+def _token(value: str) -> str:
+    return read_token(value).token if value else value
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceConfig:
-    """All of `device.toml`. `budget_bytes` bounds the worker's resident memory, `quota_bytes` the store."""
+    """All of `device.toml`. `budget_bytes` bounds the worker's resident memory, `quota_bytes` the store.
+
+    With a `token` the device obeys the coordinator that is named in it, and no other.
+    """
 
     device: str = matching(DEVICE, NAME_RULE)
     fleet: str = matching(FLEET, NAME_RULE)
@@ -97,6 +106,7 @@ class DeviceConfig:
     provider: Provider = Provider.CPU
     tls: TlsFiles | None = None
     max_packet_bytes: int = number(MIN_PACKET_BYTES, MAX_PACKET_BYTES, MAX_PACKET_BYTES)
+    token: str = text(_token, "")
 
 
 def load_config(path: pathlib.Path) -> DeviceConfig:

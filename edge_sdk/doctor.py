@@ -42,6 +42,7 @@ LIBRARIES: Final = {
     "paho-mqtt": "paho.mqtt.client",
     "msgpack": "msgpack",
     "psutil": "psutil",
+    "cryptography": "edge_sdk.wire.keys",
 }
 OPTIONAL: Final = {"tokenizers": "text is not read without it, token arrays are: pip install 'fedpeat[text]'"}
 EXCLUDED: Final = {"onnxruntime": ("1.21.0", "1.22.0")}  # illegal instruction on Cortex-A53 and A72

@@ -11,19 +11,19 @@ from pathlib import Path
 from edge_sdk.supervisor import WorkerFailed, WorkerFinished, WorkerProgress
 from edge_sdk.wire.manifest import Manifest
 from edge_sdk.wire.messages import (
-    Announcement,
     DeclineReason,
     Message,
+    NotWelcome,
     Receipt,
     Report,
     ResultOffer,
     Task,
     TaskCancel,
     TaskOffer,
+    Welcome,
 )
-from edge_sdk.wire.transport import Connected
 
-# ---- events, beside the coordinator's messages, the worker's events and Connected
+# ---- events, beside the coordinator's messages and the worker's events
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +66,8 @@ class Tick:
 
 
 Event = (
-    Connected
-    | Announcement
+    Welcome
+    | NotWelcome
     | TaskOffer
     | TaskCancel
     | Receipt
@@ -89,6 +89,18 @@ class Send:
     """Tell the coordinator."""
 
     message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class Greet:
+    """Begin a new conversation: in this one messages are held back, or the other end's clock stood still."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeepVersion:
+    """Write that no offer of a lower version is taken any more."""
+
+    version: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +179,8 @@ class Say:
 
 Instruction = (
     Send
+    | Greet
+    | KeepVersion
     | FetchManifest
     | FetchFiles
     | StopFetching

@@ -12,11 +12,12 @@ from collections.abc import Iterator
 
 from edge_sdk.agent import Agent
 from edge_sdk.cgroup import NotDelegated, claim
-from edge_sdk.config import DataConfig, DataKind, load_config
+from edge_sdk.config import DataConfig, DataKind, DeviceConfig, load_config
 from edge_sdk.errors import ConfigError, DataError
+from edge_sdk.identity import Identity
 from edge_sdk.providers import require
 from edge_sdk.sources import open_source
-from edge_sdk.wire.endpoint import check_broker
+from edge_sdk.wire.endpoint import address, check_broker
 from edge_sdk.wire.lifeline import stop_on_signals
 from edge_sdk.wire.manifest import ImageSpec
 from edge_sdk.wire.mqtt import MqttTransport
@@ -27,9 +28,9 @@ ANY_IMAGE = ImageSpec(3, 32, 32)  # of a model that is not known yet
 
 
 def run(config_path: pathlib.Path, *, insecure: bool) -> int:
-    """Be the device of this configuration until a signal; the exit status. Raises EdgeError, OSError.
+    """Be the device of this configuration until a signal; the exit status. Raises EdgeError, WireError, OSError.
 
-    Another machine's broker needs certificates, unless `insecure`.
+    Another machine's broker needs certificates, and a coordinator that is known, unless `insecure`.
     """
     config = load_config(config_path)
     try:
@@ -41,20 +42,33 @@ def run(config_path: pathlib.Path, *, insecure: bool) -> int:
     with contextlib.ExitStack() as stack:
         stack.enter_context(_alone(config.store))
         stop = stack.enter_context(stop_on_signals())
+        identity = Identity.of(config)
+        _require_coordinator(config, identity, insecure=insecure)
         transport = MqttTransport(
             config.broker,
             f"{config.fleet}/device/{config.device}",
-            Agent.will(config),
+            Agent.will(config, identity),
             tls=config.tls,
             user=config.device,
             max_packet_bytes=config.max_packet_bytes,
         )
         stack.callback(transport.close)
-        agent = Agent(config, transport, _say, _claimed())
+        agent = Agent(config, identity, transport, _say, _claimed())
         stack.callback(agent.close)
         while not stop.signal:
             agent.turn()
     return INTERRUPTED if stop.signal == signal.SIGINT else STOPPED
+
+
+def _require_coordinator(config: DeviceConfig, identity: Identity, *, insecure: bool) -> None:
+    """Obey whoever answers first on this machine alone. Raises ConfigError."""
+    broker = address(config.broker)
+    if identity.coordinator is None and not broker.is_loopback and not insecure:
+        msg = (
+            f"this device knows no coordinator yet, and {broker.host} is another machine: put the token that `fedpeat "
+            f"devices invite {config.device}` prints into its configuration, or pass --insecure to obey whoever answers"
+        )
+        raise ConfigError(msg)
 
 
 def _require_data(config: DataConfig) -> None:

@@ -5,7 +5,11 @@ Rules:
 - one task at a time; whoever offers another meanwhile hears `busy`;
 - every offer gets an answer, and an offer repeated gets the same answer again: declines and failures are remembered
   for a while, results until their receipt;
-- a result is offered on every connection, to every new coordinator, and every `RESEND_S`, until the receipt comes;
+- a result is offered after every welcome, and every `RESEND_S`, until the receipt comes;
+- who is not welcome gives up its task, and keeps its results: the coordinator may think better of it;
+- an offer of a lower version than one that was taken is declined: a coordinator may be one from an old backup;
+- an offer that was under way for longer than it is good for is not taken: somebody may have held it back. The device
+  greets, and hears of the task again if it is still open;
 - a task whose deadline has passed is given up: the coordinator has closed it;
 - a delta's residual counts from its receipt on. So a task that begins while a result waits for its receipt uses none
   and leaves none: its delta is rounded by chance.
@@ -14,6 +18,7 @@ Rules:
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
@@ -28,8 +33,10 @@ from edge_sdk.events import (
     FetchManifest,
     FilesHere,
     ForgetResult,
+    Greet,
     Instruction,
     KeepResult,
+    KeepVersion,
     ManifestHere,
     ResultKept,
     Say,
@@ -43,10 +50,10 @@ from edge_sdk.supervisor import WorkerFailed, WorkerFinished, WorkerProgress
 from edge_sdk.wire.blobs import Blob
 from edge_sdk.wire.manifest import Manifest
 from edge_sdk.wire.messages import (
-    Announcement,
     DeclineReason,
     FailureReason,
     Hello,
+    NotWelcome,
     Receipt,
     ResultOffer,
     Task,
@@ -55,8 +62,8 @@ from edge_sdk.wire.messages import (
     TaskFailed,
     TaskOffer,
     TaskProgress,
+    Welcome,
 )
-from edge_sdk.wire.transport import Connected
 
 RESEND_S: Final = 15.0
 PROGRESS_S: Final = 1.0  # between two progress messages
@@ -80,17 +87,18 @@ class Session:
     """One device between two starts of its agent. `phase` may be read."""
 
     def __init__(self, hello: Hello, results: tuple[ResultOffer, ...], now_s: float) -> None:
-        """`hello` is what it says of itself, `results` wait in its outbox."""
+        """`hello` is what it says of itself, with the highest version of an offer; `results` wait in its outbox."""
         self.phase = Phase.IDLE
-        self._hello, self._coordinator = hello, ""
+        self._hello = hello
+        self._ahead_s = math.inf  # of the coordinator's clock, and the shortest time that a message was under way
         self._current: Current | None = None
         self._results = {offer.task_id: offer for offer in results}
         self._answers: dict[str, TaskDeclined | TaskFailed] = {}
         self._corrections: dict[str, float] = {}  # by manifest: how much larger a peak was than its prediction
         self._resend_at_s = now_s + RESEND_S
         self._handlers: dict[type, Callable[[Any, float], Iterator[Instruction]]] = {
-            Connected: self._on_connected,
-            Announcement: self._on_announcement,
+            Welcome: self._on_welcome,
+            NotWelcome: self._on_not_welcome,
             TaskOffer: self._on_offer,
             TaskCancel: self._on_cancel,
             Receipt: self._on_receipt,
@@ -114,20 +122,16 @@ class Session:
 
     # ---- the coordinator
 
-    def _on_connected(self, _event: Connected, now_s: float) -> Iterator[Instruction]:
-        yield from self._introduce(now_s)
-
-    def _on_announcement(self, event: Announcement, now_s: float) -> Iterator[Instruction]:
-        """A coordinator that was started anew has not heard of us; the same one again brings no news."""
-        if event.session == self._coordinator:
-            return
-        self._coordinator = event.session
-        yield from self._introduce(now_s)
-
-    def _introduce(self, now_s: float) -> Iterator[Instruction]:
+    def _on_welcome(self, event: Welcome, now_s: float) -> Iterator[Instruction]:
+        self._ahead_s = now_s - event.sent_s
         busy_with = self._current.task.task_id if self._current else ""
         yield Send(dataclasses.replace(self._hello, task_id=busy_with))
         yield from self._offer_results(now_s)
+
+    def _on_not_welcome(self, event: NotWelcome, _now_s: float) -> Iterator[Instruction]:
+        yield Say(f"not welcome, {event.reason.value}: {event.detail}")
+        if self._current is not None:
+            yield from self._stop(self._current.task.task_id, "the coordinator wants nothing of this device")
 
     def _offer_results(self, now_s: float) -> Iterator[Instruction]:
         self._resend_at_s = now_s + RESEND_S
@@ -136,16 +140,30 @@ class Session:
 
     def _on_offer(self, event: TaskOffer, now_s: float) -> Iterator[Instruction]:
         task = event.task
+        self._ahead_s = min(self._ahead_s, now_s - event.sent_s)
+        left_s = task.deadline_s - (now_s - event.sent_s - self._ahead_s)
+        if event.version < self._hello.heard_version:
+            detail = f"version {event.version}, this device has taken {self._hello.heard_version}"
+            yield Say(f"an offer of round {task.round} is declined, rolled-back: {detail}")
+            yield Send(TaskDeclined(task.task_id, DeclineReason.ROLLED_BACK, 0, 0, detail))
+            return
+        if left_s <= 0:
+            yield Say(f"an offer of round {task.round} came {-left_s:.0f} s after its deadline, and is not taken")
+            yield Greet()
+            return
         known = self._results.get(task.task_id) or self._answers.get(task.task_id)
         if known is not None:
             yield Send(known)
         elif self._current is not None and self._current.task.task_id == task.task_id:
-            self._current = dataclasses.replace(self._current, deadline_s=now_s + task.deadline_s)
+            self._current = dataclasses.replace(self._current, deadline_s=now_s + left_s)
         elif self.phase is not Phase.IDLE:
             yield Send(TaskDeclined(task.task_id, DeclineReason.BUSY, 0, 0, "at another task"))
         else:
             self._go(Trigger.OFFERED)
-            self._current = Current(task, now_s + task.deadline_s)
+            self._current = Current(task, now_s + left_s)
+            if event.version > self._hello.heard_version:
+                self._hello = dataclasses.replace(self._hello, heard_version=event.version)
+                yield KeepVersion(event.version)
             yield Say(f"round {task.round}: offered {task.steps} steps of {task.batch} x {task.tokens} tokens")
             yield FetchManifest(task)
 

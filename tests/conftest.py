@@ -28,7 +28,7 @@ hypothesis.settings.load_profile("fedpeat")
 
 def pytest_report_header() -> str:
     """Say what is under test: a failure that depends on a version should show it."""
-    names = ("numpy", "onnxruntime", "paho-mqtt", "msgpack", "torch", "transformers", "peft", "onnx")
+    names = ("numpy", "onnxruntime", "paho-mqtt", "msgpack", "cryptography", "torch", "transformers", "peft", "onnx")
     return "versions: " + ", ".join(f"{name} {_version(name)}" for name in names)
 
 

@@ -89,7 +89,7 @@ class _Kill:
         if scene is Scene.DECLINES:
             fleet.processes.device("c", "20MB")
         elif scene is Scene.REFUSED:
-            imposter = Imposter(fleet.broker.url, FLEET, "z", lambda _task: b"no delta")
+            imposter = Imposter(fleet.broker.url, FLEET, "z", fleet.folder / "z-identity", lambda _task: b"no delta")
             self._stack.callback(imposter.close)
         elif scene is Scene.STOPPED:
             fleet.until(fleet.has_open_task, "a task is open")

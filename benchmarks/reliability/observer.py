@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from edge_sdk.wire.errors import WireError
 from edge_sdk.wire.messages import Receipt, ResultOffer, decode_message
 from edge_sdk.wire.mqtt import MqttTransport
+from edge_sdk.wire.signed import is_envelope, read_envelope
 from edge_sdk.wire.topics import Topics
 from edge_sdk.wire.transport import Connected, Received
 
@@ -57,7 +58,7 @@ class Observer:
 
     def _note(self, payload: bytes) -> None:
         try:
-            message = decode_message(payload)
+            message = decode_message(read_envelope(payload).body if is_envelope(payload) else payload)
         except WireError:
             return
         if isinstance(message, ResultOffer):

@@ -64,14 +64,14 @@ def blob_of_file(path: pathlib.Path) -> Blob:
 
 
 @contextmanager
-def written_atomically(path: pathlib.Path, step: str = "") -> Iterator[BinaryIO]:
-    """A file that appears at `path` whole and on disk, or not at all; who may read it is the umask's to say.
+def written_atomically(path: pathlib.Path, step: str = "", *, mode: int = 0o666) -> Iterator[BinaryIO]:
+    """A file that appears at `path` whole and on disk, or not at all; who may read it `mode` says, and the umask.
 
     `step` is its name in `crash_points`, here and below.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
-    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
         with os.fdopen(handle, "wb") as file:
             yield file

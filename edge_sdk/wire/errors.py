@@ -3,7 +3,8 @@
 WireError             the bytes are wrong: a peer, a disk or a network sent something that must not be used
 ├── DecodeError       not the message, manifest or tensor file it claims to be
 ├── TooLargeError     over a stated bound; refused before it is read
-└── IntegrityError    its size or SHA-256 is not the promised one
+├── IntegrityError    its size or SHA-256 is not the promised one
+└── SignatureError    not signed by whom it has to be, or signed for another occasion
 TransportError        the network is at fault: no broker, or the connection went away
 """
 
@@ -40,6 +41,10 @@ class TooLargeError(WireError):
 
 class IntegrityError(WireError):
     """Bytes whose size or SHA-256 is not the promised one."""
+
+
+class SignatureError(WireError):
+    """A message that is not signed by whom it has to be, or that was signed for another occasion."""
 
 
 class TransportError(Exception):

@@ -3,8 +3,9 @@
 The envelope is a msgpack map `{"v": 1, "type": <name>, "body": <map>}`. `Message` lists what exists; `encode_message`
 and `decode_message` are the only way in and out. Strings as keys live in `codec` alone.
 
-A device sends Hello, TaskDeclined, TaskProgress, TaskFailed, ResultOffer; the coordinator sends Announcement,
-TaskOffer, TaskCancel, Receipt. ChunkRequest, Chunk and TransferRefused go both ways: whoever needs a blob asks for it.
+A device sends Greeting, Hello, TaskDeclined, TaskProgress, TaskFailed, ResultOffer; the coordinator sends Announcement,
+Welcome, NotWelcome, TaskOffer, TaskCancel, Receipt. ChunkRequest, Chunk and TransferRefused go both ways: whoever needs
+a blob asks for it. All but Chunk are signed, see `signed`.
 """
 
 from __future__ import annotations
@@ -77,6 +78,7 @@ class DeclineReason(enum.Enum):
     INCOMPATIBLE = "incompatible"
     UNAVAILABLE = "unavailable"
     NO_SPACE = "no-space"
+    ROLLED_BACK = "rolled-back"
 
 
 class FailureReason(enum.Enum):
@@ -105,6 +107,15 @@ class RefusalReason(enum.Enum):
     WRONG_SHAPE = "wrong-shape"
     NOT_FINITE = "not-finite"
     OVER_NORM = "over-norm"
+
+
+class Unwelcome(enum.Enum):
+    """Why a device may not take part."""
+
+    UNKNOWN = "unknown"
+    BAD_TOKEN = "bad-token"  # noqa: S105 - a reason
+    OTHER_KEY = "other-key"
+    REVOKED = "revoked"
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,17 +231,49 @@ class Presence:
 
 @dataclass(frozen=True, slots=True)
 class Announcement:
-    """Retained; the coordinator is up under `session`. A device that sees a new session says Hello again."""
+    """Retained; the coordinator is up under `session`. A device that sees a new session greets again."""
 
     session: str
     round: int
 
 
 @dataclass(frozen=True, slots=True)
-class Hello:
-    """A device introduces itself; said after every (re)connect and every new Announcement.
+class Greeting:
+    """A device begins a conversation, under a new nonce; said after every (re)connect and every new Announcement, and
+    again until an answer comes.
 
-    `task_id` is the task it is busy with, or empty.
+    A device that was given a token says with which `invitation` it comes, and has the `proof` of it, see `tokens`.
+    """
+
+    device: str
+    invitation: bytes = b""
+    proof: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome:
+    """The answer to a Greeting, in the channel that it makes: what follows is heard. `session` as announced.
+
+    `sent_s` is the time on the coordinator's own clock, which begins anywhere and only moves forward.
+    """
+
+    session: str
+    sent_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class NotWelcome:
+    """The other answer to a Greeting, or the end of a conversation: the device takes part in nothing."""
+
+    reason: Unwelcome
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """A device introduces itself: the first that it says after each Welcome.
+
+    `task_id` is the task it is busy with, or empty; `heard_version` the highest version of an offer that it ever took.
     """
 
     device: str
@@ -242,13 +285,21 @@ class Hello:
     runtime: str
     version: str
     task_id: str
+    heard_version: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class TaskOffer:
-    """Do this. Offering a task again changes nothing."""
+    """Do this. Offering a task again changes nothing.
+
+    Manifest and adapter, which the task names, are signed by this, and with them all files that the manifest names.
+    `version` grows with every round that the coordinator opens; a device takes none lower than one that it took. By
+    `sent_s`, on the clock of the Welcome, and the task's `deadline_s` the device knows when an offer is too old.
+    """
 
     task: Task
+    version: int
+    sent_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -355,6 +406,9 @@ class TransferRefused:
 Message = (
     Presence
     | Announcement
+    | Greeting
+    | Welcome
+    | NotWelcome
     | Hello
     | TaskOffer
     | TaskCancel

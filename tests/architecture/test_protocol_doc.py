@@ -14,7 +14,9 @@ from coordinator.round_states import State
 from docs import meanings, protocol
 from edge_sdk.phases import Phase
 from edge_sdk.wire import manifest, messages
+from edge_sdk.wire.keys import KEY_BYTES, Signer
 from edge_sdk.wire.messages import KINDS, ChunkRequest, Presence, decode_message
+from edge_sdk.wire.signed import read_envelope
 
 PAGE = protocol.PAGE.read_text(encoding="utf-8")
 TEXT = re.sub(r"<!-- generated: .*?<!-- end -->", "", PAGE, flags=re.DOTALL)  # what people wrote
@@ -73,4 +75,7 @@ def test_meanings_are_of_something() -> None:
 def test_example_bytes_decode() -> None:
     """The bytes that the page shows are messages."""
     shown = re.findall(r"```\n([0-9a-f \n]+)```", PAGE)
-    assert [type(decode_message(bytes.fromhex(text))) for text in shown] == [Presence, ChunkRequest]
+    plain, signed = [bytes.fromhex(text) for text in shown[:2]], read_envelope(bytes.fromhex(shown[2]))
+    assert [type(decode_message(data)) for data in plain] == [Presence, ChunkRequest]
+    key = Signer(bytes([1]) * KEY_BYTES).public
+    assert signed.verified("FLEET/v1/presence/pi-1", key) == plain[0]

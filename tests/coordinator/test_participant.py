@@ -12,9 +12,11 @@ from coordinator.config import Config, DataKind, ParticipantConfig, load_config
 from coordinator.errors import JobError
 from coordinator.participant import Participant
 from edge_sdk.config import load_config as load_device
+from edge_sdk.wire.tokens import Invitation
 from tests.coordinator.samples import CONFIG
 
 NOWHERE = "mqtt://127.0.0.1:9"
+TOKEN = Invitation(bytes(32), bytes(32)).token
 
 
 def configured(folder: pathlib.Path, table: str) -> tuple[Config, ParticipantConfig]:
@@ -39,11 +41,11 @@ def test_it_is_a_device_as_any_other(tmp_path: pathlib.Path) -> None:
     (tmp_path / 'ä "b"').mkdir()
     table = 'path = \'ä "b"\'\nbudget = "300MB"\nkind = "json-lines"\nthreads = 1\nquota = "3GB"'
     config, asked = configured(tmp_path, table)
-    found = Participant(config, asked, NOWHERE)
+    found = Participant(config, asked, NOWHERE, TOKEN)
     found.keep()
     found.close()
     device = load_device(tmp_path / "out" / "participant" / "device.toml")
-    assert (device.device, device.fleet, device.broker) == ("server", "demo", NOWHERE)
+    assert (device.device, device.fleet, device.broker, device.token) == ("server", "demo", NOWHERE, TOKEN)
     assert (device.budget_bytes, device.quota_bytes, device.threads) == (300_000_000, 3_000_000_000, 1)
     assert (device.data.kind.value, device.data.path) == (DataKind.JSON_LINES.value, tmp_path / 'ä "b"')
     assert device.store == tmp_path / "out" / "participant" / "store"
@@ -61,7 +63,7 @@ def test_what_cannot_be_is_said(
 ) -> None:
     """In the device's own line, after a second attempt."""
     monkeypatch.setattr(participant, "RESTART_S", 0.0)
-    found = Participant(*configured(tmp_path, table), NOWHERE)
+    found = Participant(*configured(tmp_path, table), NOWHERE, TOKEN)
     with pytest.raises(JobError, match=complaint) as caught:
         kept_until_it_ends(found)
     assert "\n" not in str(caught.value)

@@ -12,6 +12,7 @@ from coordinator.events import (
     AggregateRound,
     CancelTask,
     DeclineHeard,
+    DeviceRevoked,
     Event,
     FailureHeard,
     FetchDelta,
@@ -116,6 +117,19 @@ def opened(**rounds: Any) -> Scene:
     scene.hello("b")
     assert scene.rounds.state is State.OPEN
     return scene
+
+
+def test_a_revoked_device_is_waited_for_no_more() -> None:
+    """Its task is cancelled, the round closes with the others, and the next one opens without it."""
+    scene = opened(devices=2, min_devices=1, quorum=1)
+    scene.deliver("a")
+    asked = scene.tell(DeviceRevoked("b"))
+    assert [cancel.device for cancel in only(CancelTask, asked)] == ["b"]
+    (aggregation,) = only(AggregateRound, asked)
+    assert aggregation.task_ids == (scene.task("a").task_id,)
+    asked = scene.tell(AdapterReady(1, blob_of(b"adapter 1")))
+    assert [give.device for give in only(GiveTask, asked)] == ["a"]
+    assert scene.tell(DeviceRevoked("never seen")) == []
 
 
 def test_a_round_opens_when_the_expected_devices_are_there() -> None:

@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 
 from edge_sdk.memory import read_memory
+from edge_sdk.wire.keys import Signer
 from edge_sdk.wire.lifeline import end_process
+from edge_sdk.wire.tokens import Invitation
 from tests.brokers import Mosquitto
 
 MB = 10**6
@@ -88,3 +90,21 @@ def test_pictures_outside_folders_are_refused(tmp_path: pathlib.Path) -> None:
     assert done.returncode == 2
     assert "has no folders: pictures of each class must be in one of its own" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_a_device_obeys_no_stranger(tmp_path: pathlib.Path) -> None:
+    """Without a token, and with a broker on another machine: one line, and status 2, before it is asked for."""
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("something to learn from")
+    device = DEVICE.format(broker="mqtt://192.0.2.1", kind="text-folder", path="texts")
+    (tmp_path / "device.toml").write_text(device)
+    command = [sys.executable, "-m", "edge_sdk.cli", "run", "--config", str(tmp_path / "device.toml")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 2
+    assert "put the token that `fedpeat devices invite pi` prints into its configuration" in done.stderr
+    assert done.stderr.count("\n") == 1
+    token = Invitation(Signer(bytes(32)).public, bytes(32)).token
+    (tmp_path / "device.toml").write_text(f'token = "{token[:-1]}"\n{device}')
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "copied whole" in done.stderr

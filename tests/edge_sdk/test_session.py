@@ -20,6 +20,7 @@ from edge_sdk.events import (
     FetchManifest,
     FilesHere,
     ForgetResult,
+    Greet,
     Instruction,
     KeepResult,
     ManifestHere,
@@ -35,11 +36,11 @@ from edge_sdk.session import PROGRESS_S, RESEND_S, Session
 from edge_sdk.supervisor import WorkerFailed, WorkerFinished, WorkerProgress
 from edge_sdk.wire.manifest import ClassesLoss, ImageSpec, ModelSpec, TaskType
 from edge_sdk.wire.messages import (
-    Announcement,
     DeclineReason,
     FailureReason,
     Hello,
     Message,
+    NotWelcome,
     Receipt,
     RefusalReason,
     ResultOffer,
@@ -49,8 +50,9 @@ from edge_sdk.wire.messages import (
     TaskFailed,
     TaskOffer,
     TaskProgress,
+    Unwelcome,
+    Welcome,
 )
-from edge_sdk.wire.transport import Connected
 from tests.edge_sdk.samples import FILE, MB, TOKENS, make_hello, make_manifest, make_offer, make_report, make_task
 
 T = TypeVar("T")
@@ -70,6 +72,10 @@ class Scene:
         self.asked = [one for one in found if not isinstance(one, Send)]
         return [one.message for one in found if isinstance(one, Send)]
 
+    def offer(self, task: Task, version: int = 1) -> list[Message]:
+        """The messages sent because of a task's offer, which was under way for no time."""
+        return self.tell(TaskOffer(task, version, self.now_s))
+
     def wanted(self, kind: type[T]) -> T:
         """The one instruction of that kind that the last event gave."""
         (found,) = [one for one in self.asked if isinstance(one, kind)]
@@ -77,7 +83,7 @@ class Scene:
 
     def train(self, task: Task) -> None:
         """Bring `task` to its training."""
-        self.tell(TaskOffer(task))
+        self.offer(task)
         self.tell(ManifestHere(task.task_id, make_manifest()))
         self.tell(FilesHere(task.task_id, 5))
         assert self.session.phase is Phase.TRAINING
@@ -91,7 +97,7 @@ def finished(task: Task, peak_bytes: int = 60 * MB) -> WorkerFinished:
 def test_a_task_goes_all_the_way() -> None:
     """Manifest, plan, files, worker, outbox, offer: each step is asked for when the one before it is done."""
     scene, task = Scene(), make_task()
-    assert scene.tell(TaskOffer(task)) == []
+    assert scene.offer(task) == []
     assert scene.wanted(FetchManifest).task == task
     scene.tell(ManifestHere(task.task_id, make_manifest()))
     assert scene.wanted(FetchFiles).manifest == make_manifest()
@@ -141,7 +147,7 @@ def test_without_a_name_nothing_is_kept() -> None:
 def test_what_does_not_fit_is_declined_with_its_need() -> None:
     """A level over the budget is declined before a byte of it is fetched, saying what the leanest plan needs."""
     scene, task = Scene(), make_task()
-    scene.tell(TaskOffer(task))
+    scene.offer(task)
     (answer,) = scene.tell(ManifestHere(task.task_id, make_manifest(process_bytes=200 * MB)))
     assert isinstance(answer, TaskDeclined)
     assert (answer.reason, answer.budget_bytes) == (DeclineReason.OVER_BUDGET, 100 * MB)
@@ -153,7 +159,7 @@ def test_what_does_not_fit_is_declined_with_its_need() -> None:
 def test_the_task_decides_about_integers(*, allowed: bool) -> None:
     """Fast integer products are planned with where the task allows them, and the worker hears the same task."""
     scene, task = Scene(), make_task(integer_gradients=allowed)
-    scene.tell(TaskOffer(task))
+    scene.offer(task)
     scene.tell(ManifestHere(task.task_id, make_manifest(integers_ms=0.01)))
     assert ("integers" in scene.wanted(Say).line) == allowed
     scene.tell(FilesHere(task.task_id, 5))
@@ -180,7 +186,7 @@ def test_what_was_refused_memory_is_not_tried_again() -> None:
 def test_more_tokens_than_positions_is_declined() -> None:
     """A row longer than the model has positions for cannot be trained on."""
     scene, task = Scene(), make_task(tokens=65, batch=1)
-    scene.tell(TaskOffer(task))
+    scene.offer(task)
     (answer,) = scene.tell(ManifestHere(task.task_id, make_manifest(process_bytes=MB)))
     assert isinstance(answer, TaskDeclined)
     assert answer.reason is DeclineReason.INCOMPATIBLE
@@ -193,7 +199,7 @@ def test_images_have_the_tokens_that_they_have() -> None:
     manifest = dataclasses.replace(manifest, model=model, vocabulary_loss=None, classes_loss=head)
     for tokens in (TOKENS - 1, TOKENS, TOKENS + 1):
         scene, task = Scene(), make_task(tokens=tokens, batch=1)
-        scene.tell(TaskOffer(task))
+        scene.offer(task)
         answers = scene.tell(ManifestHere(task.task_id, manifest))
         declined = [answer.reason for answer in answers if isinstance(answer, TaskDeclined)]
         assert declined == ([] if tokens == TOKENS else [DeclineReason.INCOMPATIBLE])
@@ -204,14 +210,14 @@ def test_an_offer_repeated_gets_the_same_answer() -> None:
     """Declined, failed or done: asked again, the device says it again and does nothing anew."""
     declined, failed, done = (make_task(f"t{k}") for k in range(3))
     scene = Scene(make_offer("t2"))
-    scene.tell(TaskOffer(declined))
+    scene.offer(declined)
     first = scene.tell(FetchFailed("t0", DeclineReason.NO_SPACE, "full"))
-    assert scene.tell(TaskOffer(declined)) == first
+    assert scene.offer(declined) == first
     scene.train(failed)
     again = scene.tell(WorkerFailed("t1", FailureReason.NON_FINITE, 5, "NaN"))
     assert again == [TaskFailed("t1", FailureReason.NON_FINITE, 5, "NaN")]
-    assert scene.tell(TaskOffer(failed)) == again
-    assert scene.tell(TaskOffer(done)) == [make_offer("t2")]
+    assert scene.offer(failed) == again
+    assert scene.offer(done) == [make_offer("t2")]
     assert scene.asked == []
 
 
@@ -219,11 +225,11 @@ def test_a_second_task_hears_busy() -> None:
     """One task at a time; the answer is not remembered, so the task can be had later."""
     scene = Scene()
     scene.train(make_task("first"))
-    (answer,) = scene.tell(TaskOffer(make_task("second")))
+    (answer,) = scene.offer(make_task("second"))
     assert isinstance(answer, TaskDeclined)
     assert answer.reason is DeclineReason.BUSY
     scene.tell(WorkerFailed("first", FailureReason.NON_FINITE, 0, ""))
-    assert scene.tell(TaskOffer(make_task("second"))) == []
+    assert scene.offer(make_task("second")) == []
     assert scene.wanted(FetchManifest).task.task_id == "second"
 
 
@@ -231,7 +237,7 @@ def test_a_second_task_hears_busy() -> None:
 def test_a_cancelled_task_leaves_nothing_running(phase: Phase) -> None:
     """Whenever it is cancelled, what runs is stopped; what still arrives of it changes nothing."""
     scene, task = Scene(), make_task()
-    scene.tell(TaskOffer(task))
+    scene.offer(task)
     if phase is not Phase.MANIFEST:
         scene.tell(ManifestHere(task.task_id, make_manifest()))
     if phase is Phase.TRAINING:
@@ -251,10 +257,10 @@ def test_another_task_waits_until_the_worker_has_ended() -> None:
     scene, task = Scene(), make_task("first")
     scene.train(task)
     scene.tell(TaskCancel("first", "why not"))
-    (answer,) = scene.tell(TaskOffer(make_task("second")))
+    (answer,) = scene.offer(make_task("second"))
     assert isinstance(answer, TaskDeclined)
     scene.tell(WorkerFailed("first", FailureReason.CANCELLED, 0, ""))
-    scene.tell(TaskOffer(make_task("second")))
+    scene.offer(make_task("second"))
     assert scene.wanted(FetchManifest)
 
 
@@ -273,13 +279,12 @@ def test_a_refused_result_is_forgotten_too() -> None:
 
 
 def test_results_are_offered_until_their_receipt() -> None:
-    """On every connection, to every new coordinator, and after a while of silence."""
+    """After every welcome, and after a while of silence."""
     scene = Scene(make_offer("t"))
-    for event in (Connected(), Announcement("coordinator", 1)):
-        introduced, offered = scene.tell(event)
+    for _ in range(2):
+        introduced, offered = scene.tell(Welcome("coordinator", scene.now_s))
         assert isinstance(introduced, Hello)
         assert offered == make_offer("t")
-    assert scene.tell(Announcement("coordinator", 2)) == []
     scene.now_s = RESEND_S - 0.1
     assert scene.tell(Tick()) == []
     scene.now_s = RESEND_S
@@ -293,9 +298,19 @@ def test_a_device_says_what_it_is_busy_with() -> None:
     """So a coordinator that was started anew can tell it to stop, or wait for it."""
     scene = Scene()
     scene.train(make_task("t"))
-    (hello,) = scene.tell(Announcement("a new one", 2))
+    (hello,) = scene.tell(Welcome("a new one", scene.now_s))
     assert isinstance(hello, Hello)
     assert hello.task_id == "t"
+
+
+def test_who_is_not_welcome_stops_and_keeps_its_results() -> None:
+    """The task at hand is given up; what waits for its receipt is offered again once the device is welcome."""
+    scene = Scene(make_offer("earlier"))
+    scene.train(make_task("t"))
+    assert scene.tell(NotWelcome(Unwelcome.REVOKED, "the device was revoked")) == []
+    assert CancelWorker() in scene.asked
+    assert not [one for one in scene.asked if isinstance(one, ForgetResult)]
+    assert make_offer("earlier") in scene.tell(Welcome("coordinator", scene.now_s))
 
 
 def test_a_deadline_ends_a_task_and_an_offer_repeated_moves_it() -> None:
@@ -303,7 +318,7 @@ def test_a_deadline_ends_a_task_and_an_offer_repeated_moves_it() -> None:
     scene = Scene()
     scene.train(make_task("t", deadline_s=10.0))
     scene.now_s = 9.0
-    scene.tell(TaskOffer(make_task("t", deadline_s=10.0)))
+    scene.offer(make_task("t", deadline_s=10.0))
     scene.now_s = 18.0
     assert scene.tell(Tick()) == []
     assert scene.asked == []
@@ -336,7 +351,7 @@ def test_a_peak_beyond_the_plan_makes_the_next_plan_more_careful() -> None:
     scene, first = Scene(), make_task("first")
     scene.train(first)
     scene.tell(WorkerFailed("first", FailureReason.OVER_BUDGET, 130 * MB, "over"))
-    scene.tell(TaskOffer(make_task("second")))
+    scene.offer(make_task("second"))
     (answer,) = scene.tell(ManifestHere("second", make_manifest()))
     assert isinstance(answer, TaskDeclined)
     assert answer.needed_bytes > 100 * MB
@@ -351,10 +366,9 @@ def test_every_phase_can_be_left_and_reached() -> None:
 
 TASKS = [make_task(f"t{k}", deadline_s=30.0) for k in range(3)]
 EVENTS = st.one_of(
-    st.just(Connected()),
     st.just(Tick()),
-    st.sampled_from(["a", "b"]).map(lambda session: Announcement(session, 1)),
-    st.sampled_from(TASKS).map(TaskOffer),
+    st.sampled_from([Welcome("a", 0.0), Welcome("b", 1.0), NotWelcome(Unwelcome.UNKNOWN, "")]),
+    st.builds(TaskOffer, st.sampled_from(TASKS), st.integers(1, 3), st.sampled_from([0.0, 10.0, 40.0])),
     st.sampled_from(TASKS).map(lambda t: TaskCancel(t.task_id, "")),
     st.sampled_from(TASKS).map(lambda t: Receipt(t.task_id, accepted=True, reason=None, detail="")),
     st.sampled_from(["here", "failed", "ended well", "ended badly"]),
@@ -410,7 +424,9 @@ class World:
 @settings(max_examples=300)
 @given(st.lists(EVENTS, max_size=40))
 def test_whatever_happens_one_thing_runs_at_a_time(events: list[Event | str]) -> None:
-    """Under any order of events: never two workers, no fetching beside a worker, and no offer without an answer."""
+    """Under any order of events: never two workers, no fetching beside a worker, and no offer without an
+    answer or a greeting.
+    """
     world = World()
     for chosen in events:
         event = world.happens(chosen)
@@ -419,4 +435,4 @@ def test_whatever_happens_one_thing_runs_at_a_time(events: list[Event | str]) ->
         sent = world.tell(event)
         if isinstance(event, TaskOffer):
             at_work = world.worker or (world.fetching and world.fetching.task.task_id)
-            assert sent or at_work == event.task.task_id
+            assert sent or at_work == event.task.task_id or Greet() in world.scene.asked

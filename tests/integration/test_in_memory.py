@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import numpy as np
 import pytest
@@ -24,7 +24,8 @@ from coordinator.daemon import Daemon
 from coordinator.history import History, read_history
 from coordinator.jobs import Jobs
 from coordinator.ledger import Ledger
-from coordinator.places import received_folder
+from coordinator.places import received_folder, trust_folder
+from coordinator.registry import Registry
 from coordinator.report import EMULATOR, FULL
 from coordinator.round_states import State
 from coordinator.screen import Screen
@@ -34,14 +35,16 @@ from edge_sdk.engine.artifact import artifact_in
 from edge_sdk.environment import training_environment
 from edge_sdk.events import StartWorker
 from edge_sdk.feedback import owner, read_residual
+from edge_sdk.identity import Identity
 from edge_sdk.order import WorkerOrder
 from edge_sdk.outbox import RESIDUAL, SUFFIX, Outbox
 from edge_sdk.wire import codec
 from edge_sdk.wire.blobs import Blob, BlobStore
 from edge_sdk.wire.delta import Delta, decode_delta
 from edge_sdk.wire.messages import DeltaCodec, Message, Receipt, decode_message
+from edge_sdk.wire.signed import is_envelope, read_envelope
 from edge_sdk.wire.tensors import read_tensors
-from edge_sdk.wire.transport import Event, MemoryBroker, Received, Transport
+from edge_sdk.wire.transport import Event, MemoryBroker, Received, Transport, Will
 from tests.integration.conftest import (
     PATIENCE_S,
     ROUNDS,
@@ -65,13 +68,23 @@ COARSE: dict[str, Any] = {
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 
+class Broker(Protocol):
+    """Whatever connects clients."""
+
+    def connect(self, client_id: str, will: Will | None = None) -> Transport:
+        """A client."""
+
+
+BrokerT = TypeVar("BrokerT", bound=Broker)
+
+
 @dataclass(slots=True)
-class Fleet:
-    """A coordinator and devices around one in-memory broker, each in a thread of this process."""
+class Fleet(Generic[BrokerT]):
+    """A coordinator and devices around one broker, each in a thread of this process."""
 
     folder: pathlib.Path
     tiny: Tiny
-    broker: MemoryBroker
+    broker: BrokerT
     words: dict[str, list[str]] = field(default_factory=dict)
     _over: threading.Event = field(default_factory=threading.Event)
 
@@ -82,8 +95,9 @@ class Fleet:
         write_toml(path, device_table(name, self.folder, "mqtt://127.0.0.1", budget, **changes))
         config = load_device(path)
         words = self.words[name] = []
-        transport = self.broker.connect(f"test-{name}", Agent.will(config))
-        agent = Agent(config, transport, words.append)
+        identity = Identity.of(config)
+        transport = self.broker.connect(f"test-{name}", Agent.will(config, identity))
+        agent = Agent(config, identity, transport, words.append)
 
         def live() -> None:
             while not self._over.is_set():
@@ -99,7 +113,7 @@ class Fleet:
             self._over.set()
             thread.join()
 
-    def serve(self, **changes: Any) -> State:
+    def serve(self, *, restored: bool = False, **changes: Any) -> State:
         """The coordinator, to its end; `changes` go to its configuration."""
         out = self.folder / "out"
         if not out.exists():
@@ -110,8 +124,13 @@ class Fleet:
         transport, jobs = self.broker.connect("test-coordinator"), Jobs()
         deadline_s = time.monotonic() + PATIENCE_S
         try:
-            with Ledger(out / "ledger.sqlite", config.name, config.digest()) as ledger:
-                daemon = Daemon(config, load_artifact(config), ledger, transport, jobs, Screen())
+            with (
+                Ledger(out / "ledger.sqlite", config.name, config.digest()) as ledger,
+                Registry(trust_folder(config)) as registry,
+            ):
+                daemon = Daemon(
+                    config, load_artifact(config), ledger, registry, transport, jobs, Screen(), restored=restored
+                )
                 return daemon.run(lambda: time.monotonic() > deadline_s, lambda: None)
         finally:
             jobs.close()
@@ -137,8 +156,8 @@ class EndsAtReceipt:
     def receive(self, timeout_s: float) -> Event | None:
         """See Transport. Raises Killed."""
         event = self._inner.receive(timeout_s)
-        if isinstance(event, Received) and "/down/" in event.topic:
-            self._heard(decode_message(event.payload))
+        if isinstance(event, Received) and "/down/" in event.topic and is_envelope(event.payload):
+            self._heard(decode_message(read_envelope(event.payload).body))
         return event
 
     def _heard(self, message: Message) -> None:
@@ -294,7 +313,9 @@ def test_a_device_is_killed_between_result_and_receipt(tmp_path: pathlib.Path, t
     outbox = Outbox(config.store / "outbox")
 
     def lives() -> None:
-        first = Recorded(config, EndsAtReceipt(fleet.broker.connect("a", Agent.will(config))), lambda _line: None)
+        identity = Identity.of(config)
+        will = Agent.will(config, identity)
+        first = Recorded(config, identity, EndsAtReceipt(fleet.broker.connect("a", will)), lambda _line: None)
         with contextlib.suppress(Killed):
             while not over.is_set():
                 first.turn()
@@ -302,7 +323,7 @@ def test_a_device_is_killed_between_result_and_receipt(tmp_path: pathlib.Path, t
         (pending,) = outbox.folder.glob(f"*{RESIDUAL}")
         shutil.copy(pending, left)
         assert not outbox.residual.exists()
-        second = Recorded(config, fleet.broker.connect("a", Agent.will(config)), lambda _line: None)
+        second = Recorded(config, identity, fleet.broker.connect("a", will), lambda _line: None)
         while not over.is_set():
             second.turn()
         second.close()

@@ -7,6 +7,7 @@ coordinator's ledger, by the same code, and a device's outbox. Afterwards the fa
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import pathlib
 import tempfile
 
@@ -25,6 +26,7 @@ from coordinator.events import (
     GiveTask,
     HelloHeard,
     OfferAgain,
+    OpenRound,
     Reconnected,
     ResultCommitted,
     ResultHeard,
@@ -53,8 +55,8 @@ from edge_sdk.wire.messages import (
     TaskDeclined,
     TaskFailed,
     TaskOffer,
+    Welcome,
 )
-from edge_sdk.wire.transport import Connected
 from tests.coordinator.samples import make_hello
 from tests.edge_sdk.samples import MB, make_manifest, make_report
 from tests.edge_sdk.wire.lines import SHM
@@ -74,12 +76,13 @@ class Device:
     """A session, and what outlives it: the results in its outbox, and those that it was told to forget."""
 
     def __init__(self, name: str) -> None:
-        self.name, self.kept, self.forgotten = name, dict[str, ResultOffer](), set[str]()
+        self.name, self.kept, self.forgotten, self.version = name, dict[str, ResultOffer](), set[str](), 0
         self.start(0.0)
 
     def start(self, now_s: float) -> None:
-        """A new process of it: only the outbox is remembered."""
-        self.session = Session(make_hello(self.name), tuple(self.kept.values()), now_s)
+        """A new process of it: the outbox is remembered, and the version of what it took."""
+        hello = dataclasses.replace(make_hello(self.name), heard_version=self.version)
+        self.session = Session(hello, tuple(self.kept.values()), now_s)
         self.pending: device.Event | None = None
         self.working = ""
 
@@ -89,6 +92,10 @@ class Device:
         for asked in self.session.handle(event, now_s):
             if isinstance(asked, device.Send):
                 sent.append(asked.message)
+            elif isinstance(asked, device.Greet):
+                sent += self.tell(Welcome("s", now_s), now_s)
+            elif isinstance(asked, device.KeepVersion):
+                self.version = asked.version
             elif isinstance(asked, device.FetchManifest):
                 self.pending = device.ManifestHere(asked.task.task_id, make_manifest())
             elif isinstance(asked, device.FetchFiles):
@@ -100,15 +107,21 @@ class Device:
                 self.working = asked.task.task_id
             elif isinstance(asked, device.CancelWorker):
                 self.pending = WorkerFailed(self.working, FailureReason.CANCELLED, 0, "")
-            elif isinstance(asked, device.KeepResult):
-                delta = blob_of(f"{asked.task_id}".encode())
-                self.kept[asked.task_id] = ResultOffer(asked.task_id, delta, make_report())
-                sent += self.tell(device.ResultKept(self.kept[asked.task_id]), now_s)
-            elif isinstance(asked, device.ForgetResult):
-                del self.kept[asked.offer.task_id]
-                if asked.accepted:
-                    self.forgotten.add(asked.offer.task_id)
+            else:
+                sent += self.keep(asked, now_s)
         return sent
+
+    def keep(self, asked: device.Instruction, now_s: float) -> list[Message]:
+        """Do with its outbox what is asked for; the messages that this leads to."""
+        if isinstance(asked, device.KeepResult):
+            delta = blob_of(f"{asked.task_id}".encode())
+            self.kept[asked.task_id] = ResultOffer(asked.task_id, delta, make_report())
+            return self.tell(device.ResultKept(self.kept[asked.task_id]), now_s)
+        if isinstance(asked, device.ForgetResult):
+            del self.kept[asked.offer.task_id]
+            if asked.accepted:
+                self.forgotten.add(asked.offer.task_id)
+        return []
 
     def goes_on(self, now_s: float, *, well: bool) -> list[Message]:
         """What it waits for happens: a fetch is done, a worker ends."""
@@ -132,7 +145,7 @@ class Fleet(RuleBasedStateMachine):
         super().__init__()
         self.stack = contextlib.ExitStack()
         self.folder = pathlib.Path(self.stack.enter_context(scratch()))
-        self.now_s = 0.0
+        self.now_s, self.version = 0.0, 0  # the version is in the registry, which outlives the coordinator
         self.up, self.down = list[tuple[str, Message]](), list[tuple[str, Message]]()
         self.devices = {name: Device(name) for name in DEVICES}
         self.accepted = set[str]()  # by receipts, as devices heard them
@@ -172,8 +185,10 @@ class Fleet(RuleBasedStateMachine):
         """Each instruction is written before it is carried out."""
         for asked in self.rounds.handle(event, self.now_s):
             write_down(self.ledger, asked)
-            if isinstance(asked, (GiveTask, OfferAgain)):
-                self.down.append((asked.device, TaskOffer(asked.task)))
+            if isinstance(asked, OpenRound):
+                self.version += 1
+            elif isinstance(asked, (GiveTask, OfferAgain)):
+                self.down.append((asked.device, TaskOffer(asked.task, self.version, self.now_s)))
             elif isinstance(asked, CancelTask):
                 self.fetching.pop(asked.task_id, None)
                 self.down.append((asked.device, TaskCancel(asked.task_id, asked.reason)))
@@ -238,7 +253,7 @@ class Fleet(RuleBasedStateMachine):
     def connects(self, name: str) -> None:
         """A device introduces itself."""
         one = self.devices[name]
-        self.says(one, one.tell(Connected(), self.now_s))
+        self.says(one, one.tell(Welcome("s", self.now_s), self.now_s))
 
     @rule()
     def broker_comes_back(self) -> None:

@@ -29,7 +29,7 @@ def test_wheel_holds_the_three_packages(wheel: pathlib.Path) -> None:
 
 def test_bare_install_is_light(bare: Bare) -> None:
     """A bare install brings the device's five libraries, and none of what only the coordinator needs."""
-    assert {"numpy", "onnxruntime", "paho-mqtt", "msgpack", "psutil"} <= bare.distributions
+    assert {"numpy", "onnxruntime", "paho-mqtt", "msgpack", "psutil", "cryptography"} <= bare.distributions
     assert not bare.distributions & set(COORDINATOR_ONLY)
 
 

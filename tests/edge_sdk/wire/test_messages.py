@@ -34,7 +34,7 @@ from tests.edge_sdk.wire.strategies import values
 MESSAGES: st.SearchStrategy[Message] = st.one_of([values(kind) for kind in KINDS.values()])
 SHA256 = "0" * 64
 FAILED = TaskFailed("a task", FailureReason.WORKER_DIED, 0, "it died")
-OFFER = encode_message(TaskOffer(make_task()))
+OFFER = encode_message(TaskOffer(make_task(), 1, 0.0))
 
 
 @settings(max_examples=300)
