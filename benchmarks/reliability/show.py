@@ -137,12 +137,22 @@ def _control(board: Board) -> Iterator[str]:
     push, mean = board["control"]["naive_push"], board["control"]["plain_fedavg"]
     yield from ("| control: the obvious way | it | ours |", "|---|---|---|")
     told = f"{push['acknowledged']} of {push['published']} acknowledged, **{push['received']} received**"
-    yield f"| chunks pushed at QoS 1 to a subscriber that is frozen, Mosquitto as it comes | {told} | all: pulled |"
+    yield f"| chunks pushed at QoS 1 to a frozen subscriber, Mosquitto as it comes | {told} | {_frozen(board)} |"
     plain = f"**{mean['plain_not_finite']} of {mean['numbers']} numbers are none**"
     same = "the same as without that device" if mean["same_as_without"] else "**not** the same as without that device"
     ours = f"{mean['ours_not_finite']}; refused, {mean['refusal']}; {same}"
     yield f"| the mean of three deltas, one with one NaN | {plain} | {ours} |"
     yield ""
+
+
+def _frozen(board: Board) -> str:
+    """What our transfers did in the run with a frozen device."""
+    run = next((fault for fault in board.get("faults", ()) if fault["kind"] == "frozen device"), None)
+    if run is None:
+        return "not measured"
+    tally = run["tally"]
+    done = f"{tally['aggregated']} of {tally['offered']} results aggregated"
+    return f"frozen device above: {done}, {tally['wrong_blobs']} of {tally['blobs']} blobs wrong"
 
 
 def _promises(board: Board) -> Iterator[str]:
