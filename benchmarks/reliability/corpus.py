@@ -11,9 +11,11 @@ from typing import Any, Final
 
 import msgpack
 
-from benchmarks.reliability.decoders import SHA, Decoder, messages
+from benchmarks.reliability.decoders import CHANNEL, SHA, SIGNER, UP, Decoder, messages
 from edge_sdk.wire import codec
+from edge_sdk.wire.keys import Signer
 from edge_sdk.wire.messages import encode_message
+from edge_sdk.wire.signed import HEADER, seal
 
 MISSING: Final = object()
 
@@ -29,7 +31,16 @@ class Bad:
 
 def corpus(known: dict[str, Decoder]) -> list[Bad]:
     """All of them; `known` gives the true inputs that some begin from."""
-    return [*_bytes(), *_messages(), *_manifests(known), *_deltas(known), *_codecs(), *_files(known), *_settings(known)]
+    return [
+        *_bytes(),
+        *_messages(),
+        *_envelopes(known),
+        *_manifests(known),
+        *_deltas(known),
+        *_codecs(),
+        *_files(known),
+        *_settings(known),
+    ]
 
 
 def _bytes() -> Iterator[Bad]:
@@ -60,6 +71,32 @@ def _bytes() -> Iterator[Bad]:
         "three megabytes": bytes(3 << 20),
     }
     return (Bad("message", lie, data) for lie, data in lies.items())
+
+
+def _envelopes(known: dict[str, Decoder]) -> Iterator[Bad]:
+    """What is around a true message is not."""
+    true, token = known["signed message"].seeds[0], known["token"].seeds[0]
+    stranger, body = Signer(bytes(31) + b"\x01"), true[HEADER.size :]
+    lies = {
+        "no signature at all": body,
+        "its header alone is cut off": true[: HEADER.size - 1],
+        "another message under the signature": true[: HEADER.size] + encode_message(messages()[1]),
+        "signed by a stranger": seal(stranger, UP, CHANNEL, 0, body),
+        "signed by a stranger, who gives our key": true[:1] + SIGNER.public + seal(stranger, UP, CHANNEL, 0, body)[33:],
+        "signed for another device's topic": seal(SIGNER, f"{UP}2", CHANNEL, 0, body),
+        "a signature of zeros": true[: HEADER.size - 64] + bytes(64) + body,
+        "a signature of ones": true[: HEADER.size - 64] + b"\xff" * 64 + body,
+        "a key of zeros, which is a point": true[:1] + bytes(32) + true[33:],
+        "longer than any": true + bytes(1 << 16),
+    }
+    yield from (Bad("signed message", lie, data) for lie, data in lies.items())
+    tokens = {
+        "nothing": b"",
+        "its last letter is missing": token[:-1],
+        "a letter too many": token + b"A",
+        "no token": b"x",
+    }
+    yield from (Bad("token", lie, data) for lie, data in tokens.items())
 
 
 def _messages() -> Iterator[Bad]:

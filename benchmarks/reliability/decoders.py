@@ -22,6 +22,7 @@ from edge_sdk.wire import codec
 from edge_sdk.wire.codecs import CODECS
 from edge_sdk.wire.delta import decode_delta, encode_delta, pack_array
 from edge_sdk.wire.errors import WireError
+from edge_sdk.wire.keys import Signer
 from edge_sdk.wire.manifest import decode_manifest, encode_manifest
 from edge_sdk.wire.messages import (
     Announcement,
@@ -51,12 +52,17 @@ from edge_sdk.wire.messages import (
     encode_message,
 )
 from edge_sdk.wire.records import read_record
+from edge_sdk.wire.signed import read_envelope, seal
 from edge_sdk.wire.tensors import read_tensors, write_tensors
+from edge_sdk.wire.tokens import Invitation, read_token
+from edge_sdk.wire.topics import Topics
 from tests.coordinator import samples as coordinator_samples
 from tests.edge_sdk import samples
 
 NUMBERS: Final = 96
 MAX_BYTES: Final = 1 << 20
+SIGNER: Final = Signer(bytes(32))
+UP, CHANNEL = Topics("garden").up("pi"), bytes(range(32))
 SHA: Final = hashlib.sha256(b"a file").hexdigest()
 
 
@@ -81,7 +87,9 @@ class Decoder:
 def decoders(scratch: pathlib.Path) -> dict[str, Decoder]:
     """By name; those that read files write them under `scratch`."""
     found = [
-        Decoder("message", 40, tuple(map(encode_message, messages())), _message),
+        Decoder("message", 30, tuple(map(encode_message, messages())), _message),
+        Decoder("signed message", 8, _signed(), _verified),
+        Decoder("token", 2, (_invitation().token.encode(),), _token, (ValueError,)),
         Decoder("manifest", 4, (encode_manifest(samples.make_manifest()),), _manifest),
         Decoder("delta", 16, tuple(_deltas()), _delta),
         Decoder("validation", 12, tuple(_deltas()[:1]), _verdict),
@@ -137,6 +145,33 @@ def _message(data: bytes) -> object:
     found = decode_message(data)
     if decode_message(encode_message(found)) != found:
         msg = f"a {type(found).__name__} that does not survive being sent on"
+        raise Unsound(msg)
+    return found
+
+
+def _signed() -> tuple[bytes, ...]:
+    """As a device says them, in one channel."""
+    bodies = map(encode_message, messages())
+    return tuple(seal(SIGNER, UP, CHANNEL, number, body) for number, body in enumerate(bodies))
+
+
+def _verified(data: bytes) -> object:
+    found = read_envelope(data)
+    body = found.verified(UP, SIGNER.public)
+    if data not in _signed():
+        msg = "a message that nobody signed"
+        raise Unsound(msg)
+    return decode_message(body)
+
+
+def _invitation() -> Invitation:
+    return Invitation(SIGNER.public, bytes(range(32)))
+
+
+def _token(data: bytes) -> object:
+    found = read_token(data.decode("utf-8", errors="replace"))
+    if found != _invitation():
+        msg = "a token that nobody made"
         raise Unsound(msg)
     return found
 
