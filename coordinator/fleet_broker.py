@@ -49,6 +49,7 @@ use_username_as_clientid true
 allow_anonymous false
 acl_file {folder}/acl
 persistence false
+set_tcp_nodelay true
 max_packet_size {packet_bytes}
 """
 
