@@ -43,7 +43,7 @@ def run(config_path: pathlib.Path, *, insecure: bool) -> int:
         stack.enter_context(_alone(config.store))
         stop = stack.enter_context(stop_on_signals())
         identity = Identity.of(config)
-        _require_coordinator(config, identity, insecure=insecure)
+        require_coordinator(config, identity, insecure=insecure)
         transport = MqttTransport(
             config.broker,
             f"{config.fleet}/device/{config.device}",
@@ -60,7 +60,7 @@ def run(config_path: pathlib.Path, *, insecure: bool) -> int:
     return INTERRUPTED if stop.signal == signal.SIGINT else STOPPED
 
 
-def _require_coordinator(config: DeviceConfig, identity: Identity, *, insecure: bool) -> None:
+def require_coordinator(config: DeviceConfig, identity: Identity, *, insecure: bool) -> None:
     """Obey whoever answers first on this machine alone. Raises ConfigError."""
     broker = address(config.broker)
     if identity.coordinator is None and not broker.is_loopback and not insecure:

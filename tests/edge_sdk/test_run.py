@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
 import statistics
 import subprocess
@@ -12,10 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edge_sdk.config import load_config
+from edge_sdk.errors import ConfigError
+from edge_sdk.identity import Identity
 from edge_sdk.memory import read_memory
+from edge_sdk.run import require_coordinator
 from edge_sdk.wire.keys import Signer
 from edge_sdk.wire.lifeline import end_process
-from edge_sdk.wire.tokens import Invitation
 from tests.brokers import Mosquitto
 
 MB = 10**6
@@ -92,19 +96,23 @@ def test_pictures_outside_folders_are_refused(tmp_path: pathlib.Path) -> None:
     assert done.stderr.count("\n") == 1
 
 
-def test_a_device_obeys_no_stranger(tmp_path: pathlib.Path) -> None:
-    """Without a token, and with a broker on another machine: one line, and status 2, before it is asked for."""
-    (tmp_path / "texts").mkdir()
-    (tmp_path / "texts" / "a.txt").write_text("something to learn from")
-    device = DEVICE.format(broker="mqtt://192.0.2.1", kind="text-folder", path="texts")
-    (tmp_path / "device.toml").write_text(device)
-    command = [sys.executable, "-m", "edge_sdk.cli", "run", "--config", str(tmp_path / "device.toml")]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
-    assert done.returncode == 2
-    assert "put the token that `fedpeat devices invite pi` prints into its configuration" in done.stderr
-    assert done.stderr.count("\n") == 1
-    token = Invitation(Signer(bytes(32)).public, bytes(32)).token
-    (tmp_path / "device.toml").write_text(f'token = "{token[:-1]}"\n{device}')
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "copied whole" in done.stderr
+@pytest.mark.parametrize(
+    ("broker", "knows", "insecure", "fine"),
+    [
+        ("mqtts://192.0.2.1", False, False, False),
+        ("mqtts://192.0.2.1", False, True, True),
+        ("mqtts://192.0.2.1", True, False, True),
+        ("mqtt://127.0.0.1", False, False, True),
+    ],
+)
+def test_a_device_obeys_no_stranger(
+    tmp_path: pathlib.Path, broker: str, *, knows: bool, insecure: bool, fine: bool
+) -> None:
+    """On another machine's broker, whatever that shows, a device has to know its coordinator before it asks anybody."""
+    (tmp_path / "device.toml").write_text(DEVICE.format(broker=broker, kind="text-folder", path="texts"))
+    config, identity = load_config(tmp_path / "device.toml"), Identity(tmp_path / "identity")
+    if knows:
+        identity.pin(Signer(bytes(32)).public)
+    told = "put the token that `fedpeat devices invite pi` prints into its configuration"
+    with contextlib.nullcontext() if fine else pytest.raises(ConfigError, match=told):
+        require_coordinator(config, identity, insecure=insecure)
