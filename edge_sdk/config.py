@@ -34,7 +34,6 @@ from edge_sdk.memory import parse_size
 from edge_sdk.providers import Provider
 from edge_sdk.wire.endpoint import TlsFiles, broker_url
 from edge_sdk.wire.settings import SettingsError, matching, number, read_settings, text
-from edge_sdk.wire.tokens import read_token
 from edge_sdk.wire.topics import DEVICE, FLEET, NAME_RULE
 from edge_sdk.wire.transport import MAX_PACKET_BYTES, MIN_PACKET_BYTES
 
@@ -85,7 +84,11 @@ def _size(value: str) -> int:
 
 
 def _token(value: str) -> str:
-    return read_token(value).token if value else value
+    if not value:
+        return value
+    from edge_sdk.wire.tokens import read_token  # cryptography comes with it: nobody but an agent needs that
+
+    return read_token(value).token
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
