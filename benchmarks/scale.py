@@ -38,6 +38,7 @@ from coordinator.broker import Broker
 from coordinator.config import Rule
 from coordinator.places import ledger_path
 from edge_sdk.config import DataConfig, DataKind
+from edge_sdk.memory import read_memory
 from edge_sdk.wire.mqtt import MqttTransport
 from edge_sdk.wire.topics import COORDINATOR
 from export.cache import cache_folder
@@ -137,17 +138,11 @@ class _Killed:
             pass
         if self._over.is_set():
             return
-        self.peak_bytes = peak_bytes(self._broker.pid)
+        self.peak_bytes = read_memory(pathlib.Path(f"/proc/{self._broker.pid}/status")).peak_bytes
         os.kill(self._broker.pid, signal.SIGKILL)
         self.at_s = time.time()
         while not self._broker.revive() and not self._over.wait(0.1):
             pass
-
-
-def peak_bytes(pid: int) -> int:
-    """The most memory that a process has had resident."""
-    status = pathlib.Path(f"/proc/{pid}/status").read_text("utf-8")
-    return next(1024 * int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:"))
 
 
 def _results(ledger: pathlib.Path) -> int:

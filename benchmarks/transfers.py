@@ -45,6 +45,7 @@ from benchmarks.machine import machine, write_json
 from coordinator.broker import Broker
 from coordinator.history import read_history
 from edge_sdk.fetcher import AT_ONCE
+from edge_sdk.memory import Memory, read_memory
 from edge_sdk.wire.chunks import SAVE_BYTES
 from edge_sdk.wire.endpoint import address
 from edge_sdk.wire.messages import CHUNK_BYTES, MAX_WINDOW
@@ -183,16 +184,16 @@ def transfer(model: pathlib.Path, artifact: pathlib.Path, url: str, folder: path
         first = stack.enter_context(_running(agent, log))
         _wait(lambda: b"connected" in (folder / "agent.log").read_bytes(), "the agent does not connect")
         time.sleep(SETTLED_S)
-        idle_bytes = _status(first.pid, "VmRSS")
+        idle_bytes = _memory(first).resident_bytes
         coordinator = stack.enter_context(_running(serve, stack.enter_context((folder / "serve.log").open("wb"))))
         speed = _speed(arriving, 0.1 * whole_bytes, 0.5 * whole_bytes)
-        peak_bytes = _status(first.pid, "VmHWM")
+        peak_bytes = _memory(first).peak_bytes
         first.send_signal(signal.SIGKILL)
         first.wait()
         second = stack.enter_context(_running(agent, log))
         resumed = _speed(arriving, 0.6 * whole_bytes, 0.9 * whole_bytes)
         _wait(lambda: not arriving.exists(), "the artifact does not become whole")
-        peak_bytes = max(peak_bytes, _status(second.pid, "VmHWM"))
+        peak_bytes = max(peak_bytes, _memory(second).peak_bytes)
         coordinator.wait(PATIENCE_S)
     history = read_history(out / "ledger.sqlite")
     ended = "result" if history.results else ", ".join(row.kind for row in history.answers) or "nothing"
@@ -267,10 +268,8 @@ def _wait(what: Callable[[], object], why: str) -> None:
         time.sleep(LOOK_S)
 
 
-def _status(pid: int, key: str) -> int:
-    """A line of a process's status, in bytes."""
-    status = pathlib.Path(f"/proc/{pid}/status").read_text("utf-8")
-    return next(1024 * int(line.split()[1]) for line in status.splitlines() if line.startswith(f"{key}:"))
+def _memory(process: subprocess.Popen[bytes]) -> Memory:
+    return read_memory(pathlib.Path(f"/proc/{process.pid}/status"))
 
 
 if __name__ == "__main__":
