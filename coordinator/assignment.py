@@ -40,7 +40,7 @@ class Assignment(Generic[S]):
         observation = Observation(views, self._levels, tuple(self._answers), tuple(map(_view, fleet)))
         self._answers.clear()
         decision, self._state = self._policy.decide(observation, self._state)
-        return dict(decision.levels)
+        return {name: choice.level for name, choice in decision.choices.items()}
 
     def _takes_part(self, device: Device) -> bool:
         said = self._sits_out.get(device.hello.device)

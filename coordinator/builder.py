@@ -26,7 +26,6 @@ from edge_sdk.wire.blobs import Blob, BlobStore, written_atomically
 from edge_sdk.wire.codecs import CODECS
 from edge_sdk.wire.errors import WireError
 from edge_sdk.wire.manifest import Manifest, decode_manifest
-from edge_sdk.wire.messages import DeltaCodec
 from edge_sdk.wire.tensors import read_tensors
 
 RECORD = "built.json"
@@ -40,16 +39,18 @@ class BuiltLevel:
     blob: Blob
     path: pathlib.Path
 
-    def level(self, codec: DeltaCodec) -> Level:
-        """As a policy sees it, when its deltas come in `codec`."""
+    def level(self) -> Level:
+        """As a policy sees it."""
         manifest, spec = self.manifest, self.manifest.level
+        numbers = [math.prod(shape) for shape in manifest.trained_shapes().values()]
         return Level(
             spec.name,
             manifest.needs_bytes,
             size_bytes=sum(blob.size_bytes for blob in set(manifest.files.values())),
             model=repr((dataclasses.replace(spec, name="any", trained_layers=()), manifest.adapter.rank)),
             trained_layers=len(spec.trained_layers),
-            upload_bytes=sum(CODECS[codec].size_bytes(math.prod(s)) for s in manifest.trained_shapes().values()),
+            upload_bytes={codec: sum(map(CODECS[codec].size_bytes, numbers)) for codec in CODECS},
+            files={blob.sha256: blob.size_bytes for blob in manifest.files.values()},
         )
 
 

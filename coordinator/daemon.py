@@ -412,7 +412,7 @@ class Daemon:
         return Plan(
             rounds=self._config.rounds,
             tasks=TaskMaker(self._ledger.run, training, self._config.aggregation.rule),
-            levels=tuple(built.level(training.delta_codec) for built in levels.values()),
+            levels=tuple(built.level() for built in levels.values()),
             artifacts={name: built.blob for name, built in levels.items()},
             needed=frozenset({self._config.participant.device} if self._config.participant else ()),
             checks=self._config.checks,

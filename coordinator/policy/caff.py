@@ -17,7 +17,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from coordinator.policy.fitting import Known, fitting, last_resort
-from coordinator.policy.types import Decision, DeviceView, Level, Observation
+from coordinator.policy.types import Choice, Decision, DeviceView, Level, Observation
+from edge_sdk.wire.messages import DeltaCodec
 
 Models = dict[str, tuple[Level, ...]]
 
@@ -36,12 +37,12 @@ class Caff:
     def decide(self, observation: Observation, state: Known) -> tuple[Decision, Known]:
         """The level with the most trained layers that each device can afford, all of the same model."""
         known = state.after(observation.answers)
-        models = _models(level for level in observation.levels if self._may_upload(level))
+        models = _models(level for level in observation.levels if self._may_upload(level, observation.terms.codecs[0]))
         if not models:
             return Decision({}), known
         levels = max(models.values(), key=lambda levels: self._trained(observation.fleet, levels, known))
         chosen = {device.name: self._choose(device, levels, known) for device in observation.devices}
-        return Decision({name: level.name for name, level in chosen.items() if level is not None}), known
+        return Decision({name: Choice(level.name) for name, level in chosen.items() if level is not None}), known
 
     def _trained(self, fleet: Iterable[DeviceView], levels: tuple[Level, ...], known: Known) -> int:
         """How many layers of this model the fleet would train in all."""
@@ -64,8 +65,8 @@ class Caff:
         ]
         return tuple(level for level in levels if not slow or level.trained_layers < min(slow))
 
-    def _may_upload(self, level: Level) -> bool:
-        return not self.max_upload_bytes or level.upload_bytes <= self.max_upload_bytes
+    def _may_upload(self, level: Level, codec: DeltaCodec) -> bool:
+        return not self.max_upload_bytes or level.upload_bytes[codec] <= self.max_upload_bytes
 
 
 def _models(levels: Iterable[Level]) -> Models:

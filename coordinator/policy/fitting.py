@@ -38,7 +38,7 @@ class Known:
                 exceeded[key] = max(exceeded.get(key, 0), answer.bytes, answer.budget_bytes + 1)
             elif answer.outcome is Outcome.NO_SPACE:
                 no_room.add(key)
-            else:
+            elif answer.outcome is Outcome.DONE:
                 took_s[key] = answer.wall_s
         return Known(exceeded, frozenset(no_room), took_s)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from coordinator.policy.fitting import Known, fitting, last_resort
-from coordinator.policy.types import Decision, Observation
+from coordinator.policy.types import Choice, Decision, Observation
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,4 +23,4 @@ class LargestThatFits:
             device.name: next(iter(fitting(device, levels, known)), None) or last_resort(device, levels, known)
             for device in observation.devices
         }
-        return Decision({name: level.name for name, level in chosen.items() if level is not None}), known
+        return Decision({name: Choice(level.name) for name, level in chosen.items() if level is not None}), known

@@ -12,17 +12,23 @@ from coordinator.fleet import Fleet
 from coordinator.policy.caff import Caff
 from coordinator.policy.fitting import Known
 from coordinator.policy.largest_that_fits import LargestThatFits
-from coordinator.policy.types import Answer, DeviceView, Level, Observation, Outcome
+from coordinator.policy.types import Answer, Decision, DeviceView, Level, Observation, Outcome
+from edge_sdk.wire.messages import DeltaCodec
 from tests.coordinator.samples import make_hello, make_presence
 
 LEVELS = (Level("large", 300, 50), Level("middle", 200, 20), Level("small", 100, 20))
 POLICY = LargestThatFits()
 
 
+def levels_of(decision: Decision) -> dict[str, str]:
+    """The level of each device that takes part."""
+    return {name: choice.level for name, choice in decision.choices.items()}
+
+
 def chosen(budget: int, *answers: Answer, levels: tuple[Level, ...] = LEVELS) -> str | None:
     """What a device of that budget gets after those answers."""
     observation = Observation((DeviceView("d", budget),), levels, answers)
-    return POLICY.decide(observation, POLICY.initial())[0].levels.get("d")
+    return levels_of(POLICY.decide(observation, POLICY.initial())[0]).get("d")
 
 
 def over(level: str, budget: int, needed: int) -> Answer:
@@ -99,12 +105,12 @@ def test_asking_ends(budget: int, past: list[Answer]) -> None:
     answer: tuple[Answer, ...] = ()
     for _ in range(len(LEVELS) + 1):
         decision, state = POLICY.decide(Observation((DeviceView("d", budget),), LEVELS, answer), state)
-        if "d" not in decision.levels:
+        if "d" not in decision.choices:
             break
-        offered.append(decision.levels["d"])
+        offered.append(decision.choices["d"].level)
         answer = (over(offered[-1], budget, 0),)
     assert len(offered) == len(set(offered)) <= len(LEVELS)
-    assert "d" not in POLICY.decide(Observation((DeviceView("d", budget),), LEVELS, answer), state)[0].levels
+    assert "d" not in POLICY.decide(Observation((DeviceView("d", budget),), LEVELS, answer), state)[0].choices
 
 
 @given(st.integers(50, 400), answers)
@@ -115,8 +121,8 @@ def test_repeating_an_answer_changes_nothing(budget: int, past: list[Answer]) ->
 
 CAFF = Caff()
 # Each model's levels train 1, 2, ... of its last layers; every layer that trains takes memory, and upload.
-DEEP = tuple(Level(f"deep-{k}", 200 + 50 * k, 90, "deep", k, 10 * k) for k in (3, 2, 1))
-SHALLOW = tuple(Level(f"shallow-{k}", 100 + 50 * k, 50, "shallow", k, 10 * k) for k in (2, 1))
+DEEP = tuple(Level(f"deep-{k}", 200 + 50 * k, 90, "deep", k, {DeltaCodec.FP32: 10 * k}) for k in (3, 2, 1))
+SHALLOW = tuple(Level(f"shallow-{k}", 100 + 50 * k, 50, "shallow", k, {DeltaCodec.FP32: 10 * k}) for k in (2, 1))
 
 
 def shared(
@@ -125,7 +131,8 @@ def shared(
     """What devices of those budgets get from `caff` after those answers; only `asked` if one is named."""
     fleet = tuple(DeviceView(name, budget) for name, budget in budgets.items())
     devices = tuple(device for device in fleet if asked in {None, device.name})
-    return caff.decide(Observation(devices, (*DEEP, *SHALLOW), answers, fleet), caff.initial())[0].levels
+    observation = Observation(devices, (*DEEP, *SHALLOW), answers, fleet)
+    return levels_of(caff.decide(observation, caff.initial())[0])
 
 
 def test_the_model_that_the_fleet_trains_most_of() -> None:
