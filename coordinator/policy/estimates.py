@@ -34,7 +34,7 @@ class Fetching:
 
     def lacks_bytes(self, level: str, holds: frozenset[str]) -> int:
         """Bytes of the level that are in none of those that are held."""
-        return self._lacking(level, holds & self._files.keys())
+        return self._lacking(level, frozenset(holds & self._files.keys()))
 
     def _count(self, level: str, holds: frozenset[str]) -> int:
         if level in holds:
