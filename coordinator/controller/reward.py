@@ -19,10 +19,10 @@ class Weights:
     """What counts how much; each 0 or more."""
 
     gain: float = 1.0
-    delay: float = 0.05
-    traffic: float = 0.05
-    energy: float = 0.05
-    violation: float = 0.1
+    delay: float = 0.02
+    traffic: float = 0.02
+    energy: float = 0.01
+    violation: float = 0.05
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,164 @@
+"""Trains the policy: MaskablePPO of sb3-contrib in the simulated fleets. A process of its own: it imports torch.
+
+out/progress.csv, progress.png     what came of each update
+out/checkpoint.zip                 every so often: what `resume` goes on from
+out/policy.safetensors             the best so far, by its reward in worlds of another seed than those it trains in
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import pathlib
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Final
+
+import numpy as np
+import torch
+from safetensors.numpy import save_file
+from sb3_contrib import MaskablePPO
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from coordinator.controller.environment import FleetEnv
+from coordinator.controller.evaluation import average, play
+from coordinator.controller.fleets import SCENARIOS
+from coordinator.controller.network import SetPolicy
+from coordinator.controller.profile import Profile
+from coordinator.controller.reward import Weights
+from coordinator.controller.worlds import ROUNDS, world
+from coordinator.policy.learned import FORMAT, MEANING, Learned
+
+POLICY, CHECKPOINT, PROGRESS = "policy.safetensors", "checkpoint.zip", "progress.csv"
+CHOOSING: Final = 3  # the first number of the seeds of the worlds by which the best is chosen
+CHOSEN_BY: Final = 2  # worlds of each scenario
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """How to train. `steps` are simulated rounds; `places` how many fleets are simulated side by side."""
+
+    steps: int = 400_000
+    seed: int = 0
+    places: int = 16
+    rounds: int = 64  # of each place before an update
+    batch: int = 256
+    epochs: int = 4
+    rate: float = 1e-3
+    discount: float = 0.95
+    entropy: float = 0.003
+    masked: bool = True
+    stored: bool = True
+
+
+def train(
+    request: Request,
+    profile: Profile,
+    weights: Weights,
+    out: pathlib.Path,
+    say: Callable[[str], None],
+    *,
+    resume: bool = False,
+) -> Learned:
+    """The best policy that came of it, which is in `out` too. Raises OSError."""
+    torch.set_num_threads(1)  # the simulation takes the time, and small products gain nothing
+    out.mkdir(parents=True, exist_ok=True)
+
+    def place(k: int) -> Callable[[], Monitor[Any, Any]]:
+        return lambda: Monitor(_seeded(profile, weights, request, k))
+
+    places = DummyVecEnv([place(k) for k in range(request.places)])
+    if resume and (out / CHECKPOINT).is_file():
+        model = MaskablePPO.load(out / CHECKPOINT, env=places)
+    else:
+        model = MaskablePPO(
+            SetPolicy,
+            places,
+            learning_rate=lambda left: request.rate * (0.1 + 0.9 * left),
+            n_steps=request.rounds,
+            batch_size=request.batch,
+            n_epochs=request.epochs,
+            gamma=request.discount,
+            gae_lambda=0.9,
+            ent_coef=request.entropy,
+            seed=request.seed,
+            device="cpu",
+        )
+    watch = _Watch(request, profile, weights, out, say)
+    model.learn(request.steps - model.num_timesteps, watch, reset_num_timesteps=False)
+    watch.judge()
+    return watch.best
+
+
+def _seeded(profile: Profile, weights: Weights, request: Request, k: int) -> FleetEnv:
+    env = FleetEnv(weights=weights, profile=profile, masked=request.masked)
+    env.reset(seed=1000 * request.seed + k)
+    return env
+
+
+class _Watch(BaseCallback):
+    """Writes what came of each update; keeps the best."""
+
+    def __init__(
+        self, request: Request, profile: Profile, weights: Weights, out: pathlib.Path, say: Callable[[str], None]
+    ) -> None:
+        super().__init__()
+        self._request, self._profile, self._weights, self._out, self._say = request, profile, weights, out, say
+        self._began_s, self._updates = time.monotonic(), 0
+        self.best = Learned({})
+        self._reward = -np.inf
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        self._updates += 1
+        if self._updates % 20 == 1:
+            self.judge()
+
+    def judge(self) -> None:
+        """Play the worlds that the best is chosen by."""
+        assert isinstance(self.model.policy, SetPolicy)  # noqa: S101 - what we gave it
+        policy = Learned(self.model.policy.encoder.arrays(), seed=self._request.seed)
+        found = average(
+            play(world(self._profile, 8, scenario, (CHOOSING, k, i)), policy, self._weights)
+            for i, scenario in enumerate(SCENARIOS.values())
+            for k in range(CHOSEN_BY)
+        )
+        wall_s = time.monotonic() - self._began_s
+        row = {"steps": self.num_timesteps, "wall_s": round(wall_s, 1), **asdict(found)}
+        path = self._out / PROGRESS
+        begins = not path.exists()
+        with path.open("a", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(row))
+            if begins:
+                writer.writeheader()
+            writer.writerow(row)
+        self.model.save(self._out / CHECKPOINT)
+        if found.reward > self._reward:
+            self._reward = found.reward
+            card = {
+                "trained": asdict(self._request),
+                "weights": asdict(self._weights),
+                "profile": self._profile.source,
+                "steps": self.num_timesteps,
+                "wall_s": round(wall_s, 1),
+                "reward": found.reward,
+                "seed": self._request.seed,
+            }
+            self.best = replace(policy, card=card)
+            save(self.best, self._out / POLICY)
+        each = f"{found.delay_s / ROUNDS:.0f} s and {found.asked / ROUNDS:.1f} devices a round"
+        came_to = f"reward {found.reward:.3f}, {found.loss:.0%} of the gap left, {each}"
+        self._say(f"{self.num_timesteps:>9} rounds in {wall_s:5.0f} s: {came_to}")
+
+
+def save(policy: Learned, path: pathlib.Path) -> None:
+    """Write the policy with its card. Raises OSError."""
+    notes = {"format": FORMAT, "meaning": MEANING, "card": json.dumps(dict(policy.card))}
+    making = path.with_name(f".{path.name}.making")
+    save_file(dict(policy.arrays), making, metadata=notes)
+    making.replace(path)
