@@ -37,7 +37,7 @@ class Caff:
     def decide(self, observation: Observation, state: Known) -> tuple[Decision, Known]:
         """The level with the most trained layers that each device can afford, all of the same model."""
         known = state.after(observation.answers)
-        models = _models(level for level in observation.levels if self._may_upload(level, observation.terms.codecs[0]))
+        models = _models(level for level in observation.levels if self._may_upload(level, observation.terms.codec))
         if not models:
             return Decision({}), known
         levels = max(models.values(), key=lambda levels: self._trained(observation.fleet, levels, known))
@@ -66,7 +66,7 @@ class Caff:
         return tuple(level for level in levels if not slow or level.trained_layers < min(slow))
 
     def _may_upload(self, level: Level, codec: DeltaCodec) -> bool:
-        return not self.max_upload_bytes or level.upload_bytes[codec] <= self.max_upload_bytes
+        return not self.max_upload_bytes or level.upload_bytes.get(codec, 0) <= self.max_upload_bytes
 
 
 def _models(levels: Iterable[Level]) -> Models:

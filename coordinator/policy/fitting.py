@@ -12,10 +12,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
 
 from coordinator.policy.types import Answer, DeviceView, Level, Outcome
+
+Bools: TypeAlias = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +37,9 @@ class Known:
 
     def after(self, answers: Iterable[Answer]) -> Known:
         """What is known when these were heard as well."""
+        answers = tuple(answers)
+        if not answers:
+            return self
         exceeded, took_s, no_room = dict(self.exceeded), dict(self.took_s), set(self.no_room)
         for answer in answers:
             key = (answer.device, answer.level)
@@ -59,6 +68,19 @@ def last_resort(device: DeviceView, levels: Iterable[Level], known: Known) -> Le
     levels = _with_room(device, levels, known)
     smallest = min(levels, key=lambda level: level.needs_bytes, default=None)
     return None if smallest in _over(device, levels, known) else smallest
+
+
+def may_get(devices: Sequence[DeviceView], levels: Sequence[Level], known: Known) -> Bools:
+    """(devices, levels): those that fit, and where none does the last resort; `fitting` for many devices at once."""
+    budgets = np.array([device.budget_bytes for device in devices], float)
+    needs = np.array([level.needs_bytes for level in levels], float)
+    found: Bools = needs[None, :] <= budgets[:, None]
+    said = {name for name, _ in (*known.exceeded, *known.no_room)}  # of others the predictions are all there is
+    for row, device in enumerate(devices):
+        if device.name in said or not found[row].any():
+            fit = fitting(device, levels, known) or (last_resort(device, levels, known),)
+            found[row] = [level in fit for level in levels]
+    return found
 
 
 def _with_room(device: DeviceView, levels: Iterable[Level], known: Known) -> tuple[Level, ...]:

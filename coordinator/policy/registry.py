@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
-from coordinator.config import PolicyConfig, PolicyName
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from coordinator.config import SETTINGS, PolicyConfig, PolicyName
 from coordinator.policy.caff import Caff
-from coordinator.policy.fitting import Known
+from coordinator.policy.fastest_that_fits import FastestThatFits
+from coordinator.policy.fixed import Fixed
+from coordinator.policy.kkt import Kkt
+from coordinator.policy.lagrangian import Lagrangian
 from coordinator.policy.largest_that_fits import LargestThatFits
+from coordinator.policy.random import Random
+from coordinator.policy.round_robin import RoundRobin
 from coordinator.policy.types import Policy
+from coordinator.policy.ucb import Ucb
+
+KINDS: Final[Mapping[PolicyName, Callable[..., Policy[Any]]]] = {
+    PolicyName.LARGEST_THAT_FITS: LargestThatFits,
+    PolicyName.FASTEST_THAT_FITS: FastestThatFits,
+    PolicyName.FIXED: Fixed,
+    PolicyName.RANDOM: Random,
+    PolicyName.ROUND_ROBIN: RoundRobin,
+    PolicyName.CAFF: Caff,
+    PolicyName.UCB: Ucb,
+    PolicyName.LAGRANGIAN: Lagrangian,
+    PolicyName.KKT: Kkt,
+}
 
 
-def policy_of(config: PolicyConfig) -> Policy[Known]:
-    """The policy, with its settings."""
-    if config.name is PolicyName.CAFF:
-        return Caff(config.max_upload_bytes, config.max_task_s)
-    return LargestThatFits()
+def policy_of(config: PolicyConfig) -> Policy[Any]:
+    """The policy, with its settings: its fields are called as they are."""
+    return KINDS[config.name](**{setting: getattr(config, setting) for setting in SETTINGS.get(config.name, ())})

@@ -120,6 +120,11 @@ class Terms:
     loss: float = 0.0
     first_loss: float = 0.0
 
+    @property
+    def codec(self) -> DeltaCodec:
+        """The configured one."""
+        return self.codecs[0] if self.codecs else DeltaCodec.FP32
+
 
 @dataclass(frozen=True, slots=True)
 class Observation:

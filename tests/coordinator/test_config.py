@@ -208,7 +208,14 @@ def test_the_adapter_chooses_the_rule(tmp_path: pathlib.Path, kind: str, rule: R
             "[adapter]\nkind = 'bias'\n[aggregation]\nrule = 'freeze-a'\n[training]",
             "aggregation.rule is 'freeze-a'; allowed for an adapter of kind 'bias': auto, mean",
         ),
-        ("[training]", "[policy]\nmax_task_s = 60\n[training]", "are limits of the policy caff"),
+        ("[training]", "[policy]\nmax_task_s = 60\n[training]", "policy.max_task_s is for the policy caff"),
+        ("[training]", "[policy]\nname = 'kkt'\nseed = 1\n[training]", "policy.seed is for the policy random"),
+        ("[training]", "[policy]\nname = 'fixed'\n[training]", "policy.level is missing; fixed needs one of: fp32"),
+        (
+            "[training]",
+            "[policy]\nname = 'fixed'\nlevel = 'x'\n[training]",
+            "policy.level is 'x'; the levels are: fp32",
+        ),
         (
             "[training]",
             "[aggregation]\nmean_over = 'some'\n[training]",
