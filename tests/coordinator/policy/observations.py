@@ -44,7 +44,7 @@ class Chance:
         """Of any size between, or odd."""
         if self._random.random() < 0.2:
             return self._random.choice(ODD)
-        return low * (high / low) ** self._random.random()
+        return math.exp(self._random.uniform(math.log(low), math.log(high)))
 
     def whole(self, low: int, high: int) -> int:
         """Either end as well."""

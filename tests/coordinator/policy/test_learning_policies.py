@@ -31,7 +31,7 @@ ALL = frozenset(level.name for level in LEVELS)
 def device(name: str, budget: int = 300, **known: float) -> DeviceView:
     """A device that has all levels, and is as fast as the exporter's machine, but for what is said here."""
     numbers = {"examples": 100, "rate_bytes_s": 1e6, "slowness": 1.0} | known
-    return dataclasses.replace(DeviceView(name, budget, holds=ALL), **numbers)
+    return dataclasses.replace(DeviceView(name, budget, holds=ALL), **numbers)  # type: ignore[arg-type]
 
 
 def shown(
