@@ -9,9 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from coordinator.policy.estimates import known_or
 from coordinator.policy.types import NEVER, Answer, Outcome
 
 Heard = Mapping[str, Answer]  # by device
+
+
+def lasted_s(answer: Answer) -> float:
+    """How long the task took, the link with it."""
+    return known_or(answer.wall_s) + known_or(answer.wire_s)
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from typing import Final
 
 import numpy as np
 
-from coordinator.policy.by_round import ByRound
+from coordinator.policy.by_round import ByRound, lasted_s
 from coordinator.policy.costs import Costs, Floats
 from coordinator.policy.estimates import known_or
 from coordinator.policy.fitting import Known
@@ -53,8 +53,8 @@ class Priced:
 
 @dataclass(frozen=True, slots=True)
 class Lagrangian:
-    """`budget_s` is for a round (0: its deadline), `budget_bytes` for a task (0: what an equal part of the bandwidth
-    brings in `budget_s`, no bound where there is none), `budget_memory` a share of a device's own budget.
+    """`budget_s` is for a round (0: a quarter of its deadline), `budget_bytes` for a task (0: what an equal part of the
+    bandwidth brings in `budget_s`, no bound where there is none), `budget_memory` a share of a device's own budget.
     """
 
     budget_s: float = 0
@@ -80,7 +80,7 @@ class Lagrangian:
     def _budgets(self, observation: Observation) -> Prices:
         """Seconds, bytes and a share; infinite where there is no bound."""
         terms = observation.terms
-        seconds = self.budget_s or (terms.deadline_s if terms.deadline_s > 0 else math.inf)
+        seconds = self.budget_s or (terms.deadline_s / 4 if terms.deadline_s > 0 else math.inf)
         part = terms.bandwidth_bytes_s / max(len(observation.devices), 1)
         wire_bytes = self.budget_bytes or (part * seconds if part > 0 else math.inf)
         return Prices(max(seconds, LEAST_S), max(wire_bytes, 1.0), self.budget_memory)
@@ -100,7 +100,7 @@ def _used(answers: Iterable[Answer], terms: Terms) -> Prices:
     """Seconds, bytes and share of the memory budget, of a round's answers."""
     answers = tuple(answers)
     done = [answer for answer in answers if answer.outcome is Outcome.DONE]
-    seconds = [known_or(answer.wall_s) for answer in done] + [known_or(terms.deadline_s)] * (len(answers) > len(done))
+    seconds = [lasted_s(answer) for answer in done] + [known_or(terms.deadline_s)] * (len(answers) > len(done))
     shares = [known_or(answer.bytes / answer.budget_bytes) for answer in done if answer.budget_bytes > 0]
     sent = [known_or(answer.wire_bytes) for answer in done]
     return Prices(max(seconds, default=0.0), sum(sent) / max(len(sent), 1), max(shares, default=0.0))

@@ -30,7 +30,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
-from coordinator.policy.by_round import ByRound, Heard
+from coordinator.policy.by_round import ByRound, Heard, lasted_s
 from coordinator.policy.estimates import Usual, known_or
 from coordinator.policy.fitting import Known, may_get
 from coordinator.policy.types import Answer, Choice, Decision, DeviceView, Observation, Outcome
@@ -113,7 +113,7 @@ class Ucb:
         for number, answers in ended:
             fall = falls.get(number, 0.0)
             largest = max(largest, abs(fall))
-            longest = max(longest, *(known_or(answer.wall_s) for answer in answers.values()))
+            longest = max(longest, *(lasted_s(answer) for answer in answers.values()))
             given = state.given.get(number, {})
             for answer in answers.values():
                 arm = _arm(answer, given, classes)
@@ -135,7 +135,7 @@ class Ucb:
         """0 to 1; `fall` is a share of the largest."""
         if answer.outcome is Outcome.LOST:
             return 1 / (2 + self.delay_weight)
-        delay = known_or(answer.wall_s) / longest_s if longest_s else 1.0
+        delay = lasted_s(answer) / longest_s if longest_s else 1.0
         return (1 + fall + self.delay_weight * (1 - delay)) / (2 + self.delay_weight)
 
 
