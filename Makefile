@@ -66,7 +66,7 @@ endef
 	$(call install,coordinator$(comma)demo)
 
 .venv/.dev: pyproject.toml | .venv/.made
-	$(call install,coordinator$(comma)vision$(comma)demo$(comma)test$(comma)lint)
+	$(call install,coordinator$(comma)controller$(comma)vision$(comma)demo$(comma)test$(comma)lint)
 
 comma := ,
 

@@ -84,6 +84,7 @@ class PolicyName(enum.Enum):
     UCB = "ucb"
     LAGRANGIAN = "lagrangian"
     KKT = "kkt"
+    PPO = "ppo"
 
 
 # Which of the fields of `PolicyConfig` are whose; what is not here has none.
@@ -95,6 +96,7 @@ SETTINGS: Final[Mapping[PolicyName, tuple[str, ...]]] = {
     PolicyName.UCB: ("delay_weight",),
     PolicyName.LAGRANGIAN: ("budget_s", "budget_bytes", "budget_memory", "price_step"),
     PolicyName.KKT: ("people_power", "between_s"),
+    PolicyName.PPO: ("file",),
 }
 
 
@@ -285,7 +287,7 @@ class AggregationConfig:
 class PolicyConfig:
     """Who decides, and the settings that it has: which are whose is in `SETTINGS`, what they mean in the policy.
 
-    `fixed` needs a level; all others may be left out.
+    `fixed` needs a level; all others may be left out. Without a `file` the policy `ppo` is the one in the package.
     """
 
     name: PolicyName = PolicyName.LARGEST_THAT_FITS
@@ -301,6 +303,7 @@ class PolicyConfig:
     price_step: float = number(0.001, 1000, 0.5)
     people_power: float = number(0, 1, 0.5)
     between_s: float = number(0, WEEK_S, 60.0)
+    file: pathlib.Path | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from edge_sdk.wire.blobs import Blob, BlobStore, sync_folder, written_atomically
+from edge_sdk.wire.errors import WireError
+from edge_sdk.wire.graphs import check_graph
 from edge_sdk.wire.manifest import (
     FORMAT,
     AdapterSpec,
@@ -188,7 +190,7 @@ class ArtifactWriter:
 
     def _graph(self, name: str, graph: ir.Model, matrices: tuple[str, ...], bits: int, files: dict[str, Blob]) -> str:
         if (bits, name) not in self._written:
-            self._written[bits, name] = self.store.put(serialize(_in_bits(graph, matrices, bits)))
+            self._written[bits, name] = self.store.put(_checked(name, serialize(_in_bits(graph, matrices, bits))))
         files[name] = self._written[bits, name]
         return name
 
@@ -203,6 +205,16 @@ class ArtifactWriter:
             return ""
         Canonicalize()(graph)
         return self._graph(name, graph, (), bits, files)
+
+
+def _checked(name: str, data: bytes) -> bytes:
+    """The graph, if devices load it."""
+    try:
+        check_graph(data)
+    except WireError as error:
+        msg = f"{name}: no device would load this: {error}; the model computes what devices do not, see `graphs`"
+        raise ExportError(msg) from error
+    return data
 
 
 def _structure_name(place: Place, level: LevelSpec) -> str:

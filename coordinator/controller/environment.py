@@ -20,7 +20,7 @@ from coordinator.controller.profile import Profile, load_profile
 from coordinator.controller.reward import Weights, reward
 from coordinator.controller.simulator import State, World
 from coordinator.controller.worlds import MOST, MOST_LEVELS, training_world
-from coordinator.policy.actions import BESIDE, CODEC, LEVEL, POWER, SHARE, decision_of, masks
+from coordinator.policy.actions import BESIDE, CODEC, LEVEL, POWER, SHARE, actions_of, decision_of, masks
 from coordinator.policy.features import LIMIT, OF_DEVICE, OF_FLEET, OF_PAIR, Features, features
 from coordinator.policy.fitting import Known
 from coordinator.policy.types import Decision, Observation
@@ -97,6 +97,24 @@ class FleetEnv(gymnasium.Env[dict[str, Any], NDArray[np.int64]]):
             allowed[POWER][:count] = True
         return np.concatenate(allowed, axis=1).ravel()
 
+    @property
+    def observation(self) -> Observation:
+        """What a policy sees that is no network."""
+        return self._seen
+
+    def quickness(self, place: int, level: int) -> float:
+        """How long the device in that place trains at that level, as far as is known."""
+        return float(self._features.compute_s[place, level]) if self._features is not None else 0.0
+
+    def action_of(self, decision: Decision) -> NDArray[np.int64]:
+        """The nearest action to another policy's decision; its shares become those with which all finish together."""
+        action = np.zeros((SLOTS, len(WIDTHS)), dtype=np.int64)
+        if self._features is not None:
+            actions = actions_of(decision, self._seen)
+            actions[~_may(actions, self._features), LEVEL] = 0
+            action[: len(actions)] = actions
+        return action.ravel()
+
     def _decision(self, action: NDArray[np.int64]) -> Decision:
         if self._features is None:
             return Decision({})
@@ -104,8 +122,7 @@ class FleetEnv(gymnasium.Env[dict[str, Any], NDArray[np.int64]]):
         unknown = actions[:, LEVEL] > len(self._seen.levels)
         actions[unknown, LEVEL] = 0
         if self._masked:
-            chosen = np.maximum(actions[:, LEVEL] - 1, 0)
-            actions[~self._features.fits[np.arange(len(actions)), chosen], LEVEL] = 0
+            actions[~_may(actions, self._features), LEVEL] = 0
         return decision_of(actions, self._seen, self._features)
 
     def _observe(self) -> Observed:
@@ -122,6 +139,11 @@ class FleetEnv(gymnasium.Env[dict[str, Any], NDArray[np.int64]]):
         devices[:count], pairs[:count, :levels], here[:count] = found.devices, found.pairs, 1.0
         self._features = found
         return {"devices": devices, "pairs": pairs, "fleet": found.fleet, "here": here}
+
+
+def _may(actions: NDArray[np.int64], found: Features) -> NDArray[np.bool_]:
+    """Whose level fits."""
+    return found.fits[np.arange(len(actions)), np.maximum(actions[:, LEVEL] - 1, 0)]
 
 
 def register() -> None:

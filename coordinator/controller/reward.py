@@ -5,8 +5,9 @@
              - violation x violations / devices
 
 gap is what there is to gain, from the first loss to the floor of the fitted curve; level the size of the largest level,
-so that a fleet that fetches it once has a traffic of 1. FedPEAT's objective (arXiv 2310.17491), with bytes in the place
-of counted exchanges, is the same with other weights.
+so that a fleet that fetches it once has a traffic of 1. With the default weights, who always gives everybody the
+largest level that fits gains about what that costs. FedPEAT's objective (arXiv 2310.17491), with bytes in the place of
+counted exchanges, is the same with other weights.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ class Weights:
     """What counts how much; each 0 or more."""
 
     gain: float = 1.0
-    delay: float = 0.02
+    delay: float = 0.03
     traffic: float = 0.02
     energy: float = 0.01
     violation: float = 0.05

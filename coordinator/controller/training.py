@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from safetensors.numpy import save_file
 from sb3_contrib import MaskablePPO
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv
@@ -26,10 +27,13 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from coordinator.controller.environment import FleetEnv
 from coordinator.controller.evaluation import average, play
 from coordinator.controller.fleets import SCENARIOS
-from coordinator.controller.network import SetPolicy
+from coordinator.controller.imitation import imitate, shown
+from coordinator.controller.network import SetEncoder, SetPolicy
 from coordinator.controller.profile import Profile
 from coordinator.controller.reward import Weights
 from coordinator.controller.worlds import ROUNDS, world
+from coordinator.errors import ConfigError
+from coordinator.policy.kkt import Kkt
 from coordinator.policy.learned import FORMAT, MEANING, Learned
 
 POLICY, CHECKPOINT, PROGRESS = "policy.safetensors", "checkpoint.zip", "progress.csv"
@@ -45,11 +49,13 @@ class Request:
     seed: int = 0
     places: int = 16
     rounds: int = 64  # of each place before an update
-    batch: int = 256
-    epochs: int = 4
-    rate: float = 1e-3
-    discount: float = 0.95
+    batch: int = 128
+    epochs: int = 8
+    rate: float = 5e-4
+    discount: float = 0.98
     entropy: float = 0.003
+    shown: int = 400  # runs of the analytic policy, from which the network learns first; 0: none
+    imitated: int = 6  # times
     masked: bool = True
     stored: bool = True
 
@@ -82,15 +88,27 @@ def train(
             batch_size=request.batch,
             n_epochs=request.epochs,
             gamma=request.discount,
-            gae_lambda=0.9,
+            gae_lambda=0.95,
+            target_kl=0.05,
             ent_coef=request.entropy,
             seed=request.seed,
             device="cpu",
         )
+        if request.shown:
+            env = _seeded(profile, weights, request, request.places)
+            imitate(_encoder(model), shown(env, Kkt(), request.shown, request.discount), request.imitated, say)
     watch = _Watch(request, profile, weights, out, say)
     model.learn(request.steps - model.num_timesteps, watch, reset_num_timesteps=False)
     watch.judge()
     return watch.best
+
+
+def _encoder(model: BaseAlgorithm) -> SetEncoder:
+    """What is trained."""
+    if not isinstance(model.policy, SetPolicy):
+        msg = "the checkpoint is of another network"
+        raise ConfigError(msg)
+    return model.policy.encoder
 
 
 def _seeded(profile: Profile, weights: Weights, request: Request, k: int) -> FleetEnv:
@@ -121,8 +139,7 @@ class _Watch(BaseCallback):
 
     def judge(self) -> None:
         """Play the worlds that the best is chosen by."""
-        assert isinstance(self.model.policy, SetPolicy)  # noqa: S101 - what we gave it
-        policy = Learned(self.model.policy.encoder.arrays(), seed=self._request.seed)
+        policy = Learned(_encoder(self.model).arrays(), seed=self._request.seed)
         found = average(
             play(world(self._profile, 8, scenario, (CHOOSING, k, i)), policy, self._weights)
             for i, scenario in enumerate(SCENARIOS.values())

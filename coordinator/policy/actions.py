@@ -61,8 +61,21 @@ def decision_of(actions: Ints | Sequence[Sequence[int]], observation: Observatio
         codec = CODECS[actions[k, CODEC]]
         choices[observation.devices[k].name] = Choice(
             observation.levels[int(levels[i])].name,
-            codec if codec in allowed else allowed[0],
+            codec if codec in allowed else None,
             float(shares[i]),
             float(power[i]),
         )
     return Decision(choices)
+
+
+def actions_of(decision: Decision, observation: Observation) -> Ints:
+    """The nearest numbers, (N, 4), to another policy's decision, but for shares, which are as all finish together."""
+    place = {level.name: 1 + k for k, level in enumerate(observation.levels)}
+    actions = np.zeros((len(observation.devices), len(BRANCHES)), dtype=np.int64)
+    for k, device in enumerate(observation.devices):
+        choice = decision.choices.get(device.name)
+        if choice is not None:
+            codec = choice.codec or observation.terms.codecs[0]
+            power = min(range(len(POWERS)), key=lambda i: abs(POWERS[i] - choice.power))
+            actions[k] = (place[choice.level], CODECS.index(codec) if codec in CODECS else 0, 0, power)
+    return actions

@@ -14,9 +14,9 @@ from typing import Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from coordinator.policy.estimates import Estimates, Fetching
-from coordinator.policy.fitting import Known, fitting
-from coordinator.policy.types import NEVER, DeviceView, Level, Observation
+from coordinator.policy.estimates import Estimates, Fetching, Usual
+from coordinator.policy.fitting import Known, fits
+from coordinator.policy.types import NEVER, DeviceView, Level, Observation, Terms
 
 Floats32: TypeAlias = NDArray[np.float32]
 Floats: TypeAlias = NDArray[np.float64]
@@ -63,87 +63,150 @@ class Features:
 def features(observation: Observation, known: Known, fetching: Fetching) -> Features:
     """See the module. There must be a device and a level."""
     devices, levels, terms = observation.devices, observation.levels, observation.terms
-    estimates = Estimates.of(observation, fetching)
-    usual, count = estimates.usual, len(devices)
-    rates = _values(device.rate_bytes_s for device in devices)
-    slowness = _values(device.slowness for device in devices)
-    losses = _values(device.loss for device in devices)
-    examples = _values(device.examples for device in devices)
-    asked, answered = _values(d.asked for d in devices), _values(d.answered for d in devices)
-    since = _values(LONG_AGO if d.last_round == NEVER else terms.round - d.last_round for d in devices)
-    never = _values(d.last_round == NEVER for d in devices)
-    budgets = _values(device.budget_bytes for device in devices)
-
-    rate, slow = np.where(rates > 0, rates, usual.rate_bytes_s), np.where(slowness > 0, slowness, usual.slowness)
+    usual = Estimates.of(observation, fetching).usual
+    said = _Said.of(devices)
+    rates = np.where(said.rates > 0, said.rates, usual.rate_bytes_s)
+    slowness = np.where(said.slowness > 0, said.slowness, usual.slowness)
     lacks = _by_holding(devices, levels, fetching)
-    up_bytes = _values(estimates.up_bytes(level) for level in levels)
+    up_bytes = _values(level.upload_bytes.get(terms.codec, 0) for level in levels)
     wire_bytes = lacks + terms.adapter_bytes + up_bytes
-    compute_s = terms.steps * _values(level.step_s for level in levels) * slow[:, None]
-    even = terms.bandwidth_bytes_s / count if terms.bandwidth_bytes_s > 0 else math.inf
-    wire_s = wire_bytes / np.minimum(rate, even)[:, None]
+    compute_s = terms.steps * _values(level.step_s for level in levels) * slowness[:, None]
+    even = terms.bandwidth_bytes_s / len(devices) if terms.bandwidth_bytes_s > 0 else math.inf
+    wire_s = wire_bytes / np.minimum(rates, even)[:, None]
     task_s = wire_s + compute_s
-    fits = _fits(devices, levels, known)
-    best_s = np.where(fits, task_s, np.inf).min(axis=1, initial=np.inf)
+    may = fits(devices, levels, known)
+    best_s = np.where(may, task_s, np.inf).min(axis=1, initial=np.inf)
     best_s = np.where(np.isfinite(best_s), best_s, terms.deadline_s)
-    middle_s = float(np.median(best_s))
-    rank = _ranks(best_s)
-    mean_loss = losses[losses > 0].mean() if (losses > 0).any() else 0.0
+    sizes = max(*(level.size_bytes for level in levels), 1)
+    times = _Times(compute_s, wire_s, task_s, best_s, float(np.median(best_s)))
+    return Features(
+        devices=_bounded(np.stack(_of_device(said, rates, slowness, usual, times, terms), axis=-1)),
+        pairs=_bounded(np.stack(_of_pair(devices, levels, said, may, lacks / sizes, times, terms), axis=-1)),
+        fleet=_bounded(np.array(_of_fleet(terms, said, levels, even, sizes, times.middle_s), dtype=np.float64)),
+        fits=may,
+        wire_bytes=wire_bytes,
+        compute_s=compute_s,
+    )
 
-    of_device = [
-        _values(device.threads for device in devices) / 8,
-        _values(device.battery for device in devices),
-        _log(np.where(examples > 0, examples, usual.examples) / usual.examples),
-        rates > 0,
-        _log(rate / usual.rate_bytes_s),
-        slowness > 0,
-        _log(slow / usual.slowness),
-        losses > 0,
-        np.where(losses > 0, (losses - mean_loss) / (mean_loss or 1.0), 0.0) * LIMIT,
-        (answered + 1) / (asked + 1),
-        np.minimum(asked, LONG_AGO) / LONG_AGO,
+
+@dataclass(frozen=True, slots=True)
+class _Said:
+    """What is known of each device, (N,); 0 for what is not, and for what is no number."""
+
+    rates: Floats
+    slowness: Floats
+    losses: Floats
+    examples: Floats
+    asked: Floats
+    answered: Floats
+    last_round: Floats
+    budgets: Floats
+    threads: Floats
+    battery: Floats
+
+    @staticmethod
+    def of(devices: Sequence[DeviceView]) -> _Said:
+        """One pass over the devices."""
+        rows = np.array([_numbers(device) for device in devices], dtype=np.float64)
+        return _Said(*np.where(np.isfinite(rows), rows, 0.0).T)
+
+
+@dataclass(frozen=True, slots=True)
+class _Times:
+    """What tasks are reckoned to take, (N, L); each device's quickest, (N,), and the median of those."""
+
+    compute_s: Floats
+    wire_s: Floats
+    task_s: Floats
+    best_s: Floats
+    middle_s: float
+
+
+def _of_device(
+    said: _Said, rates: Floats, slowness: Floats, usual: Usual, times: _Times, terms: Terms
+) -> list[Floats | Bools]:
+    """In the order of OF_DEVICE."""
+    never, heard = said.last_round == NEVER, said.losses > 0
+    since = np.where(never, LONG_AGO, terms.round - said.last_round)
+    mean_loss = said.losses[heard].mean() if heard.any() else 1.0
+    return [
+        said.threads / 8,
+        said.battery,
+        _log(np.where(said.examples > 0, said.examples, usual.examples) / usual.examples),
+        said.rates > 0,
+        _log(rates / usual.rate_bytes_s),
+        said.slowness > 0,
+        _log(slowness / usual.slowness),
+        heard,
+        np.where(heard, (said.losses - mean_loss) / mean_loss, 0.0) * LIMIT,
+        (said.answered + 1) / (said.asked + 1),
+        np.minimum(said.asked, LONG_AGO) / LONG_AGO,
         never,
         np.minimum(since, LONG_AGO) / LONG_AGO,
-        _log(best_s / terms.deadline_s),
-        rank,
+        _log(times.best_s / terms.deadline_s),
+        _ranks(times.best_s),
     ]
+
+
+def _of_pair(
+    devices: Sequence[DeviceView],
+    levels: Sequence[Level],
+    said: _Said,
+    may: Bools,
+    lacks: Floats,
+    times: _Times,
+    terms: Terms,
+) -> list[Floats | Bools]:
+    """In the order of OF_PAIR."""
     needs = _values(level.needs_bytes for level in levels)
-    sizes = max(max((level.size_bytes for level in levels), default=1), 1)
-    quality = np.broadcast_to(_values(level.quality for level in levels), task_s.shape)
-    names = [level.name for level in levels]
-    held = np.array([[name in device.holds for name in names] for device in devices])
-    last = np.array([[name == device.last_level for name in names] for device in devices])
-    of_pair = [
-        fits,
-        _log(budgets[:, None] / needs),
-        lacks / sizes,
-        _log(compute_s / terms.deadline_s),
-        _log(wire_s / terms.deadline_s),
-        _log(task_s / terms.deadline_s),
-        _log(task_s / middle_s),
-        quality,
-        held,
-        last,
-        _ranks(task_s),
+    place = {level.name: k for k, level in enumerate(levels)}
+    latest = np.array([place.get(device.last_level, -1) for device in devices])
+    found = [
+        may,
+        _log(said.budgets[:, None] / needs),
+        lacks,
+        _log(times.compute_s / terms.deadline_s),
+        _log(times.wire_s / terms.deadline_s),
+        _log(times.task_s / terms.deadline_s),
+        _log(times.task_s / times.middle_s),
+        _values(level.quality for level in levels),
+        np.array([[level.name in device.holds for level in levels] for device in devices]),
+        latest[:, None] == np.arange(len(levels)),
+        _ranks(times.task_s),
     ]
+    return list(np.broadcast_arrays(*found))
+
+
+def _of_fleet(
+    terms: Terms, said: _Said, levels: Sequence[Level], even: float, sizes: int, middle_s: float
+) -> list[float | Floats]:
+    """In the order of OF_FLEET."""
     gained = (terms.first_loss - terms.loss) / terms.first_loss if terms.loss > 0 and terms.first_loss > 0 else 0.0
-    of_fleet = [
+    return [
         min(terms.round, 50) / 50,
         min(max(terms.rounds - terms.round, 0), 50) / 50,
-        math.log(count) / 5,
+        math.log(len(said.rates)) / 5,
         gained * LIMIT,
         _log(np.array(even * terms.deadline_s / sizes)) if math.isfinite(even) else LIMIT,
         terms.adapter_bytes / sizes,
         len(levels) / 10,
-        float((losses > 0).mean()),
+        float((said.losses > 0).mean()),
         _log(np.array(middle_s / terms.deadline_s)),
     ]
-    return Features(
-        devices=_bounded(np.stack(of_device, axis=-1)),
-        pairs=_bounded(np.stack(np.broadcast_arrays(*of_pair), axis=-1)),
-        fleet=_bounded(np.array(of_fleet, dtype=np.float64)),
-        fits=fits,
-        wire_bytes=wire_bytes,
-        compute_s=compute_s,
+
+
+def _numbers(device: DeviceView) -> tuple[float, ...]:
+    return (
+        device.rate_bytes_s,
+        device.slowness,
+        device.loss,
+        device.examples,
+        device.asked,
+        device.answered,
+        device.last_round,
+        device.budget_bytes,
+        device.threads,
+        device.battery,
     )
 
 
@@ -170,15 +233,6 @@ def _by_holding(devices: Sequence[DeviceView], levels: Sequence[Level], fetching
         if device.holds not in rows:
             rows[device.holds] = [fetching.lacks_bytes(level.name, device.holds) for level in levels]
     return np.array([rows[device.holds] for device in devices], dtype=np.float64)
-
-
-def _fits(devices: Sequence[DeviceView], levels: tuple[Level, ...], known: Known) -> Bools:
-    place = {level.name: k for k, level in enumerate(levels)}
-    fits = np.zeros((len(devices), len(levels)), dtype=np.bool_)
-    for i, device in enumerate(devices):
-        for level in fitting(device, levels, known):
-            fits[i, place[level.name]] = True
-    return fits
 
 
 def _bounded(values: Floats) -> Floats32:

@@ -70,16 +70,25 @@ def last_resort(device: DeviceView, levels: Iterable[Level], known: Known) -> Le
     return None if smallest in _over(device, levels, known) else smallest
 
 
-def may_get(devices: Sequence[DeviceView], levels: Sequence[Level], known: Known) -> Bools:
-    """(devices, levels): those that fit, and where none does the last resort; `fitting` for many devices at once."""
+def fits(devices: Sequence[DeviceView], levels: Sequence[Level], known: Known) -> Bools:
+    """(devices, levels): `fitting` for many devices at once."""
     budgets = np.array([device.budget_bytes for device in devices], float)
     needs = np.array([level.needs_bytes for level in levels], float)
     found: Bools = needs[None, :] <= budgets[:, None]
     said = {name for name, _ in (*known.exceeded, *known.no_room)}  # of others the predictions are all there is
     for row, device in enumerate(devices):
-        if device.name in said or not found[row].any():
-            fit = fitting(device, levels, known) or (last_resort(device, levels, known),)
-            found[row] = [level in fit for level in levels]
+        if device.name in said:
+            names = {level.name for level in fitting(device, levels, known)}
+            found[row] = [level.name in names for level in levels]
+    return found
+
+
+def may_get(devices: Sequence[DeviceView], levels: Sequence[Level], known: Known) -> Bools:
+    """(devices, levels): those that fit, and where none does the last resort."""
+    found = fits(devices, levels, known)
+    for row in (~found.any(axis=1)).nonzero()[0].tolist():
+        resort = last_resort(devices[row], levels, known)
+        found[row] = [resort is not None and level.name == resort.name for level in levels]
     return found
 
 

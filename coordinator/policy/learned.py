@@ -97,8 +97,12 @@ def load_policy(path: pathlib.Path = DEFAULT) -> Learned:
     if not all(np.isfinite(array).all() for array in arrays.values()):
         msg = f"{path} is no policy: it has numbers that are not finite"
         raise PolicyFileError(msg)
-    card = json.loads(notes.get("card", "{}"))
-    return Learned(arrays, card, int(card.get("seed", 0)), float(card.get("sharp", 1.0)))
+    try:
+        card = json.loads(notes.get("card", "{}"))
+        return Learned(arrays, card, int(card.get("seed", 0)), float(card.get("sharp", 1.0)))
+    except (ValueError, TypeError, AttributeError) as error:
+        msg = f"{path} is no policy: its card cannot be read: {error}"
+        raise PolicyFileError(msg) from error
 
 
 def _masked(values: Floats32, allowed: Bools | None) -> Floats32:

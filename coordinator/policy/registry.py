@@ -12,6 +12,7 @@ from coordinator.policy.fixed import Fixed
 from coordinator.policy.kkt import Kkt
 from coordinator.policy.lagrangian import Lagrangian
 from coordinator.policy.largest_that_fits import LargestThatFits
+from coordinator.policy.learned import DEFAULT, PolicyFileError, load_policy
 from coordinator.policy.random import Random
 from coordinator.policy.round_robin import RoundRobin
 from coordinator.policy.types import Policy
@@ -31,5 +32,16 @@ KINDS: Final[Mapping[PolicyName, Callable[..., Policy[Any]]]] = {
 
 
 def policy_of(config: PolicyConfig) -> Policy[Any]:
-    """The policy, with its settings: its fields are called as they are."""
+    """The policy, with its settings: its fields are called as they are. Raises PolicyFileError for a learned one."""
+    if config.name is PolicyName.PPO:
+        return load_policy(DEFAULT if config.file is None else config.file)
     return KINDS[config.name](**{setting: getattr(config, setting) for setting in SETTINGS.get(config.name, ())})
+
+
+def policy_or_greedy(config: PolicyConfig, say: Callable[[str], None]) -> Policy[Any]:
+    """The policy; where its file is missing or of another version, the greedy one, which is said: rounds go on."""
+    try:
+        return policy_of(config)
+    except PolicyFileError as error:
+        say(f"{error}; deciding by {PolicyName.FASTEST_THAT_FITS.value} in its place")
+        return FastestThatFits()

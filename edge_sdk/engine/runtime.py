@@ -18,6 +18,8 @@ import onnxruntime
 
 from edge_sdk.errors import ArtifactError, ConfigError
 from edge_sdk.providers import Provider
+from edge_sdk.wire.errors import WireError
+from edge_sdk.wire.graphs import MAX_GRAPH_BYTES, check_graph
 from edge_sdk.wire.tensors import Array
 
 VERSION = f"onnxruntime {onnxruntime.__version__}"
@@ -72,7 +74,16 @@ class Graph:
     """
 
     def __init__(self, path: pathlib.Path, threads: int) -> None:
-        """Load the graph. Raises ArtifactError when this onnxruntime refuses it."""
+        """Load the graph. Raises ArtifactError for one that no device may load, see `graphs`, or when this onnxruntime
+        refuses it.
+        """
+        with path.open("rb") as file:
+            data = file.read(MAX_GRAPH_BYTES + 1)
+        try:
+            check_graph(data)
+        except WireError as error:
+            msg = f"graph {path.name[:12]} is not loaded: {error}"
+            raise ArtifactError(msg) from error
         reserve_arena(0)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
@@ -87,7 +98,7 @@ class Graph:
         try:
             # The CPU comes last, and runs the nodes that the other lacks.
             wanted = list(dict.fromkeys([EXECUTES[_used[0]], EXECUTES[Provider.CPU]]))
-            self._session: Any = onnxruntime.InferenceSession(path.read_bytes(), options, providers=wanted)
+            self._session: Any = onnxruntime.InferenceSession(data, options, providers=wanted)
         except Exception as error:  # onnxruntime's own exceptions share no base class
             msg = f"{VERSION} cannot load graph {path.name[:12]}: {_first_line(error)}"
             raise ArtifactError(msg) from error

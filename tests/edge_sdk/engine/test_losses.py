@@ -87,7 +87,10 @@ def test_a_token_is_predicted_from_the_one_before() -> None:
 
 
 def test_a_graph_that_is_none_is_refused(tmp_path: pathlib.Path) -> None:
-    """What onnxruntime cannot load is an artifact's fault, said in one line with the runtime's version."""
+    """An artifact's fault, said in one line: bytes that are no graph, and one that onnxruntime cannot load."""
     (tmp_path / "graph").write_bytes(b"no graph\n" * 10)
+    with pytest.raises(ArtifactError, match=r"^graph graph is not loaded: [^\n]+$"):
+        Graph(tmp_path / "graph", 1)
+    (tmp_path / "graph").write_bytes(b"\x3a\x00")  # a model of one graph, which has nothing in it
     with pytest.raises(ArtifactError, match=r"^onnxruntime [\d.]+ cannot load graph [^\n]+$"):
         Graph(tmp_path / "graph", 1)

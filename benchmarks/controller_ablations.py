@@ -1,0 +1,203 @@
+"""What each part of the controller is worth: trained again without it, just as long, and judged in the same fleets.
+
+    python -m benchmarks.controller_ablations [--steps 60000] [--quick]
+
+- `as it is`: the set encoder, shared by all devices, with branches, masks and imitation;
+- `no imitation`: from random weights;
+- `no masking`: levels that do not fit may be chosen, and fail;
+- `no sharing`: one wide network over all places at once, with weights of its own for each; the library's default;
+- `no branching`: one choice for the whole fleet, of levels x codecs x how many of the fastest take part, by the
+  library's default network: plain PPO;
+- `no store`: as it is, where whole emulators are exchanged: what content addressing is worth.
+
+Writes benchmarks/results/controller-ablations.json, with --quick controller-ablations-quick.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import pathlib
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import gymnasium
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sb3_contrib import MaskablePPO
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from benchmarks import machine
+from coordinator.controller.environment import SLOTS, WIDTHS, FleetEnv
+from coordinator.controller.evaluation import average, mean_of, play
+from coordinator.controller.fleets import SCENARIOS
+from coordinator.controller.profile import Profile, load_profile
+from coordinator.controller.reward import Weights
+from coordinator.controller.simulator import World
+from coordinator.controller.training import CHECKPOINT, Request, train
+from coordinator.controller.worlds import JUDGING, MOST_LEVELS, world
+from coordinator.policy.actions import CODECS, LEVEL
+from coordinator.policy.learned import Learned
+
+RESULTS: Final = pathlib.Path(__file__).parent / "results"
+DEVICES, SEEDS, FLEETS = 8, 5, 4
+JUDGED: Final = ("stationary", "everything")
+SHARES_OF_FLEET: Final = (0.25, 0.5, 1.0)
+QUICK_STEPS: Final = 4096
+
+
+class JointEnv(gymnasium.Env[dict[str, Any], np.int64]):
+    """One number for the whole fleet: a level, a codec, and which share of the devices, the quickest first, has it."""
+
+    def __init__(self, env: FleetEnv) -> None:
+        """Around the environment with branches."""
+        self._fleet = env
+        self.observation_space = env.observation_space
+        self.action_space = gymnasium.spaces.Discrete(MOST_LEVELS * len(CODECS) * len(SHARES_OF_FLEET))
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict[str, Any], Any]:
+        """Begin a run in another world."""
+        return self._fleet.reset(seed=seed, options=options)
+
+    def step(self, action: np.int64) -> tuple[dict[str, Any], Any, bool, bool, dict[str, Any]]:
+        """A round."""
+        return self._fleet.step(self._spread(int(action)))
+
+    def action_masks(self) -> NDArray[np.bool_]:
+        """Levels that fit anybody."""
+        fits = self._fleet.action_masks().reshape(SLOTS, -1)[:, 1 : WIDTHS[LEVEL]].any(axis=0)
+        allowed = np.repeat(fits, len(CODECS) * len(SHARES_OF_FLEET))
+        return allowed if allowed.any() else np.ones_like(allowed)
+
+    def _spread(self, action: int) -> NDArray[np.int64]:
+        rest, share = divmod(action, len(SHARES_OF_FLEET))
+        level, codec = divmod(rest, len(CODECS))
+        actions = np.zeros((SLOTS, len(WIDTHS)), dtype=np.int64)
+        fits = self._fleet.action_masks().reshape(SLOTS, -1)[:, 1 + level]
+        places = np.flatnonzero(fits)
+        if len(places):
+            quickest = sorted(places, key=lambda k: self._fleet.quickness(int(k), level))
+            taken = quickest[: max(1, round(SHARES_OF_FLEET[share] * len(places)))]
+            actions[taken, LEVEL] = 1 + level
+            actions[taken, 1] = codec
+        return actions.ravel()
+
+
+def judged(
+    score: Callable[[World], float], profile: Profile, *, stored: bool = True, seeds: int = SEEDS
+) -> dict[str, Any]:
+    """Means over seeds, by scenario."""
+    found = {}
+    for name in JUDGED:
+        values = []
+        for seed in range(seeds):
+            worlds = [
+                world(profile, DEVICES, SCENARIOS[name], (JUDGING, seed, fleet, DEVICES), stored=stored)
+                for fleet in range(FLEETS)
+            ]
+            values.append(float(np.mean([score(one) for one in worlds])))
+        found[name] = dataclasses.asdict(mean_of(values))
+    return found
+
+
+def of_policy(policy: Learned) -> Callable[[World], float]:
+    """A run's reward."""
+    return lambda one: average([play(one, policy, Weights())]).reward
+
+
+def of_model(model: MaskablePPO, wrap: Callable[[FleetEnv], Any], *, masked: bool = True) -> Callable[[World], float]:
+    """The same for a network that only the environment can ask."""
+
+    def score(one: World) -> float:
+        env = wrap(FleetEnv(lambda _rng: one, masked=masked))
+        seen, _ = env.reset(seed=0)
+        total, over = 0.0, False
+        while not over:
+            action, _ = model.predict(seen, action_masks=env.action_masks())
+            seen, reward, over, _, _ = env.step(action)
+            total += float(reward)
+        return total
+
+    return score
+
+
+def library(wrap: Callable[[FleetEnv], Any], request: Request, profile: Profile) -> MaskablePPO:
+    """PPO with the library's own network."""
+
+    def place(k: int) -> Callable[[], Monitor[Any, Any]]:
+        def make() -> Monitor[Any, Any]:
+            env = wrap(FleetEnv(profile=profile))
+            env.reset(seed=1000 * request.seed + k)
+            return Monitor(env)
+
+        return make
+
+    model = MaskablePPO(
+        "MultiInputPolicy",
+        DummyVecEnv([place(k) for k in range(request.places)]),
+        learning_rate=lambda left: 5e-4 * (0.1 + 0.9 * left),
+        n_steps=request.rounds,
+        batch_size=request.batch,
+        n_epochs=request.epochs,
+        gamma=request.discount,
+        gae_lambda=0.9,
+        ent_coef=request.entropy,
+        policy_kwargs={"net_arch": [256, 256]},
+        seed=request.seed,
+        device="cpu",
+    )
+    return model.learn(request.steps)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """See the module."""
+    description = (__doc__ or "").split("\n")[0]
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.controller_ablations", description=description)
+    parser.add_argument("--steps", type=int, default=60_000)
+    parser.add_argument("--quick", action="store_true", help="a few steps, which say nothing")
+    asked = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    profile = load_profile()
+    base = Request(steps=QUICK_STEPS if asked.quick else asked.steps, shown=20 if asked.quick else 400)
+    seeds = 2 if asked.quick else SEEDS
+    found: dict[str, Any] = {}
+
+    def say(name: str, result: dict[str, Any]) -> None:
+        found[name] = result
+        print(name, {k: f"{v['mean']:.3f} ± {v['half']:.3f}" for k, v in result.items()}, flush=True)
+
+    with tempfile.TemporaryDirectory() as folder:
+        out = pathlib.Path(folder)
+        for name, request in {
+            "as it is": base,
+            "no imitation": dataclasses.replace(base, shown=0),
+            "no masking": dataclasses.replace(base, masked=False),
+        }.items():
+            policy = train(request, profile, Weights(), out / name, lambda _line: None)
+            if request.masked:
+                say(name, judged(of_policy(policy), profile, seeds=seeds))
+                if name == "as it is":
+                    say("no store", judged(of_policy(policy), profile, stored=False, seeds=seeds))
+            else:
+                model = MaskablePPO.load(out / name / CHECKPOINT)
+                say(name, judged(of_model(model, lambda env: env, masked=False), profile, seeds=seeds))
+    for name, wrap in {"no sharing": _same, "no branching": JointEnv}.items():
+        say(name, judged(of_model(library(wrap, base, profile), wrap), profile, seeds=seeds))
+    file = "controller-ablations-quick.json" if asked.quick else "controller-ablations.json"
+    machine.write_json(
+        RESULTS / file,
+        {"machine": machine.machine(), "request": dataclasses.asdict(base), "seeds": seeds, "found": found},
+    )
+    return 0
+
+
+def _same(env: FleetEnv) -> FleetEnv:
+    return env
+
+
+if __name__ == "__main__":
+    sys.exit(main())

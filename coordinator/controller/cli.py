@@ -1,0 +1,108 @@
+"""`fedpeat controller`: train a policy, judge it, and look again at what one decided."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib.util
+import math
+import pathlib
+from typing import Any, Final
+
+from coordinator.controller.profile import DEFAULT, load_profile
+from coordinator.controller.reward import Weights
+from coordinator.errors import ConfigError
+from coordinator.policy.learned import DEFAULT as DEFAULT_POLICY
+from coordinator.policy.learned import load_policy
+
+NEEDED: Final = ("torch", "gymnasium", "sb3_contrib")
+MOST_DEVICES: Final = 10_000
+
+
+def add_command(commands: Any) -> None:  # noqa: ANN401 - argparse has no public name for it
+    """Add `controller` and what it can do."""
+    parser = commands.add_parser("controller", help="train and judge the policy that decides the rounds")
+    inner = parser.add_subparsers(required=True, metavar="COMMAND")
+    command = inner.add_parser("train", help="train a policy on simulated fleets around measured costs")
+    command.add_argument("--out", type=pathlib.Path, required=True, metavar="DIR")
+    command.add_argument("--steps", type=_whole, default=400_000, help="simulated rounds; default: 400000")
+    command.add_argument("--seed", type=_whole, default=0)
+    command.add_argument(
+        "--imitate",
+        type=_whole,
+        default=400,
+        metavar="RUNS",
+        help="of the analytic policy, to begin with; default: 400",
+    )
+    command.add_argument("--resume", action="store_true", help="go on from the checkpoint in DIR")
+    _add_common(command)
+    command.set_defaults(run=_train)
+    command = inner.add_parser("evaluate", help="judge a policy beside the others, on fleets that it never saw")
+    command.add_argument("policy", type=pathlib.Path, nargs="?", default=DEFAULT_POLICY, metavar="FILE")
+    command.add_argument("--devices", type=_whole, default=8)
+    command.add_argument("--seeds", type=_whole, default=5, help="of four fleets in each scenario; default: 5")
+    command.add_argument("--scenario", default="", help="one of them alone")
+    _add_common(command)
+    command.set_defaults(run=_evaluate)
+
+
+def _add_common(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--profile", type=pathlib.Path, default=DEFAULT, metavar="FILE", help="measured costs; default: SmolLM2-135M's"
+    )
+    for field in dataclasses.fields(Weights):
+        text = f"weight of {field.name} in the reward; default: {field.default}"
+        command.add_argument(f"--{field.name}", type=_weight, default=field.default, metavar="WEIGHT", help=text)
+
+
+def _whole(text: str) -> int:
+    if not text.isascii() or not text.isdecimal() or len(text) > 12:  # noqa: PLR2004 - digits that any count has
+        msg = f"{text!r} is no whole number"
+        raise argparse.ArgumentTypeError(msg)
+    return int(text)
+
+
+def _weight(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        msg = f"{text!r} is no number of 0 or more"
+        raise argparse.ArgumentTypeError(msg)
+    return value
+
+
+def _weights(arguments: argparse.Namespace) -> Weights:
+    return Weights(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(Weights)})
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    if lacking := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
+        msg = f"{', '.join(lacking)} not found; to train a policy: pip install 'fedpeat[controller]'"
+        raise ConfigError(msg)
+    from coordinator.controller.training import POLICY, Request, train
+
+    profile = load_profile(arguments.profile)
+    request = Request(steps=arguments.steps, seed=arguments.seed, shown=arguments.imitate)
+    train(request, profile, _weights(arguments), arguments.out, _say, resume=arguments.resume)
+    print(f"the best policy is in {arguments.out / POLICY}; in coordinator.toml: [policy] name = 'ppo', file = ...")
+    return 0
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from coordinator.controller.baselines import BASELINES
+    from coordinator.controller.compare import compare, scenarios
+
+    profile, policy = load_profile(arguments.profile), load_policy(arguments.policy)
+    if not 1 <= arguments.devices <= MOST_DEVICES or arguments.seeds < 1:
+        msg = f"--devices must be from 1 to {MOST_DEVICES}, --seeds 1 or more"
+        raise ConfigError(msg)
+    policies = {"ppo": lambda _world: policy, **BASELINES}
+    seeds, named = range(arguments.seeds), scenarios(arguments.scenario)
+    compare(profile, policies, _weights(arguments), arguments.devices, seeds, named, say=_say)
+    return 0
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
