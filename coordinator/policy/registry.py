@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from coordinator.config import SETTINGS, PolicyConfig, PolicyName
 from coordinator.policy.caff import Caff
 from coordinator.policy.fastest_that_fits import FastestThatFits
 from coordinator.policy.fixed import Fixed
@@ -14,6 +13,7 @@ from coordinator.policy.lagrangian import Lagrangian
 from coordinator.policy.largest_that_fits import LargestThatFits
 from coordinator.policy.random import Random
 from coordinator.policy.round_robin import RoundRobin
+from coordinator.policy.settings import SETTINGS, PolicyConfig, PolicyName
 from coordinator.policy.types import Policy
 from coordinator.policy.ucb import Ucb
 
