@@ -7,13 +7,12 @@ import enum
 import hashlib
 import json
 import pathlib
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
 
 from coordinator.errors import ConfigError
 from coordinator.guards import ChecksConfig, Estimator, PrivacyConfig
 from coordinator.pace import Pace
+from coordinator.policy.settings import PolicyConfig, policy_complaints
 from coordinator.registry import Enrolment
 from edge_sdk.wire.codecs import NEEDS_RESIDUAL
 from edge_sdk.wire.endpoint import TlsFiles, broker_url
@@ -70,34 +69,6 @@ class ServerOptimizer(enum.Enum):
     FEDAVG = "fedavg"
     FEDAVGM = "fedavgm"
     FEDADAM = "fedadam"
-
-
-class PolicyName(enum.Enum):
-    """Who gets which level; see `coordinator.policy`."""
-
-    LARGEST_THAT_FITS = "largest-that-fits"
-    FASTEST_THAT_FITS = "fastest-that-fits"
-    FIXED = "fixed"
-    RANDOM = "random"
-    ROUND_ROBIN = "round-robin"
-    CAFF = "caff"
-    UCB = "ucb"
-    LAGRANGIAN = "lagrangian"
-    KKT = "kkt"
-    PPO = "ppo"
-
-
-# Which of the fields of `PolicyConfig` are whose; what is not here has none.
-SETTINGS: Final[Mapping[PolicyName, tuple[str, ...]]] = {
-    PolicyName.FIXED: ("level",),
-    PolicyName.RANDOM: ("seed",),
-    PolicyName.ROUND_ROBIN: ("participants",),
-    PolicyName.CAFF: ("max_upload_bytes", "max_task_s"),
-    PolicyName.UCB: ("delay_weight",),
-    PolicyName.LAGRANGIAN: ("budget_s", "budget_bytes", "budget_memory", "price_step"),
-    PolicyName.KKT: ("people_power", "between_s"),
-    PolicyName.PPO: ("file",),
-}
 
 
 class DataKind(enum.Enum):
@@ -284,29 +255,6 @@ class AggregationConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PolicyConfig:
-    """Who decides, and the settings that it has: which are whose is in `SETTINGS`, what they mean in the policy.
-
-    `fixed` needs a level; all others may be left out. Without a `file` the policy `ppo` is the one in the package.
-    """
-
-    name: PolicyName = PolicyName.LARGEST_THAT_FITS
-    level: str = ""
-    seed: int = number(0, 1 << 31, 0)
-    participants: int = number(0, MAX_DEVICES, 0)
-    max_upload_bytes: int = number(0, 1 << 50, 0)
-    max_task_s: float = number(0, WEEK_S, 0)
-    delay_weight: float = number(0, 1000, 0.5)
-    budget_s: float = number(0, WEEK_S, 0)
-    budget_bytes: int = number(0, 1 << 50, 0)
-    budget_memory: float = number(0.01, 1, 1.0)
-    price_step: float = number(0.001, 1000, 0.5)
-    people_power: float = number(0, 1, 0.5)
-    between_s: float = number(0, WEEK_S, 60.0)
-    file: pathlib.Path | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationConfig:
     """Held-out data at `path`, of which at most `rows` rows are used; text and label columns matter to `csv` alone."""
 
@@ -354,7 +302,7 @@ class Config:
     transfer: TransferConfig = TransferConfig()
     aggregation: AggregationConfig = AggregationConfig()
     checks: ChecksConfig = dataclasses.field(default_factory=ChecksConfig)
-    policy: PolicyConfig = PolicyConfig()
+    policy: PolicyConfig = dataclasses.field(default_factory=PolicyConfig)
     evaluation: EvaluationConfig | None = None
     public: PublicConfig | None = None
     participant: ParticipantConfig | None = None
@@ -433,7 +381,7 @@ def _complaints(config: Config) -> dict[str, bool]:
         "participant.tls is missing; broker.url is mqtts://, and every device has a certificate of its own": (
             config.participant is not None and config.participant.tls is None and config.broker.url.startswith("mqtts:")
         ),
-        **_policy_complaints(config.policy, names),
+        **policy_complaints(config.policy, names),
         **_aggregation_complaints(config.aggregation),
         **_estimator_complaints(config),
         **(_privacy_complaints(config, config.privacy) if config.privacy else {}),
@@ -462,21 +410,6 @@ def _rank_complaints(level: LevelConfig, config: Config) -> dict[str, bool]:
             0 < rank < highest and not narrows
         ),
     }
-
-
-def _policy_complaints(policy: PolicyConfig, levels: list[str]) -> dict[str, bool]:
-    name, default = policy.name, PolicyConfig()
-    fixed, has = name is PolicyName.FIXED, ", ".join(levels)
-    complaints = {
-        f"policy.level is missing; fixed needs one of: {has}": fixed and not policy.level,
-        f"policy.level is {policy.level!r}; the levels are: {has}": fixed and policy.level not in levels,
-    }
-    for owner, settings in SETTINGS.items():
-        for setting in settings:
-            complaints[f"policy.{setting} is for the policy {owner.value}, this one is {name.value}"] = (
-                owner is not name and getattr(policy, setting) != getattr(default, setting)
-            )
-    return complaints
 
 
 def _aggregation_complaints(aggregation: AggregationConfig) -> dict[str, bool]:

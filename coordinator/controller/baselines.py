@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from coordinator.config import PolicyName
 from coordinator.controller.compare import Make
 from coordinator.controller.simulator import World
 from coordinator.policy.fixed import Fixed
 from coordinator.policy.registry import KINDS
+from coordinator.policy.settings import PolicyName
 from coordinator.policy.types import Policy
 
 GREEDY: Final = PolicyName.FASTEST_THAT_FITS.value
 
 
-_OF_LADDERS: Final = {PolicyName.CAFF, PolicyName.FIXED}  # what they need is not the same in every world
+_OTHERS: Final = {
+    PolicyName.PPO,
+    PolicyName.CAFF,
+    PolicyName.FIXED,
+}  # it is what is judged; they need ladders of a kind
 
 
 def _as_it_is(kind: Callable[..., Policy[Any]]) -> Make:
@@ -28,6 +32,6 @@ def _fixed(world: World) -> Fixed:
 
 
 BASELINES: Final[Mapping[str, Make]] = {
-    **{name.value: _as_it_is(kind) for name, kind in KINDS.items() if name not in _OF_LADDERS},
+    **{name.value: _as_it_is(kind) for name, kind in KINDS.items() if name not in _OTHERS},
     PolicyName.FIXED.value: _fixed,
 }

@@ -105,6 +105,11 @@ def load_policy(path: pathlib.Path = DEFAULT) -> Learned:
         raise PolicyFileError(msg) from error
 
 
+def learned(file: pathlib.Path | None = None) -> Learned:
+    """The policy in that file, or the one in the package. Raises PolicyFileError."""
+    return load_policy(DEFAULT if file is None else file)
+
+
 def _masked(values: Floats32, allowed: Bools | None) -> Floats32:
     return values if allowed is None else np.where(allowed, values, np.float32(-1e8))
 

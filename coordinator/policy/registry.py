@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from coordinator.config import SETTINGS, PolicyConfig, PolicyName
 from coordinator.policy.caff import Caff
 from coordinator.policy.fastest_that_fits import FastestThatFits
 from coordinator.policy.fixed import Fixed
 from coordinator.policy.kkt import Kkt
 from coordinator.policy.lagrangian import Lagrangian
 from coordinator.policy.largest_that_fits import LargestThatFits
-from coordinator.policy.learned import DEFAULT, PolicyFileError, load_policy
+from coordinator.policy.learned import PolicyFileError, learned
 from coordinator.policy.random import Random
 from coordinator.policy.round_robin import RoundRobin
+from coordinator.policy.settings import SETTINGS, PolicyConfig, PolicyName
 from coordinator.policy.types import Policy
 from coordinator.policy.ucb import Ucb
 
@@ -28,13 +28,12 @@ KINDS: Final[Mapping[PolicyName, Callable[..., Policy[Any]]]] = {
     PolicyName.UCB: Ucb,
     PolicyName.LAGRANGIAN: Lagrangian,
     PolicyName.KKT: Kkt,
+    PolicyName.PPO: learned,
 }
 
 
 def policy_of(config: PolicyConfig) -> Policy[Any]:
     """The policy, with its settings: its fields are called as they are. Raises PolicyFileError for a learned one."""
-    if config.name is PolicyName.PPO:
-        return load_policy(DEFAULT if config.file is None else config.file)
     return KINDS[config.name](**{setting: getattr(config, setting) for setting in SETTINGS.get(config.name, ())})
 
 

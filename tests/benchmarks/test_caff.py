@@ -11,7 +11,8 @@ from benchmarks import caff
 from benchmarks.caff import AXES, METHODS, QUICK, SCENES, Given, Level, Need, Outcome, Played, Taken
 from benchmarks.demo import write_toml
 from benchmarks.fleet import Point
-from coordinator.config import PolicyName, load_config
+from coordinator.config import load_config
+from coordinator.policy.settings import PolicyName
 
 POINTS = tuple(Point(k, 1000 * k, 500 * k, 0.7 - k / 100, 0.5 + k / 10) for k in range(4))
 LAYERS = Outcome("scarce", "layers", 0, (Level("last2", 200, 4, 190, 10.0),), POINTS, (0.0, 2.0, 4.0, 6.0))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from coordinator.config import PolicyConfig
 from coordinator.controller import simulator, worlds
 from coordinator.controller.fleets import SCENARIOS
 from coordinator.controller.oracle import search
 from coordinator.controller.profile import load_profile
 from coordinator.controller.reward import Weights, reward
 from coordinator.policy.registry import KINDS, policy_of
+from coordinator.policy.settings import PolicyConfig
 
 PROFILE = load_profile()
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from hypothesis import given
 
-from coordinator.config import SETTINGS, PolicyConfig, PolicyName
 from coordinator.policy.fitting import Known
 from coordinator.policy.registry import KINDS, policy_of
+from coordinator.policy.settings import SETTINGS, PolicyConfig, PolicyName
 from coordinator.policy.types import Decision, Observation, Policy
 from tests.coordinator.policy.observations import LEVELS, objection, sequences
 
