@@ -69,9 +69,8 @@ EVERYTHING = st.builds(
     maybe=st.none() | PART,
     later=values(int),
 )
-SAMPLE = Everything(
-    "a", b"b", 1.5, True, Colour.RED, (1, 2), {"p": Part(3)}, frozenset("ba"), {Colour.BLUE: 1}, Part(4)
-)
+PARTS, SETS = {"p": Part(3)}, (frozenset("ba"), {Colour.BLUE: 1})
+SAMPLE = Everything("a", b"b", 1.5, True, Colour.RED, (1, 2), PARTS, *SETS, Part(4))  # noqa: FBT003 - every field
 PLAIN = {
     "text": "a",
     "data": b"b",
