@@ -52,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
+    from coordinator.controller.cli import add_command as add_controller
     from coordinator.ladder.cli import add_command as add_ladder
     from export.cli import add_commands
 
@@ -72,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_broker(commands.add_parser("broker", help="make a Mosquitto's configuration and certificates for a fleet"))
     _add_devices(commands.add_parser("devices", help="who belongs to the fleet: invite, list, approve, revoke"))
     commands.add_parser("version", help="print the version").set_defaults(run=lambda _arguments: _version())
+    add_controller(commands)
     add_ladder(commands)
     add_commands(commands)
     return parser

@@ -60,7 +60,7 @@ class HardLimits(Generic[S]):
             return replace(fallback, notes=(why[:LENGTH],)), Guarded(state.state, known, answers)
 
 
-def limited(decision: Decision, observation: Observation, known: Known) -> Decision:
+def limited(decision: object, observation: Observation, known: Known) -> Decision:
     """The decision without what breaks a limit. Raises TypeError where it is no decision at all."""
     if not isinstance(decision, Decision) or not isinstance(decision.choices, Mapping):
         msg = f"a {type(decision).__name__} is no decision"
@@ -78,7 +78,7 @@ def limited(decision: Decision, observation: Observation, known: Known) -> Decis
     return Decision(kept, tuple(notes))
 
 
-def _wrong(device: DeviceView | None, choice: Choice, observation: Observation, known: Known) -> Iterator[str]:
+def _wrong(device: DeviceView | None, choice: object, observation: Observation, known: Known) -> Iterator[str]:
     """Whatever is wrong with a choice for a device, the worst first."""
     if device is None:
         yield "nobody asked about such a device"

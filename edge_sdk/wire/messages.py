@@ -44,6 +44,11 @@ def _short(name: str, text: str) -> None:
         raise ValueError(msg)
 
 
+def threads_at(power: float, own: int) -> int:
+    """How many of its `own` threads a device trains with at this power: the nearest number, and one at least."""
+    return max(1, round(power * own))
+
+
 class Schedule(enum.Enum):
     """How the learning rate moves within a task, after the warm-up."""
 
@@ -170,8 +175,8 @@ class Task:
         _bounded("power", self.power, MIN_POWER, 1.0)
 
     def threads(self, own: int) -> int:
-        """With how many of its `own` threads a device trains: one at least."""
-        return max(1, round(self.power * own))
+        """With how many of its `own` threads a device trains, see `threads_at`."""
+        return threads_at(self.power, own)
 
 
 @dataclass(frozen=True, slots=True)
