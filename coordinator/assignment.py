@@ -1,22 +1,46 @@
-"""Who gets which level: the policy with its state, what it has not been shown yet, and who sits out."""
+"""Who gets what: the policy with its state, what devices are known to be, and who sits out."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from coordinator.fleet import Device
-from coordinator.policy.types import Answer, DeviceView, Level, Observation, Policy
+from coordinator.policy.acquaintance import Acquaintance
+from coordinator.policy.hard_limits import HardLimits
+from coordinator.policy.types import Answer, Decision, DeviceView, Level, Observation, Policy, Terms
 
 S = TypeVar("S")
 
 
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """A decision and all that it was made from, beside the policy's state.
+
+    That is what the decisions before it left, back to one that is `fresh`: there the `policy`, which is named by its
+    class, had seen nothing.
+    """
+
+    observation: Observation
+    decision: Decision
+    policy: str
+    fresh: bool
+
+
+def name_of(policy: Policy[S]) -> str:
+    """What a policy is called where decisions are kept."""
+    return type(policy).__name__
+
+
 class Assignment(Generic[S]):
-    """Asks `policy` about `levels`, which are best first. State alone; `rounds` says when."""
+    """Asks `policy`, within hard limits, about `levels`, which are best first. State alone; `rounds` says when."""
 
     def __init__(self, policy: Policy[S], levels: tuple[Level, ...], answers: Iterable[Answer]) -> None:
-        """`answers` are those of the past: the policy learns them again."""
-        self._policy, self._state, self._levels = policy, policy.initial(), levels
+        """`answers` are those of the past, oldest first: the policy learns them again."""
+        self._policy, self._levels = HardLimits(policy), levels
+        self._state, self._fresh = self._policy.initial(), True
+        self._acquaintance = Acquaintance.of(levels)
         self._answers = list(answers)
         self._sits_out: dict[str, str] = {}  # device: the session that said so, or "" for this attempt alone
 
@@ -32,20 +56,23 @@ class Assignment(Generic[S]):
         """Those who sat out one attempt take part again."""
         self._sits_out = {name: session for name, session in self._sits_out.items() if session}
 
-    def decide(self, devices: Iterable[Device], fleet: Iterable[Device]) -> dict[str, str]:
-        """The level of each of `devices`, some of the `fleet`, that takes part and for which the policy has one."""
-        views = tuple(_view(device) for device in devices if self._takes_part(device))
-        if not views:
-            return {}
-        observation = Observation(views, self._levels, tuple(self._answers), tuple(map(_view, fleet)))
+    def decide(self, devices: Iterable[Device], fleet: Iterable[Device], terms: Terms) -> Decided | None:
+        """What each of `devices`, some of the `fleet`, gets that takes part; None where none of them does."""
+        asked = [device for device in devices if self._takes_part(device)]
+        if not asked:
+            return None
+        answers = tuple(self._answers)
         self._answers.clear()
-        decision, self._state = self._policy.decide(observation, self._state)
-        return {name: choice.level for name, choice in decision.choices.items()}
+        self._acquaintance = self._acquaintance.after(answers)
+        seen = Observation(self._views(asked), self._levels, answers, self._views(fleet), terms)
+        decision, self._state = self._policy.decide(seen, self._state)
+        fresh, self._fresh = self._fresh, False
+        return Decided(seen, decision, name_of(self._policy.policy), fresh)
+
+    def _views(self, devices: Iterable[Device]) -> tuple[DeviceView, ...]:
+        hellos = (device.hello for device in devices)
+        return tuple(self._acquaintance.view(hello.device, hello.budget_bytes, hello.cores) for hello in hellos)
 
     def _takes_part(self, device: Device) -> bool:
         said = self._sits_out.get(device.hello.device)
         return said is None or said not in {"", device.hello.session}
-
-
-def _view(device: Device) -> DeviceView:
-    return DeviceView(device.hello.device, device.hello.budget_bytes)

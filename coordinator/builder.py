@@ -24,6 +24,7 @@ from coordinator.places import artifact_folder
 from coordinator.policy.types import Level
 from edge_sdk.wire.blobs import Blob, BlobStore, written_atomically
 from edge_sdk.wire.codecs import CODECS
+from edge_sdk.wire.costs import step_s
 from edge_sdk.wire.errors import WireError
 from edge_sdk.wire.manifest import Manifest, decode_manifest
 from edge_sdk.wire.tensors import read_tensors
@@ -39,8 +40,8 @@ class BuiltLevel:
     blob: Blob
     path: pathlib.Path
 
-    def level(self) -> Level:
-        """As a policy sees it."""
+    def level(self, batch: int, tokens: int, quality: float = 1.0) -> Level:
+        """As a policy sees it, for tasks of steps of `batch` rows of `tokens` tokens."""
         manifest, spec = self.manifest, self.manifest.level
         numbers = [math.prod(shape) for shape in manifest.trained_shapes().values()]
         return Level(
@@ -51,6 +52,8 @@ class BuiltLevel:
             trained_layers=len(spec.trained_layers),
             upload_bytes={codec: sum(map(CODECS[codec].size_bytes, numbers)) for codec in CODECS},
             files={blob.sha256: blob.size_bytes for blob in manifest.files.values()},
+            step_s=step_s(manifest, batch, tokens),
+            quality=quality,
         )
 
 

@@ -138,8 +138,9 @@ class AdapterConfig:
 class LevelConfig:
     """One emulator level: `bits` per frozen weight, `layers` kept and `train_last` trained (0: all of them).
 
-    `rank` is that of LoRA's factors there (0: the adapter's own, which is the highest); the others as in
-    `export.levels.LevelRequest`, `tensors_mb` 0: no bound.
+    `rank` is that of LoRA's factors there (0: the adapter's own, which is the highest); `quality` the share of what
+    tuning the model itself gains that tuning at this level does, as a ladder measured it: for policies alone. The
+    others as in `export.levels.LevelRequest`, `tensors_mb` 0: no bound.
     """
 
     name: str = matching(NAME, "letters, digits, dot, dash, underscore, at most 128")
@@ -155,6 +156,7 @@ class LevelConfig:
     distill_steps: int = number(1, 10_000_000, 100)
     distill_rate: float = number(1e-9, 1, 1e-4)
     tensors_mb: float = number(0, 1e9, 0.0)
+    quality: float = number(0, 1, 1.0)
 
     @property
     def needs_public(self) -> bool:

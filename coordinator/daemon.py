@@ -17,8 +17,9 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
+from coordinator import answers
 from coordinator.aggregation import Aggregated, aggregation, narrowed
-from coordinator.builder import Artifact
+from coordinator.builder import Artifact, BuiltLevel
 from coordinator.collector import Collector, Fetched, Unfetched
 from coordinator.config import Config
 from coordinator.errors import CoordinatorError, JobError
@@ -35,16 +36,19 @@ from coordinator.events import (
     GiveTask,
     HelloHeard,
     Instruction,
+    LossMeasured,
     NoAdapter,
     OfferAgain,
     OpenRound,
     PresenceHeard,
     ProgressHeard,
     Reconnected,
+    RecordDecision,
     ResultCommitted,
     ResultHeard,
     ResultRefused,
     SendReceipt,
+    SetRates,
     StopAsked,
     Tick,
 )
@@ -55,12 +59,14 @@ from coordinator.jobs import Done, Failed, Jobs, Outcome
 from coordinator.ledger import Ledger
 from coordinator.narrate import narrate, rolled_back
 from coordinator.places import received_folder
-from coordinator.policy.registry import policy_of
+from coordinator.plan import Plan
+from coordinator.policy.registry import policy_or_greedy
+from coordinator.policy.types import Level
 from coordinator.publisher import Publisher
 from coordinator.registry import Registry
 from coordinator.report import FULL
 from coordinator.round_states import State
-from coordinator.rounds import Plan, Rounds
+from coordinator.rounds import Rounds
 from coordinator.screen import Screen, board
 from coordinator.scribe import write_down
 from coordinator.task_book import TaskMaker
@@ -118,9 +124,9 @@ class Daemon:
         self._topics = Topics(config.fleet)
         self._registry, self._gate = registry, Gate(registry, self._topics, config.trust.enrolment)
         self._received = BlobStore(received_folder(config))
-        pace = config.transfer.pace()
-        self._publisher = Publisher(artifact.store, pace)
-        self._collector = Collector(self._received, pace)
+        self._pace = config.transfer.pace()
+        self._publisher = Publisher(artifact.store, self._pace)
+        self._collector = Collector(self._received, self._pace)
         self._evaluator = (
             Evaluator(config, config.evaluation, artifact, jobs) if config.evaluation is not None else None
         )
@@ -130,7 +136,8 @@ class Daemon:
             msg = "the ledger lost its first adapter"
             raise CoordinatorError(msg)
         past = dataclasses.replace(past, narrowed=narrowed(artifact, past.adapter))
-        self._rounds = Rounds(self._plan(), policy_of(config.policy), past, time.monotonic())
+        policy = policy_or_greedy(config.policy, lambda line: screen.line(line, "red"))
+        self._rounds = Rounds(self._plan(), policy, past, time.monotonic())
         if past.version or past.open:
             done = past.version >= config.rounds.count
             self._screen.line("all rounds are done already" if done else f"continuing at round {past.version + 1}")
@@ -291,7 +298,10 @@ class Daemon:
             self._events.popleft()
 
     def _execute(self, instruction: Instruction) -> None:
-        if isinstance(instruction, OpenRound):
+        if isinstance(instruction, RecordDecision):
+            for note in instruction.decided.decision.notes:
+                self._screen.line(note, "bold red")
+        elif isinstance(instruction, OpenRound):
             self._registry.raise_version()
             self._announce()
         elif isinstance(instruction, (GiveTask, OfferAgain)):
@@ -306,6 +316,8 @@ class Daemon:
             crash_point("receipt.sent")
         elif isinstance(instruction, FetchDelta):
             self._fetch(instruction)
+        elif isinstance(instruction, SetRates):
+            self._pace.limit_only(instruction.bytes_s)
         elif isinstance(instruction, AggregateRound):
             self._aggregate(instruction)
 
@@ -331,13 +343,14 @@ class Daemon:
             return
         crash_point("delta.judged")
         task_id, report = wanted.task.task_id, wanted.report
-        self._ledger.commit_result(wanted.device, task_id, wanted.delta, verdict.examples, verdict.size, report)
+        answer = answers.finished(wanted.answer, verdict.examples, wanted.offered_s, time.monotonic())
+        self._ledger.commit_result(task_id, wanted.delta, verdict.size, report, answer)
         loss = f"loss {report.loss_before:.3f} -> {report.loss_after:.3f}"
         peak = f"peak {report.peak_bytes / 1e6:.0f} of {report.budget_bytes / 1e6:.0f} MB"
         size = f"{len(data) / 1e6:.2f} MB in {wanted.task.delta_codec.value}"
         what = f"delta of {size}, {wanted.level}, {report.steps} steps, {loss}, {peak}"
         self._screen.line(f"{wanted.device}: {what}", "green")
-        self._tell(ResultCommitted(task_id, report.budget_bytes, report.peak_bytes, report.wall_s))
+        self._tell(ResultCommitted(task_id, answer))
 
     def _refuse(self, wanted: FetchDelta, reason: RefusalReason, detail: str) -> None:
         self._ledger.refuse_result(wanted.task.task_id, reason, detail)
@@ -391,6 +404,8 @@ class Daemon:
         what = f"after round {found.version}" if found.version else "before round 1"
         accuracy = "" if found.accuracy is None else f", accuracy {found.accuracy:.3f}"
         self._screen.line(f"held-out loss, {what}, {where}: {found.loss:.4f}{accuracy}", "cyan")
+        if found.kind == FULL:
+            self._tell(LossMeasured(found.version, found.loss))
 
     def _measuring(self) -> bool:
         return self._evaluator is not None and self._evaluator.pending
@@ -412,9 +427,17 @@ class Daemon:
         return Plan(
             rounds=self._config.rounds,
             tasks=TaskMaker(self._ledger.run, training, self._config.aggregation.rule),
-            levels=tuple(built.level() for built in levels.values()),
+            levels=tuple(self._level(built) for built in levels.values()),
             artifacts={name: built.blob for name, built in levels.items()},
             needed=frozenset({self._config.participant.device} if self._config.participant else ()),
             checks=self._config.checks,
             lots=self._ledger.secret if self._config.privacy else "",
+            transfer=self._config.transfer,
         )
+
+    def _level(self, built: BuiltLevel) -> Level:
+        """As policies see it."""
+        training, name = self._config.training, built.manifest.level.name
+        quality = next(level.quality for level in self._config.levels if level.name == name)
+        tokens = built.manifest.model.row_tokens(training.tokens)
+        return built.level(training.batch, tokens, quality)

@@ -10,6 +10,8 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from coordinator.assignment import Decided
+from coordinator.policy.types import Answer, Choice
 from coordinator.quarantine import Spell
 from edge_sdk.wire.blobs import Blob
 from edge_sdk.wire.messages import (
@@ -27,7 +29,7 @@ from edge_sdk.wire.messages import (
 
 
 class TaskState(enum.Enum):
-    """How far a task is. All but the first two are final."""
+    """How far a task is. All but the first two are final; `lost` is one that its round was closed without."""
 
     OFFERED = "offered"
     FETCHING = "fetching"
@@ -36,6 +38,7 @@ class TaskState(enum.Enum):
     DECLINED = "declined"
     FAILED = "failed"
     CANCELLED = "cancelled"
+    LOST = "lost"
 
     @property
     def final(self) -> bool:
@@ -101,12 +104,10 @@ class ResultHeard:
 
 @dataclass(frozen=True, slots=True)
 class ResultCommitted:
-    """A delta was fetched, found good, and is in the ledger. The bytes and the time are those of its report."""
+    """A delta was fetched, found good, and is in the ledger, with what it is to a policy."""
 
     task_id: str
-    budget_bytes: int
-    peak_bytes: int
-    wall_s: float
+    answer: Answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +145,14 @@ class NoAdapter:
 
 
 @dataclass(frozen=True, slots=True)
+class LossMeasured:
+    """The full model's held-out loss with this version of the adapter, in nats; the ledger has it."""
+
+    version: int
+    loss: float
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Time passed."""
 
@@ -166,11 +175,21 @@ Event = (
     | Reconnected
     | AdapterReady
     | NoAdapter
+    | LossMeasured
     | Tick
     | StopAsked
 )
 
 # ---- instructions
+
+
+@dataclass(frozen=True, slots=True)
+class RecordDecision:
+    """Write what was decided, and from what; what follows from it comes after."""
+
+    round: int
+    attempt: int
+    decided: Decided
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,12 +204,13 @@ class OpenRound:
 
 @dataclass(frozen=True, slots=True)
 class GiveTask:
-    """Write the task, then offer it."""
+    """Write the task, then offer it; `words` say for people what was chosen."""
 
     device: str
-    level: str
+    choice: Choice
     attempt: int
     task: Task
+    words: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,41 +223,50 @@ class OfferAgain:
 
 @dataclass(frozen=True, slots=True)
 class CancelTask:
-    """Write that the task is cancelled where it is ours, and tell the device."""
+    """Write that the task is cancelled where it is ours, and tell the device; with an `answer` it is lost."""
 
     device: str
     task_id: str
     reason: str
+    answer: Answer | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class RecordDecline:
-    """Write what the device answered."""
+    """Write what the device answered, and what that is to a policy."""
 
     device: str
     level: str
     message: TaskDeclined
+    answer: Answer | None
 
 
 @dataclass(frozen=True, slots=True)
 class RecordFailure:
-    """Write what the device answered."""
+    """Write what the device answered, and what that is to a policy."""
 
     device: str
     level: str
     budget_bytes: int
     message: TaskFailed
+    answer: Answer
 
 
 @dataclass(frozen=True, slots=True)
 class FetchDelta:
-    """Pull the delta, check it, write it to the ledger; then say ResultCommitted or ResultRefused."""
+    """Pull the delta, check it, write it to the ledger; then say ResultCommitted or ResultRefused.
+
+    `answer` is what it will be to a policy, less what is not known yet: see `answers.finished`. `offered_s` is when the
+    task was offered, on the clock of `rounds`; None where a former process did it.
+    """
 
     device: str
     level: str
     task: Task
     delta: Blob
     report: Report
+    answer: Answer
+    offered_s: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,6 +275,13 @@ class SendReceipt:
 
     device: str
     receipt: Receipt
+
+
+@dataclass(frozen=True, slots=True)
+class SetRates:
+    """From now on blobs of these devices go at most so many bytes a second, those of all others as configured."""
+
+    bytes_s: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,7 +323,8 @@ class GiveUp:
 
 
 Instruction = (
-    OpenRound
+    RecordDecision
+    | OpenRound
     | GiveTask
     | OfferAgain
     | CancelTask
@@ -295,6 +332,7 @@ Instruction = (
     | RecordFailure
     | FetchDelta
     | SendReceipt
+    | SetRates
     | SitOut
     | RepeatRound
     | AggregateRound

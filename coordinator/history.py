@@ -7,14 +7,15 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from coordinator.errors import LedgerError
 from coordinator.privacy import Spent
 from edge_sdk.wire import codec
 from edge_sdk.wire.messages import DeltaCodec, Hello, Report, Task
 
-ROW_BYTES = 1 << 20
+FORMAT: Final = 4
+ROW_BYTES: Final = 1 << 20  # a stored message is far smaller
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,18 @@ class AnswerRow:
     bytes: int
     budget_bytes: int
     detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRow:
+    """One task that was given: how far it is, and in words what was decided for it."""
+
+    round: int
+    attempt: int
+    device: str
+    level: str
+    state: str
+    words: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +113,7 @@ class History:
     devices: tuple[Hello, ...]
     rounds: tuple[RoundRow, ...]
     adapters: tuple[AdapterRow, ...]
+    tasks: tuple[TaskRow, ...]
     results: tuple[ResultRow, ...]
     answers: tuple[AnswerRow, ...]
     evaluations: tuple[EvaluationRow, ...]
@@ -128,28 +142,37 @@ class History:
 
 def read_history(path: pathlib.Path) -> History:
     """Read the ledger at `path`, which may be in use. Raises LedgerError when there is none."""
+    with opened(path) as db:
+        return _read_all(db)
+
+
+@contextmanager
+def opened(path: pathlib.Path) -> Iterator[sqlite3.Connection]:
+    """The ledger at `path`, which may be in use, as it is at one moment. Raises LedgerError when there is none."""
     if not path.is_file():
         msg = f"{path} does not exist: this run was never served"
         raise LedgerError(msg)
     try:
-        with _opened(path) as db:
-            if db.execute("PRAGMA user_version").fetchone() != (0,):
-                return _read_all(db)
+        db = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, isolation_level=None)
+        try:
+            db.execute("BEGIN")  # one moment for all the queries
+            _check_format(path, db)
+            yield db
+        finally:
+            db.close()
     except sqlite3.Error as error:
         msg = f"{path} cannot be read: {error}"
         raise LedgerError(msg) from error
-    msg = f"{path} is empty so far: the coordinator has only just begun"
-    raise LedgerError(msg)
 
 
-@contextmanager
-def _opened(path: pathlib.Path) -> Iterator[sqlite3.Connection]:
-    db = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, isolation_level=None)
-    try:
-        db.execute("BEGIN")  # one moment for all the queries
-        yield db
-    finally:
-        db.close()
+def _check_format(path: pathlib.Path, db: sqlite3.Connection) -> None:
+    (found,) = db.execute("PRAGMA user_version").fetchone()
+    if found == 0:
+        msg = f"{path} is empty so far: the coordinator has only just begun"
+        raise LedgerError(msg)
+    if found != FORMAT:
+        msg = f"{path} has format {found}, this version reads {FORMAT}"
+        raise LedgerError(msg)
 
 
 def _read_all(db: sqlite3.Connection) -> History:
@@ -172,6 +195,10 @@ def _read_all(db: sqlite3.Connection) -> History:
         adapters=tuple(
             AdapterRow(*row)
             for row in db.execute("SELECT version, sha256, size_bytes, truncation FROM adapters ORDER BY version")
+        ),
+        tasks=tuple(
+            TaskRow(*row)
+            for row in db.execute("SELECT round, attempt, device, level, state, words FROM tasks ORDER BY rowid")
         ),
         results=tuple(_result(row) for row in results),
         answers=tuple(_answers(db)),

@@ -23,18 +23,21 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Final, TypeVar
 
+from coordinator.assignment import Decided
+from coordinator.decision_log import packed
 from coordinator.errors import LedgerError
 from coordinator.events import TaskState
 from coordinator.fleet import Device, Fleet
-from coordinator.policy.types import Answer, Outcome
+from coordinator.history import FORMAT, ROW_BYTES
+from coordinator.plan import Past
+from coordinator.policy.types import Answer, Choice
 from coordinator.privacy import Spent
-from coordinator.rounds import TOO_LARGE, Past
+from coordinator.report import FULL
 from coordinator.task_book import Entry
 from edge_sdk.wire import codec
 from edge_sdk.wire.blobs import Blob
 from edge_sdk.wire.crash_points import crash_moment
 from edge_sdk.wire.messages import (
-    FailureReason,
     Hello,
     RefusalReason,
     Report,
@@ -45,8 +48,6 @@ from edge_sdk.wire.messages import (
 
 T = TypeVar("T")
 
-FORMAT: Final = 3
-ROW_BYTES: Final = 1 << 20  # a stored message is far smaller
 SIZE_ROUNDS: Final = 10  # whose deltas' sizes are what the next ones are held to
 
 SCHEMA: Final = """
@@ -63,9 +64,13 @@ CREATE TABLE rounds (round INTEGER NOT NULL, attempt INTEGER NOT NULL,
     state TEXT NOT NULL CHECK (state IN ('open', 'repeated', 'aggregated')), why TEXT NOT NULL DEFAULT '',
     opened_at REAL NOT NULL, present INTEGER NOT NULL, drawn INTEGER NOT NULL, PRIMARY KEY (round, attempt));
 CREATE TABLE devices (device TEXT PRIMARY KEY, hello BLOB NOT NULL, seen_at REAL NOT NULL);
+CREATE TABLE decisions (number INTEGER PRIMARY KEY, round INTEGER NOT NULL, attempt INTEGER NOT NULL,
+    decided_at REAL NOT NULL, policy TEXT NOT NULL, fresh INTEGER NOT NULL, observation BLOB NOT NULL,
+    decision BLOB NOT NULL);
 CREATE TABLE tasks (task_id TEXT PRIMARY KEY, device TEXT NOT NULL, level TEXT NOT NULL, round INTEGER NOT NULL,
-    attempt INTEGER NOT NULL, body BLOB NOT NULL, state TEXT NOT NULL, created_at REAL NOT NULL,
-    FOREIGN KEY (round, attempt) REFERENCES rounds);
+    attempt INTEGER NOT NULL, body BLOB NOT NULL, state TEXT NOT NULL, created_at REAL NOT NULL, share REAL NOT NULL,
+    words TEXT NOT NULL, FOREIGN KEY (round, attempt) REFERENCES rounds);
+CREATE TABLE answers (number INTEGER PRIMARY KEY, task_id TEXT NOT NULL UNIQUE REFERENCES tasks, answer BLOB NOT NULL);
 CREATE TABLE results (device TEXT NOT NULL, task_id TEXT NOT NULL REFERENCES tasks, sha256 TEXT NOT NULL,
     size_bytes INTEGER NOT NULL, examples INTEGER NOT NULL, size REAL NOT NULL, report BLOB NOT NULL,
     committed_at REAL NOT NULL,
@@ -153,39 +158,57 @@ class Ledger:
             *(round_, attempt, why, time.time()),
         )
 
-    def give_task(self, device: str, level: str, attempt: int, task: Task) -> None:
-        """A task was made."""
-        values = (task.task_id, device, level, task.round, attempt, codec.encode(task), time.time())
-        self._write("ledger.give-task", "INSERT INTO tasks VALUES (?, ?, ?, ?, ?, ?, 'offered', ?)", *values)
+    def decision(self, round_: int, attempt: int, decided: Decided) -> None:
+        """The policy has decided; everything that it saw is written with it."""
+        both = (packed(decided.observation), packed(decided.decision))
+        values = (round_, attempt, time.time(), decided.policy, decided.fresh, *both)
+        self._write("ledger.decision", "INSERT INTO decisions VALUES (NULL, ?, ?, ?, ?, ?, ?, ?)", *values)
 
-    def cancel_task(self, device: str, task_id: str) -> None:
-        """A device's task was taken back; one that has an end keeps it, and one that is not its own is none of ours."""
-        cancel = "UPDATE tasks SET state = 'cancelled' WHERE task_id = ? AND device = ? AND state = 'offered'"
-        self._write("ledger.cancel-task", cancel, task_id, device)
+    def give_task(self, device: str, choice: Choice, attempt: int, task: Task, words: str = "") -> None:
+        """A task was made; `words` are those of the decision."""
+        said = (task.task_id, device, choice.level, task.round, attempt, codec.encode(task), time.time())
+        insert = "INSERT INTO tasks VALUES (?, ?, ?, ?, ?, ?, 'offered', ?, ?, ?)"
+        self._write("ledger.give-task", insert, *said, choice.share, words)
 
-    def decline(self, message: TaskDeclined) -> None:
-        """A device will not do it."""
+    def cancel_task(self, device: str, task_id: str, answer: Answer | None = None) -> None:
+        """A device's task was taken back, and is lost where that is its `answer`.
+
+        One that has an end keeps it, and one that is not its own is none of ours.
+        """
+        state = TaskState.CANCELLED if answer is None else TaskState.LOST
+        cancel = "UPDATE tasks SET state = ? WHERE task_id = ? AND device = ? AND state = 'offered'"
+        with self._transaction("ledger.cancel-task"):
+            done = self._db.execute(cancel, (state.value, task_id, device)).rowcount
+            if done:
+                self._answered(task_id, answer)
+
+    def decline(self, message: TaskDeclined, answer: Answer | None = None) -> None:
+        """A device will not do it; `answer` is what that is to a policy, if anything."""
         values = (message.task_id, message.reason.value, message.needed_bytes, message.budget_bytes, message.detail)
         with self._transaction("ledger.decline"):
             self._end(message.task_id, TaskState.DECLINED)
             self._db.execute("INSERT INTO declines VALUES (?, ?, ?, ?, ?)", values)
+            self._answered(message.task_id, answer)
 
-    def failure(self, message: TaskFailed, budget_bytes: int) -> None:
+    def failure(self, message: TaskFailed, budget_bytes: int, answer: Answer) -> None:
         """A device could not do it."""
         values = (message.task_id, message.reason.value, message.peak_bytes, budget_bytes, message.detail)
         with self._transaction("ledger.failure"):
             self._end(message.task_id, TaskState.FAILED)
             self._db.execute("INSERT INTO failures VALUES (?, ?, ?, ?, ?)", values)
+            self._answered(message.task_id, answer)
 
-    def commit_result(self, device: str, task_id: str, delta: Blob, examples: int, size: float, report: Report) -> None:
+    def commit_result(self, task_id: str, delta: Blob, size: float, report: Report, answer: Answer) -> None:
         """A delta was checked and its blob is on disk; `size` is the root mean square of its numbers.
 
         Doing it again changes nothing.
         """
-        values = (device, task_id, delta.sha256, delta.size_bytes, examples, size, codec.encode(report), time.time())
+        blob, counted = (delta.sha256, delta.size_bytes), (answer.examples, size)
+        values = (answer.device, task_id, *blob, *counted, codec.encode(report), time.time())
         with self._transaction("ledger.commit-result"):
             self._db.execute("INSERT OR IGNORE INTO results VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)
             self._end(task_id, TaskState.COMMITTED)
+            self._answered(task_id, answer)
 
     def refuse_result(self, task_id: str, reason: RefusalReason, detail: str) -> None:
         """A delta was checked and must not be used."""
@@ -253,6 +276,7 @@ class Ledger:
             entries=tuple(self._entries()),
             answers=tuple(self._answers()),
             fleet=Fleet({hello.device: Device(hello, online=False) for hello in self._hellos()}),
+            losses=dict(self._db.execute("SELECT version, loss FROM evaluations WHERE kind = ?", (FULL,))),
         )
 
     def moments(self, version: int) -> Blob | None:
@@ -300,33 +324,29 @@ class Ledger:
 
     def _entries(self) -> Iterator[Entry]:
         query = (
-            "SELECT t.device, t.level, t.attempt, t.body, t.state, r.reason, r.detail "
+            "SELECT t.device, t.level, t.share, t.attempt, t.body, t.state, r.reason, r.detail "
             "FROM tasks t LEFT JOIN refusals r USING (task_id) ORDER BY t.rowid"
         )
-        for device, level, attempt, body, state, reason, detail in self._db.execute(query):
-            refusal = None if reason is None else RefusalReason(reason)
-            yield Entry(device, level, attempt, _read(Task, body), TaskState(state), refusal, detail or "")
+        for device, level, share, attempt, body, state, reason, detail in self._db.execute(query):
+            refusal, task = None if reason is None else RefusalReason(reason), _read(Task, body)
+            choice = Choice(level, task.delta_codec, share, task.power)
+            yield Entry(device, choice, attempt, task, TaskState(state), refusal, detail or "")
 
     def _answers(self) -> Iterator[Answer]:
-        declined = "SELECT device, level, budget_bytes, needed_bytes FROM declines JOIN tasks USING (task_id)"
-        failed = "SELECT device, level, budget_bytes, peak_bytes FROM failures JOIN tasks USING (task_id)"
-        said = [(declined, reason.value, outcome) for reason, outcome in TOO_LARGE.items()]
-        said.append((failed, FailureReason.OVER_BUDGET.value, Outcome.OVER_BUDGET))
-        for query, reason, outcome in said:
-            for row in self._db.execute(f"{query} WHERE reason = ?", (reason,)):
-                device, level, budget_bytes, size_bytes = row
-                yield Answer(device, level, outcome, budget_bytes, size_bytes)
-        for device, level, body in self._db.execute(
-            "SELECT r.device, t.level, r.report FROM results r JOIN tasks t USING (task_id) ORDER BY r.rowid"
-        ):
-            report = _read(Report, body)
-            yield Answer(device, level, Outcome.DONE, report.budget_bytes, report.peak_bytes, report.wall_s)
+        for (body,) in self._db.execute("SELECT answer FROM answers ORDER BY number"):
+            yield _read(Answer, body)
 
     def _hellos(self) -> Iterator[Hello]:
         for (body,) in self._db.execute("SELECT hello FROM devices"):
             yield _read(Hello, body)
 
     # ---- plumbing
+
+    def _answered(self, task_id: str, answer: Answer | None) -> None:
+        """What a task's end is to a policy; the first one stays."""
+        if answer is not None:
+            insert = "INSERT OR IGNORE INTO answers (task_id, answer) VALUES (?, ?)"
+            self._db.execute(insert, (task_id, codec.encode(answer)))
 
     def _end(self, task_id: str, state: TaskState) -> None:
         self._db.execute("UPDATE tasks SET state = ? WHERE task_id = ?", (state.value, task_id))

@@ -34,7 +34,7 @@ def narrate(instruction: Instruction) -> tuple[str, str] | None:
         lot = f", {drawn} of {present} devices drawn" if drawn < present else ""
         return f"round {instruction.round} is open{again}{lot}", "bold"
     if isinstance(instruction, GiveTask):
-        return f"{instruction.device}: round {instruction.task.round}, level {instruction.level}", ""
+        return f"{instruction.device}: round {instruction.task.round}, {instruction.words}", ""
     if isinstance(instruction, CancelTask):
         return f"{instruction.device}: task cancelled, {instruction.reason}", "yellow"
     if isinstance(instruction, RecordDecline):

@@ -6,6 +6,7 @@ and of time in which nothing went, at most BURST_S is made up for. Pure: it is t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -45,6 +46,11 @@ class Pace:
     def limit(self, device: str, bytes_s: float) -> None:
         """Give one device a rate of its own, from now on."""
         self._lane(device).rate_bytes_s = bytes_s
+
+    def limit_only(self, bytes_s: Mapping[str, float]) -> None:
+        """Give these devices rates of their own, from now on, and all others the one that every device has."""
+        for device in self._devices.keys() | bytes_s.keys():
+            self.limit(device, bytes_s.get(device, self.device_bytes_s))
 
     def free_s(self, device: str) -> float:
         """The moment from which on a chunk may go to the device, or come from it."""

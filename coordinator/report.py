@@ -1,14 +1,16 @@
 """What a run has to show, as plain data for `report.json`: made from the ledger alone.
 
     {"run", "name", "status", "model", "rule", "server_optimizer",
-     "rounds": [{"round", "attempt", "state", "truncation", "up_bytes", "tasks": [...]}],
+     "rounds": [{"round", "attempt", "state", "truncation", "up_bytes", "tasks": [...],
+                 "decisions": [{"device", "level", "words", "state"}]}],
      "privacy": {"guarantee", "epsilon", "delta", "doubts", "covers", "rounds": [...]} or null,
      "quarantine": [{"device", "first", "last"}],
      "evaluations": [{"version", "full_loss", "emulator_loss", ...}], "traffic": [...],
      "checks": [{"name", "passed", "detail"}], "versions": {...}}
 
 Bytes are bytes, losses are nats per token or per example, `truncation` is relative (Frobenius). A round's
-`up_bytes` are those of the deltas that were accepted; a delta's `size` is the root mean square of its numbers.
+`up_bytes` are those of the deltas that were accepted; a delta's `size` is the root mean square of its numbers. What was
+decided for each task, `decisions` say in words.
 """
 
 from __future__ import annotations
@@ -120,6 +122,11 @@ def _round(history: History, round_: int, attempt: int, state: str) -> dict[str,
         "truncation": truncation,
         "up_bytes": sum(r.size_bytes for r in accepted),
         "tasks": sorted([*results, *answers], key=lambda task: str(task["device"])),
+        "decisions": [
+            {"device": task.device, "level": task.level, "words": task.words, "state": task.state}
+            for task in history.tasks
+            if (task.round, task.attempt) == (round_, attempt)
+        ],
     }
 
 

@@ -19,13 +19,11 @@ All times are seconds of one clock that only moves forward.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any, Final, Generic, TypeVar
 
-from coordinator.assignment import Assignment
-from coordinator.config import RoundsConfig
+from coordinator import answers
+from coordinator.assignment import Assignment, Decided
 from coordinator.events import (
     AdapterReady,
     AggregateRound,
@@ -40,12 +38,14 @@ from coordinator.events import (
     GiveUp,
     HelloHeard,
     Instruction,
+    LossMeasured,
     NoAdapter,
     OfferAgain,
     OpenRound,
     PresenceHeard,
     ProgressHeard,
     Reconnected,
+    RecordDecision,
     RecordDecline,
     RecordFailure,
     RepeatRound,
@@ -53,19 +53,21 @@ from coordinator.events import (
     ResultHeard,
     ResultRefused,
     SendReceipt,
+    SetRates,
     SitOut,
     StopAsked,
     TaskState,
     Tick,
 )
-from coordinator.fleet import Device, Fleet
-from coordinator.guards import ChecksConfig
-from coordinator.policy.types import Answer, Level, Outcome, Policy
+from coordinator.fleet import Device
+from coordinator.plan import Past, Plan
+from coordinator.policy.types import Choice, Policy, Terms
+from coordinator.policy.words import in_words
 from coordinator.quarantine import Quarantine
+from coordinator.rates import least, parts, rates
 from coordinator.round_states import TRANSITIONS, State, Trigger
-from coordinator.task_book import Entry, TaskBook, TaskMaker, with_time_left
-from edge_sdk.wire.blobs import Blob
-from edge_sdk.wire.messages import DeclineReason, FailureReason, Receipt, RefusalReason
+from coordinator.task_book import Entry, Place, TaskBook, with_time_left
+from edge_sdk.wire.messages import DeclineReason, FailureReason, Receipt, RefusalReason, ResultOffer
 
 S = TypeVar("S")
 
@@ -74,43 +76,7 @@ SILENCE_S: Final = 30.0  # an offer of which nothing was heard for so long is re
 BUSY_S: Final = 5.0  # the same for a device that said it was busy
 REPEAT_S: Final = 5.0  # before a round is tried again
 TASKS: Final = 32  # for one device in one attempt: an honest one needs one a level, and one a restart of ours
-TOO_LARGE: Final = {  # answers after which the device may be given a smaller level
-    DeclineReason.OVER_BUDGET: Outcome.OVER_BUDGET,
-    DeclineReason.NO_SPACE: Outcome.NO_SPACE,
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What does not change in a run: `artifacts` are the manifests of the `levels`, which are best first.
-
-    No round opens without all of the `needed` devices. `lots` are drawn with that; else with the training's seed.
-    """
-
-    rounds: RoundsConfig
-    tasks: TaskMaker
-    levels: tuple[Level, ...]
-    artifacts: dict[str, Blob]
-    needed: frozenset[str] = frozenset()
-    checks: ChecksConfig = field(default_factory=ChecksConfig)
-    lots: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Past:
-    """What the ledger remembers: `version` rounds are done and gave `adapter`; the next `attempt` may be `open`.
-
-    `narrowed` is what levels of a lower rank get in the adapter's place.
-    """
-
-    version: int
-    adapter: Blob
-    attempt: int = 1
-    open: bool = False
-    entries: tuple[Entry, ...] = ()
-    answers: tuple[Answer, ...] = ()
-    fleet: Fleet = field(default_factory=Fleet)
-    narrowed: Mapping[str, Blob] = field(default_factory=dict)
+DROPPED: Final = {TaskState.DECLINED, TaskState.FAILED, TaskState.REFUSED, TaskState.CANCELLED, TaskState.LOST}
 
 
 class Rounds(Generic[S]):
@@ -130,14 +96,14 @@ class Rounds(Generic[S]):
         self._wait_until_s = now_s + plan.rounds.wait_s
         self.deadline_at_s = now_s + plan.rounds.deadline_s
         self._handlers = self._handler_by_event()
-        self._narrowed = past.narrowed
-        self._expected_back = (
-            {e.device for e in self._current() if e.state is TaskState.CANCELLED} if past.open else set()
-        )
+        self._narrowed, self._losses = past.narrowed, dict(past.losses)
+        self._rates: dict[str, float] = {}
+        taken_back = {TaskState.CANCELLED, TaskState.LOST}
+        self._expected_back = {e.device for e in self._current() if e.state in taken_back} if past.open else set()
 
     def handle(self, event: Event, now_s: float) -> list[Instruction]:
         """What is to be done because of `event`, in this order."""
-        return [*self._handlers[type(event)](event, now_s), *self._advance(now_s)]
+        return [*self._handlers[type(event)](event, now_s), *self._advance(now_s), *self._share_out()]
 
     def entries(self) -> tuple[Entry, ...]:
         """The tasks of the current attempt."""
@@ -157,6 +123,7 @@ class Rounds(Generic[S]):
             ResultRefused: self._on_refused,
             AdapterReady: self._on_adapter,
             NoAdapter: self._on_no_adapter,
+            LossMeasured: self._on_loss,
             Tick: self._on_tick,
             StopAsked: self._on_stop,
         }
@@ -204,12 +171,10 @@ class Rounds(Generic[S]):
         if message.reason is DeclineReason.BUSY:
             entry.heard_s = now_s - SILENCE_S + BUSY_S
             return
-        entry.state = TaskState.DECLINED
-        yield RecordDecline(entry.device, entry.level, message)
-        outcome = TOO_LARGE.get(message.reason)
-        if outcome is not None:
-            sizes = (message.budget_bytes, message.needed_bytes)
-            self._assignment.observe(Answer(entry.device, entry.level, outcome, *sizes))
+        entry.state, answer = TaskState.DECLINED, answers.declined(entry, message)
+        yield RecordDecline(entry.device, entry.choice.level, message, answer)
+        if answer is not None:
+            self._assignment.observe(answer)
             yield from self._give(entry.device, now_s)
         elif message.reason is DeclineReason.INCOMPATIBLE:
             self._assignment.sit_out(entry.device, self.fleet.devices[entry.device].hello.session)
@@ -222,11 +187,11 @@ class Rounds(Generic[S]):
         if entry is None:
             return
         entry.state = TaskState.FAILED
-        budget_bytes = self.fleet.devices[entry.device].hello.budget_bytes
-        yield RecordFailure(entry.device, entry.level, budget_bytes, message)
+        budget_bytes = self._budget_bytes(entry)
+        answer = answers.failed(entry, message, budget_bytes)
+        yield RecordFailure(entry.device, entry.choice.level, budget_bytes, message, answer)
+        self._assignment.observe(answer)
         if message.reason is FailureReason.OVER_BUDGET:
-            sizes = (budget_bytes, message.peak_bytes)
-            self._assignment.observe(Answer(entry.device, entry.level, Outcome.OVER_BUDGET, *sizes))
             yield from self._give(entry.device, now_s)
         else:
             self._assignment.sit_out(entry.device)
@@ -249,13 +214,12 @@ class Rounds(Generic[S]):
             yield SendReceipt(event.device, known)
         elif self.state in {State.OPEN, State.CLOSING}:
             entry.state, entry.heard_s = TaskState.FETCHING, now_s
-            yield FetchDelta(entry.device, entry.level, entry.task, message.delta, message.report)
+            yield self._fetch(entry, message)
 
     def _on_committed(self, event: ResultCommitted, _now_s: float) -> Iterator[Instruction]:
         entry = self._book[event.task_id]
         entry.state = TaskState.COMMITTED
-        measured = (event.budget_bytes, event.peak_bytes, event.wall_s)
-        self._assignment.observe(Answer(entry.device, entry.level, Outcome.DONE, *measured))
+        self._assignment.observe(event.answer)
         yield from self._receipt(entry)
 
     def _on_refused(self, event: ResultRefused, _now_s: float) -> Iterator[Instruction]:
@@ -266,6 +230,13 @@ class Rounds(Generic[S]):
         self._quarantine = self._quarantine.with_refusal(entry.device, entry.task.round)
         if spell := self._quarantine.spell(entry.device, self.round):
             yield SitOut(spell)
+
+    def _fetch(self, entry: Entry, message: ResultOffer) -> FetchDelta:
+        cores = self.fleet.devices[entry.device].hello.cores
+        allowed_bytes_s = self._rates.get(entry.device, least(self._plan.transfer))
+        answer = answers.done(entry, message.report, cores, allowed_bytes_s)
+        delivery = (entry.task, message.delta, message.report)
+        return FetchDelta(entry.device, entry.choice.level, *delivery, answer, entry.offered_s)
 
     def _last_word(self, device: str, task_id: str) -> Instruction:
         """What to tell a device that is busy with a task that is not open: its receipt if it has one, or to stop."""
@@ -291,7 +262,9 @@ class Rounds(Generic[S]):
 
     def _on_stop(self, _event: StopAsked, _now_s: float) -> Iterator[Instruction]:
         if Trigger.STOP in TRANSITIONS[self.state]:
-            yield from self._cancel_unfinished("the coordinator was stopped")
+            for entry in self._in_state(TaskState.OFFERED, TaskState.FETCHING):
+                entry.state = TaskState.CANCELLED
+                yield CancelTask(entry.device, entry.task.task_id, "the coordinator was stopped")
             self._go(Trigger.STOP)
 
     def _on_adapter(self, event: AdapterReady, now_s: float) -> Iterator[Instruction]:
@@ -308,6 +281,10 @@ class Rounds(Generic[S]):
     def _on_no_adapter(self, event: NoAdapter, now_s: float) -> Iterator[Instruction]:
         if self.state is State.AGGREGATING and event.round == self.round:
             yield from self._repeat(now_s, Trigger.NO_ADAPTER, event.why)
+
+    def _on_loss(self, event: LossMeasured, _now_s: float) -> Iterator[Instruction]:
+        self._losses[event.version] = event.loss
+        yield from ()
 
     # ---- changes of state
 
@@ -333,8 +310,10 @@ class Rounds(Generic[S]):
             return  # a round that came to nothing is not repeated at once
         self._assignment.new_attempt()
         free = self._free(self.fleet.online())
-        chosen = self._assignment.decide(free, self.fleet)
-        if not chosen:
+        decided = self._assignment.decide(free, self.fleet, self._terms())
+        if decided is not None:
+            yield RecordDecision(self.round, self.attempt, decided)
+        if decided is None or not decided.decision.choices:
             least = min(level.needs_bytes for level in self._plan.levels)
             why = f"none of the {online} devices here takes part; the smallest level needs {least / 1e6:.0f} MB"
             why += f", and {online - len(free)} are in quarantine" * (len(free) < online)
@@ -342,33 +321,25 @@ class Rounds(Generic[S]):
             return
         self._go(Trigger.ENOUGH_DEVICES)
         self.deadline_at_s = now_s + rounds.deadline_s
-        drawn = self._drawn(chosen)
+        chosen = decided.decision.choices
+        drawn = self._plan.drawn(self.round, self.attempt, chosen)
         yield OpenRound(self.round, self.attempt, len(chosen), len(drawn))
-        for device, level in drawn.items():
-            yield self._new_task(device, level, now_s)
+        for device, choice in drawn.items():
+            yield self._new_task(device, choice, decided, {d: c.share for d, c in drawn.items()}, now_s)
 
-    def _drawn(self, chosen: dict[str, str]) -> dict[str, str]:
-        """Those of `chosen` that take part: whoever is needed, and the same others, whenever this attempt of a run with
-        this seed is drawn.
-        """
-        participants, seed = self._plan.rounds.participants, self._plan.lots or self._plan.tasks.training.seed
-        if not 0 < participants < len(chosen):
-            return chosen
-        lots = random.Random(f"{seed}.{self.round}.{self.attempt}")  # noqa: S311 - a fair draw, not a secret
-        needed = self._plan.needed & chosen.keys()
-        drawn = needed | set(lots.sample(sorted(chosen.keys() - needed), max(participants - len(needed), 0)))
-        return {device: level for device, level in chosen.items() if device in drawn}
+    def _terms(self) -> Terms:
+        return self._plan.terms(self.round, self.adapter, self._losses)
 
     def _close_if_due(self, now_s: float) -> Iterator[Instruction]:
         if now_s >= self.deadline_at_s:
             self._go(Trigger.DEADLINE)
-            yield from self._cancel_unfinished("the round's deadline passed", TaskState.OFFERED)
+            yield from self._lose_unfinished("the round's deadline passed", TaskState.OFFERED)
         elif all(entry.state.final for entry in self._current()) and not self._awaited(now_s):
             self._go(Trigger.ALL_ANSWERED)
 
     def _count_if_closed(self, now_s: float) -> Iterator[Instruction]:
         if now_s >= self.deadline_at_s + GRACE_S:
-            yield from self._cancel_unfinished("the round is closed")
+            yield from self._lose_unfinished("the round is closed", TaskState.FETCHING)
         if not all(entry.state.final for entry in self._current()):
             return
         committed = tuple(e.task.task_id for e in self._current() if e.state is TaskState.COMMITTED)
@@ -420,8 +391,12 @@ class Rounds(Generic[S]):
             return
         if TaskState.COMMITTED in had or len(had) >= TASKS or not (had or self._has_room()):
             return
-        for name, level in self._assignment.decide(self._free([self.fleet.devices[device]]), self.fleet).items():
-            yield self._new_task(name, level, now_s)
+        decided = self._assignment.decide(self._free([self.fleet.devices[device]]), self.fleet, self._terms())
+        if decided is None:
+            return
+        yield RecordDecision(self.round, self.attempt, decided)
+        for name, choice in decided.decision.choices.items():
+            yield self._new_task(name, choice, decided, {**self._shares(), name: choice.share}, now_s)
 
     def _free(self, devices: Iterable[Device]) -> list[Device]:
         """Those that are not in quarantine."""
@@ -432,25 +407,51 @@ class Rounds(Generic[S]):
         participants = self._plan.rounds.participants
         return not 0 < participants <= len({entry.device for entry in self._current()})
 
-    def _new_task(self, device: str, level: str, now_s: float) -> GiveTask:
+    def _shares(self) -> dict[str, float]:
+        """Of those that take part: the last choice of each, unless nothing will come of it."""
+        latest = {entry.device: entry for entry in self._current()}
+        return {name: entry.choice.share for name, entry in latest.items() if entry.state not in DROPPED}
+
+    def _share_out(self) -> Iterator[Instruction]:
+        """Rates, where they are others than before: of a round's participants until it is closed."""
+        shared = self._plan.transfer.megabytes_s > 0 and self.state in {State.OPEN, State.CLOSING}
+        found = rates(self._plan.transfer, self._shares()) if shared else {}
+        if found != self._rates:
+            self._rates = found
+            yield SetRates(found)
+
+    def _new_task(
+        self, device: str, choice: Choice, decided: Decided, shares: Mapping[str, float], now_s: float
+    ) -> GiveTask:
+        """Its words tell the device's part of all `shares`."""
+        level = choice.level
         task = self._plan.tasks.make(
-            device=device,
-            round_=self.round,
-            attempt=self.attempt,
-            number=sum(e.device == device for e in self._current()),
+            Place(device, self.round, self.attempt, sum(e.device == device for e in self._current())),
+            choice,
             artifact=self._plan.artifacts[level],
             adapter=self._narrowed.get(level, self.adapter),
             left_s=self.deadline_at_s - now_s,
+            may_owe=self._book.may_owe(device),
         )
-        self._book.add(Entry(device, level, self.attempt, task, TaskState.OFFERED, heard_s=now_s))
-        return GiveTask(device, level, self.attempt, task)
+        entry = Entry(device, choice, self.attempt, task, TaskState.OFFERED, offered_s=now_s, heard_s=now_s)
+        self._book.add(entry)
+        seen = next(view for view in decided.observation.devices if view.name == device)
+        words = in_words(choice, seen, decided.observation, parts(shares)[device])
+        return GiveTask(device, choice, self.attempt, task, words)
+
+    def _budget_bytes(self, entry: Entry) -> int:
+        return self.fleet.devices[entry.device].hello.budget_bytes
 
     def _offer_again(self, entry: Entry, now_s: float) -> OfferAgain:
         entry.heard_s = now_s
         return OfferAgain(entry.device, with_time_left(entry.task, self.deadline_at_s - now_s))
 
-    def _cancel_unfinished(self, reason: str, *states: TaskState) -> Iterator[Instruction]:
-        for entry in list(self._current()):
-            if not entry.state.final and (not states or entry.state in states):
-                entry.state = TaskState.CANCELLED
-                yield CancelTask(entry.device, entry.task.task_id, reason)
+    def _lose_unfinished(self, reason: str, state: TaskState) -> Iterator[Instruction]:
+        """Take back the tasks in this state: their devices were silent, or are not done."""
+        for entry in self._in_state(state):
+            entry.state, answer = TaskState.LOST, answers.lost(entry, self._budget_bytes(entry))
+            self._assignment.observe(answer)
+            yield CancelTask(entry.device, entry.task.task_id, reason, answer)
+
+    def _in_state(self, *states: TaskState) -> list[Entry]:
+        return [entry for entry in self._current() if entry.state in states]

@@ -81,7 +81,7 @@ def board(rounds: Rounds[Any], now_s: float) -> Table:
         table.add_row(
             name,
             f"{device.hello.budget_bytes / 1e6:.0f}",
-            entry.level if entry else NONE,
+            entry.choice.level if entry else NONE,
             state if device.online else f"{state} (offline)",
             f"{said.step}/{said.steps}" if said else NONE,
             f"{said.loss:.3f}" if said else NONE,

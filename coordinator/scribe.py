@@ -7,6 +7,7 @@ from coordinator.events import (
     GiveTask,
     Instruction,
     OpenRound,
+    RecordDecision,
     RecordDecline,
     RecordFailure,
     RepeatRound,
@@ -16,15 +17,18 @@ from coordinator.ledger import Ledger
 
 def write_down(ledger: Ledger, instruction: Instruction) -> None:
     """Write what `instruction` promises; one that promises nothing writes nothing."""
-    if isinstance(instruction, OpenRound):
+    if isinstance(instruction, RecordDecision):
+        ledger.decision(instruction.round, instruction.attempt, instruction.decided)
+    elif isinstance(instruction, OpenRound):
         ledger.open_round(instruction.round, instruction.attempt, instruction.present, instruction.drawn)
     elif isinstance(instruction, GiveTask):
-        ledger.give_task(instruction.device, instruction.level, instruction.attempt, instruction.task)
+        given = (instruction.device, instruction.choice, instruction.attempt, instruction.task, instruction.words)
+        ledger.give_task(*given)
     elif isinstance(instruction, CancelTask):
-        ledger.cancel_task(instruction.device, instruction.task_id)
+        ledger.cancel_task(instruction.device, instruction.task_id, instruction.answer)
     elif isinstance(instruction, RecordDecline):
-        ledger.decline(instruction.message)
+        ledger.decline(instruction.message, instruction.answer)
     elif isinstance(instruction, RecordFailure):
-        ledger.failure(instruction.message, instruction.budget_bytes)
+        ledger.failure(instruction.message, instruction.budget_bytes, instruction.answer)
     elif isinstance(instruction, RepeatRound):
         ledger.repeat_round(instruction.round, instruction.attempt, instruction.why)

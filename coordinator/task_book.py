@@ -10,26 +10,31 @@ from dataclasses import dataclass
 
 from coordinator.config import Rule, TrainingConfig
 from coordinator.events import TaskState
+from coordinator.policy.types import Choice
 from edge_sdk.wire.blobs import Blob
+from edge_sdk.wire.codecs import NEEDS_RESIDUAL
 from edge_sdk.wire.messages import DeltaCodec, Receipt, RefusalReason, Task, TaskProgress
 
+OFFERED = (DeltaCodec.FP32, DeltaCodec.FP16, DeltaCodec.INT8, DeltaCodec.INT4)  # to policies, beside the configured one
 FROZEN = {Rule.LORA_SVD: (), Rule.FREEZE_A: ("lora_A",), Rule.MEAN: ()}
 
 
 @dataclass(slots=True)
 class Entry:
-    """One task. `heard_s` is when the device last spoke of it, `progress` what it said while it trained.
+    """One task, and what was chosen for it. `offered_s` is when it was made, None where a former process did it;
+    `heard_s` when the device last spoke of it, `progress` what it said while it trained.
 
     `refusal` and `detail` say why a delta was refused.
     """
 
     device: str
-    level: str
+    choice: Choice
     attempt: int
     task: Task
     state: TaskState
     refusal: RefusalReason | None = None
     detail: str = ""
+    offered_s: float | None = None
     heard_s: float = 0.0
     progress: TaskProgress | None = None
 
@@ -54,6 +59,7 @@ class TaskBook:
         """Begin with what the ledger holds."""
         self._entries: dict[str, Entry] = {}
         self._attempts: defaultdict[tuple[int, int], list[Entry]] = defaultdict(list)
+        self._owing: set[str] = set()
         for entry in entries:
             self.add(entry)
 
@@ -70,10 +76,26 @@ class TaskBook:
         """A new task."""
         self._entries[entry.task.task_id] = entry
         self._attempts[entry.task.round, entry.attempt].append(entry)
+        if entry.task.residual:
+            self._owing.add(entry.device)
+
+    def may_owe(self, device: str) -> bool:
+        """Whether the device may have a residual of this run: it was given a task that leaves one."""
+        return device in self._owing
 
     def of(self, round_: int, attempt: int) -> Iterator[Entry]:
         """The tasks of one attempt at a round, in the order in which they were made."""
         return iter(self._attempts.get((round_, attempt), ()))
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Whose task it is, and which: the `number`-th of `device` in an attempt at a round."""
+
+    device: str
+    round: int
+    attempt: int
+    number: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,14 +106,20 @@ class TaskMaker:
     training: TrainingConfig
     rule: Rule
 
+    @property
+    def codecs(self) -> tuple[DeltaCodec, ...]:
+        """In which a delta may come, the configured one first; of others those that the rule has all for."""
+        others = (codec for codec in OFFERED if codec not in NEEDS_RESIDUAL or self.rule.keeps_coordinates)
+        return tuple(dict.fromkeys((self.training.delta_codec, *others)))
+
     def make(
-        self, *, device: str, round_: int, attempt: int, number: int, artifact: Blob, adapter: Blob, left_s: float
+        self, place: Place, choice: Choice, *, artifact: Blob, adapter: Blob, left_s: float, may_owe: bool = False
     ) -> Task:
-        """The `number`-th task of `device` in this attempt."""
-        training = self.training
+        """The task of that place; the device `may_owe` what codecs have left out of its former deltas."""
+        training, codec = self.training, choice.codec or self.training.delta_codec
         return Task(
-            task_id=f"{self.run}.{round_}.{attempt}.{number}.{device}",
-            round=round_,
+            task_id=f"{self.run}.{place.round}.{place.attempt}.{place.number}.{place.device}",
+            round=place.round,
             artifact=artifact,
             adapter=adapter,
             steps=training.steps,
@@ -103,17 +131,18 @@ class TaskMaker:
             schedule=training.schedule,
             warmup_steps=training.warmup_steps,
             clip_norm=training.clip_norm,
-            seed=_seed(training.seed, round_, device),
+            seed=_seed(training.seed, place.round, place.device),
             freeze=FROZEN[self.rule],
             deadline_s=left_s,
             integer_gradients=training.integer_gradients,
-            delta_codec=training.delta_codec,
-            residual=self.run if self._keeps_residuals() else "",
+            delta_codec=codec,
+            residual=self.run if self._keeps_residuals(codec, may_owe=may_owe) else "",
+            power=choice.power,
         )
 
-    def _keeps_residuals(self) -> bool:
-        """Where the next delta can make up for what this one loses."""
-        return self.training.delta_codec is not DeltaCodec.FP32 and self.rule.keeps_coordinates
+    def _keeps_residuals(self, codec: DeltaCodec, *, may_owe: bool) -> bool:
+        """Where the next delta can make up for what this one loses. An exact one loses nothing, and pays."""
+        return self.rule.keeps_coordinates and (codec is not DeltaCodec.FP32 or may_owe)
 
 
 def with_time_left(task: Task, left_s: float) -> Task:

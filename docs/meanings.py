@@ -16,6 +16,7 @@ from edge_sdk.wire.messages import (
     MAX_TEXT,
     MAX_TOKENS,
     MAX_WINDOW,
+    MIN_POWER,
 )
 from edge_sdk.wire.tensors import MAX_DIMENSIONS
 from export.kinds import KINDS
@@ -89,6 +90,10 @@ FIELDS: Final = {
     "Task.freeze": "endings of the adapter inputs that are held fixed",
     "Task.delta_codec": "what the delta's numbers become on the wire",
     "Task.residual": "the name under which the device keeps what the codec loses; empty where it keeps nothing",
+    "Task.power": (
+        f"the share of its threads that the device trains with, {MIN_POWER:g} to 1: "
+        "this times their number, rounded, and one at least"
+    ),
     "Task.deadline_s": "time left when the offer was sent, so that no clocks need agree",
     "Report.steps": "steps made",
     "Report.examples": "rows trained on, the same as in the delta",

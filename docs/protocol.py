@@ -230,6 +230,7 @@ def bounds() -> str:
         ("MAX_BATCH", messages, "rows of a batch"),
         ("MAX_TOKENS", messages, "tokens of a row"),
         ("MAX_STEPS", messages, "steps of a task"),
+        ("MIN_POWER", messages, "the least share of its threads that a device trains with"),
         ("MAX_CHANGE", validate, "a number of a delta, without its sign"),
         ("SHARE", codecs, "numbers of which `top-k` keeps one"),
         ("ENTRY_BYTES", validate, "allowed around each tensor of a delta"),

@@ -306,7 +306,7 @@ class Agent:
             ),
             budget_bytes=config.budget_bytes,
             correction=start.correction,
-            threads=config.threads,
+            threads=task.threads(config.threads),
             held_aside_rows=min(max(task.steps * task.batch // EVALUATED_SHARE, MIN_HELD_ASIDE), MAX_HELD_ASIDE),
             read_bytes_s=self._read_bytes_s(manifest),
             cache_bytes=self._cache_bytes(manifest),

@@ -18,7 +18,6 @@ import sys
 from typing import Any
 
 from edge_sdk.engine.artifact import open_artifact
-from edge_sdk.engine.costs import TRAINING
 from edge_sdk.engine.plan import (
     FAST_STORAGE,
     REHEARSED,
@@ -38,6 +37,7 @@ from edge_sdk.environment import training_environment
 from edge_sdk.errors import ArtifactError, EdgeError
 from edge_sdk.memory import read_memory
 from edge_sdk.providers import Provider
+from edge_sdk.wire.costs import TRAINING
 from edge_sdk.wire.errors import WireError, last_line
 from edge_sdk.wire.lifeline import end_with_parent
 from edge_sdk.wire.manifest import Cost, Manifest

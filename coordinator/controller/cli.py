@@ -16,6 +16,7 @@ from coordinator.policy.learned import DEFAULT as DEFAULT_POLICY
 from coordinator.policy.learned import load_policy
 
 NEEDED: Final = ("torch", "gymnasium", "sb3_contrib")
+CONFIG: Final = "coordinator.toml"
 MOST_DEVICES: Final = 10_000
 
 
@@ -44,6 +45,10 @@ def add_command(commands: Any) -> None:  # noqa: ANN401 - argparse has no public
     command.add_argument("--scenario", default="", help="one of them alone")
     _add_common(command)
     command.set_defaults(run=_evaluate)
+    command = inner.add_parser("replay", help="each decision of a run in words, and whether the policy makes it again")
+    command.add_argument("--config", type=pathlib.Path, default=pathlib.Path(CONFIG), metavar="FILE")
+    command.add_argument("--round", type=_whole, default=None, metavar="N", help="show this round's decisions alone")
+    command.set_defaults(run=_replay)
 
 
 def _add_common(command: argparse.ArgumentParser) -> None:
@@ -102,6 +107,29 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     seeds, named = range(arguments.seeds), scenarios(arguments.scenario)
     compare(profile, policies, _weights(arguments), arguments.devices, seeds, named, say=_say)
     return 0
+
+
+def _replay(arguments: argparse.Namespace) -> int:
+    """0 where all decisions that are shown are made again, 1 where one is not. Raises ConfigError, LedgerError."""
+    from coordinator.assignment import name_of
+    from coordinator.config import load_config
+    from coordinator.controller.replay import lines, replay
+    from coordinator.places import ledger_path
+    from coordinator.policy.registry import policy_or_greedy
+
+    config = load_config(arguments.config)
+    path, policy = ledger_path(config), policy_or_greedy(config.policy, _say)
+    shown = agreed = 0
+    for one in replay(path, policy):
+        if arguments.round in {None, one.logged.round}:
+            print("\n".join(lines(one)))
+            shown, agreed = shown + 1, agreed + one.agrees
+    if not shown:
+        which = "" if arguments.round is None else f" for round {arguments.round}"
+        msg = f"{path} has no decision{which} so far"
+        raise ConfigError(msg)
+    print(f"{agreed} of {shown} decisions are made again by {name_of(policy)}")
+    return 0 if agreed == shown else 1
 
 
 def _say(line: str) -> None:

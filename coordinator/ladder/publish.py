@@ -75,11 +75,15 @@ def as_plain(ladder: Ladder) -> dict[str, Any]:
 
 
 def as_toml(ladder: Ladder) -> str:
-    """`[[levels]]` of the ladder, best first, for a coordinator's configuration; with [public] where one needs it."""
-    config, chosen = ladder.config, {one.name for one in ladder.rungs}
+    """`[[levels]]` of the ladder, best first, for a coordinator's configuration; with [public] where one needs it.
+
+    The share of the gap that a level closes is its quality; a level may do a little better than the model itself.
+    """
+    config, chosen, closed = ladder.config, {one.name for one in ladder.rungs}, ladder.closed
     sizes = {one.name: one.size_bytes for one in ladder.levels}
     levels = sorted((one for one in config.levels if one.name in chosen), key=lambda one: -sizes[one.name])
-    tables = [("[[levels]]", _keys(level)) for level in levels]
+    rated = [dataclasses.replace(one, quality=round(min(max(closed[one.name], 0.0), 1.0), 4)) for one in levels]
+    tables = [("[[levels]]", _keys(level)) for level in rated]
     if config.public is not None and any(level.needs_public for level in levels):
         public = dataclasses.replace(config.public, path=config.public.path.resolve())
         tables.append(("[public]", _keys(public)))

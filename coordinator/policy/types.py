@@ -154,9 +154,13 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What each observed device gets; a device that is not in it sits the round out."""
+    """What each observed device gets; a device that is not in it sits the round out.
+
+    `notes` are lines for the person at the coordinator: what did not go as it should.
+    """
 
     choices: Mapping[str, Choice]
+    notes: tuple[str, ...] = ()
 
 
 class Policy(Protocol[S]):

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edge_sdk.engine.plan import SLICE_ROWS
 from edge_sdk.engine.runtime import Graph
+from edge_sdk.wire.costs import SLICE_ROWS
 from edge_sdk.wire.tensors import Array, TensorFile
 
 

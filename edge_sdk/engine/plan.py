@@ -26,7 +26,7 @@ and 2.5 MB more, by which two equal processes differ, and 8 %, or 2 % where the 
 region is twice as large as what is expected to lie in it: what is left of a smaller one fits best, and is taken before
 what was freed (all of it was touched, measured); and between measured lengths more may be needed.
 
-What a graph costs at other shapes than those measured, `edge_sdk.engine.costs` says. What this device measured later
+What a graph costs at other shapes than those measured, `edge_sdk.wire.costs` says. What this device measured later
 corrects a prediction: the ratio of measured to predicted peak, as `correction`.
 """
 
@@ -39,12 +39,11 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from edge_sdk.engine.costs import PROCESS, Costs
 from edge_sdk.errors import OverBudget
+from edge_sdk.wire.costs import MOST_HEAD_ROWS, PROCESS, SLICE_ROWS, Costs, loss_runs
 from edge_sdk.wire.manifest import Cost, Keeping, Manifest, Structure
 
-HEAD_ROWS = (256, 128, 64, 32)
-SLICE_ROWS = 4096  # vocabulary rows per product: 9 MB dequantised at SmolLM2's width
+HEAD_ROWS = (MOST_HEAD_ROWS, 128, 64, 32)
 FLOAT_BYTES = 4
 STATE_BITS = (32, 8)
 EXACT, INTEGERS = 32, 8  # bits of the products on the way back
@@ -431,16 +430,11 @@ class Step:
         return _Graphs(costs.memory_bytes(graph, rows, self._tokens), costs.time_ms(graph, rows, self._tokens))
 
     def _loss_ms(self, plan: Plan, rows: int) -> float:
-        manifest = self._manifest
-        if manifest.classes_loss is not None:
-            return self._costs.time_ms(manifest.classes_loss.step, rows, self._tokens)
-        slices = -(-manifest.model.vocabulary // SLICE_ROWS)
-        chunks, rest = divmod(rows * self._tokens, plan.head_rows)
+        over_vocabulary = self._manifest.vocabulary_loss is not None
+        visit_ms = self._visit_ms(self._slice_bytes) if over_vocabulary else 0.0  # classes are few, and stay
         return sum(
-            times * slices * (self._costs.time_ms(graph, positions, 1) + self._visit_ms(self._slice_bytes))
-            for graph in self._products()
-            for positions, times in ((plan.head_rows, chunks), (rest, 1))
-            if positions
+            run.times * (self._costs.time_ms(run.graph, run.rows, run.tokens) + visit_ms)
+            for run in loss_runs(self._manifest, rows, self._tokens, plan.head_rows)
         )
 
     def _products(self) -> tuple[str, str]:

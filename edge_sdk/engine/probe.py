@@ -25,13 +25,13 @@ import numpy as np
 
 from edge_sdk.engine.artifact import Artifact
 from edge_sdk.engine.batch import random_batch
-from edge_sdk.engine.costs import PAGES, PROCESS
 from edge_sdk.engine.losses import occurring_rows
-from edge_sdk.engine.plan import ARENA_NOTES, HEAD_ROWS, SLICE_ROWS, Plan, Step
+from edge_sdk.engine.plan import ARENA_NOTES, HEAD_ROWS, Plan, Step
 from edge_sdk.engine.runtime import Graph, reserve_arena
 from edge_sdk.engine.walk import Arrays, Walk
 from edge_sdk.errors import ArtifactError
 from edge_sdk.memory import read_memory
+from edge_sdk.wire.costs import PAGES, PROCESS, SLICE_ROWS
 from edge_sdk.wire.manifest import Cost, Keeping, Manifest, ModelSpec, Segment, Structure
 from edge_sdk.wire.tensors import Array
 

@@ -12,11 +12,11 @@ import dataclasses
 from collections.abc import Callable
 
 from edge_sdk.engine.artifact import Artifact
-from edge_sdk.engine.costs import Costs
 from edge_sdk.engine.integers import gains
 from edge_sdk.engine.plan import EXACT, REGION, Limits, Plan, planned, way_of, with_process
 from edge_sdk.engine.probe import ready
 from edge_sdk.engine.walk import Walk
+from edge_sdk.wire.costs import Costs
 from edge_sdk.wire.manifest import Manifest
 
 

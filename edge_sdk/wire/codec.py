@@ -1,7 +1,7 @@
 """Frozen dataclasses to msgpack and back, bounded and strict.
 
-The bytes: a dataclass is a msgpack map from field name to value; a tuple is an array; an enum is its value; `None` is
-nil. Rules of reading:
+The bytes: a dataclass is a msgpack map from field name to value; a tuple is an array, and so is a set, in order; an
+enum is its value, also as a map's key; `None` is nil. Rules of reading:
 
 - nothing larger than `max_bytes` is looked at, and nothing nested deeper or longer than the limits below;
 - every field has the type its dataclass says: no number becomes a string, no truth value a number; an integer fits in
@@ -97,9 +97,11 @@ def _plain(value: object) -> object:
     if isinstance(value, enum.Enum):
         return value.value
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
+        return {_plain(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (tuple, list)):
         return [_plain(item) for item in value]
+    if isinstance(value, frozenset):
+        return sorted(map(str, map(_plain, value)))  # of texts, or of enums that are texts
     return value
 
 
@@ -138,7 +140,7 @@ def _no_extensions(code: int, _data: bytes) -> object:
     raise ValueError(msg)
 
 
-def _read(kind: Any, value: object, where: str) -> object:  # noqa: ANN401 - a type annotation is any object
+def _read(kind: Any, value: object, where: str) -> object:  # noqa: ANN401, PLR0911 - an annotation is any object; one per kind
     """`value` as the annotation `kind` says, or ValueError naming `where`."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (types.UnionType, typing.Union):
@@ -148,10 +150,14 @@ def _read(kind: Any, value: object, where: str) -> object:  # noqa: ANN401 - a t
     if origin is tuple:
         items = _expect(list, value, where)
         return tuple(_read(arguments[0], item, f"{where}[{k}]") for k, item in enumerate(items))
+    if origin is frozenset:
+        items = _expect(list, value, where)
+        return frozenset(_read(arguments[0], item, f"{where}[{k}]") for k, item in enumerate(items))
     if origin is Mapping:
         entries = _expect(dict, value, where)
         return {
-            _expect(str, key, where): _read(arguments[1], item, f"{where}[{key!r}]") for key, item in entries.items()
+            _read(arguments[0], key, where): _read(arguments[1], item, f"{where}[{key!r}]")
+            for key, item in entries.items()
         }
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
         return _made(kind, where, _expect(str, value, where))

@@ -49,6 +49,7 @@ TRANSACTIONS: Final = (
     "ledger.create",
     "ledger.begin",
     "ledger.hello",
+    "ledger.decision",
     "ledger.open-round",
     "ledger.repeat-round",
     "ledger.give-task",

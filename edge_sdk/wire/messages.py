@@ -29,6 +29,7 @@ MAX_WINDOW = 8  # chunks asked for at once: what a slow device costs the broker 
 MAX_BITMAP_BYTES = 8192  # 65,536 chunks: 16 GiB in chunks of 256 KiB
 MAX_TEXT = 500  # characters of a reason or detail
 MAX_BATCH, MAX_TOKENS, MAX_STEPS = 4096, 65_536, 1_000_000
+MIN_POWER = 1e-3  # of a device's threads: one of a thousand
 
 
 def _bounded(name: str, value: float, low: float, high: float) -> None:
@@ -41,6 +42,11 @@ def _short(name: str, text: str) -> None:
     if len(text) > MAX_TEXT:
         msg = f"{name} has {len(text)} characters, at most {MAX_TEXT} are accepted"
         raise ValueError(msg)
+
+
+def threads_at(power: float, own: int) -> int:
+    """How many of its `own` threads a device trains with at this power: the nearest number, and one at least."""
+    return max(1, round(power * own))
 
 
 class Schedule(enum.Enum):
@@ -127,7 +133,8 @@ class Task:
     into micro-batches. `deadline_s` is the time left when the offer was sent, so no clocks need agree. With
     `integer_gradients` the device may use what is faster and as far off as the manifest's `integers_error` says.
     The delta comes in `delta_codec`. What that loses the device keeps under the name `residual`, and adds to its next
-    delta under the same name; where that is empty it keeps nothing, and rounds by chance.
+    delta under the same name; where that is empty it keeps nothing, and rounds by chance. `power` is the share of its
+    threads that the device trains with, above 0 and at most 1.
     """
 
     task_id: str
@@ -149,6 +156,7 @@ class Task:
     integer_gradients: bool = False
     delta_codec: DeltaCodec = DeltaCodec.FP32
     residual: str = ""
+    power: float = 1.0
 
     def __post_init__(self) -> None:
         """Refuse numbers that no task can mean."""
@@ -164,6 +172,11 @@ class Task:
         _bounded("seed", self.seed, 0, (1 << 63) - 1)
         _short("task_id", self.task_id)
         _short("residual", self.residual)
+        _bounded("power", self.power, MIN_POWER, 1.0)
+
+    def threads(self, own: int) -> int:
+        """With how many of its `own` threads a device trains, see `threads_at`."""
+        return threads_at(self.power, own)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import pathlib
 import sys
 
+from coordinator.answers import finished
 from coordinator.config import RoundsConfig, Rule, TrainingConfig
 from coordinator.events import (
     AdapterReady,
@@ -24,9 +25,10 @@ from coordinator.events import (
     SendReceipt,
 )
 from coordinator.ledger import Ledger
+from coordinator.plan import Past, Plan
 from coordinator.policy.largest_that_fits import LargestThatFits
 from coordinator.policy.types import Level
-from coordinator.rounds import Past, Plan, Rounds
+from coordinator.rounds import Rounds
 from coordinator.scribe import write_down
 from coordinator.task_book import TaskMaker
 from edge_sdk.wire.blobs import blob_of
@@ -50,8 +52,9 @@ def answer(ledger: Ledger, instruction: Instruction) -> list[Event]:
         return [ResultHeard(instruction.device, offer)]
     if isinstance(instruction, FetchDelta):
         task_id = instruction.task.task_id
-        ledger.commit_result(instruction.device, task_id, instruction.delta, 5, 0.1, instruction.report)
-        return [ResultCommitted(task_id, 2, 1, 1.0)]
+        answer = finished(instruction.answer, 5, instruction.offered_s, 0.0)
+        ledger.commit_result(task_id, instruction.delta, 0.1, instruction.report, answer)
+        return [ResultCommitted(task_id, answer)]
     if isinstance(instruction, AggregateRound):
         blobs = ledger.deltas(instruction.task_ids)
         adapter = blob_of(b"".join(blob.sha256.encode() for blob in blobs))

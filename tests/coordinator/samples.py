@@ -16,6 +16,7 @@ from coordinator.config import (
     Rule,
     TrainingConfig,
 )
+from coordinator.policy.types import Answer, Outcome
 from edge_sdk.wire.blobs import Blob, blob_of
 from edge_sdk.wire.delta import Delta, encode_delta, pack_array
 from edge_sdk.wire.manifest import Manifest, TaskType
@@ -87,6 +88,13 @@ def make_report(*, peak_bytes: int = 90 * MB) -> Report:
     return dataclasses.replace(
         made, steps=3, examples=3, loss_before=3.0, loss_after=2.5, down_bytes=1000, up_bytes=500
     )
+
+
+def make_answer(device: str = "a", report: Report | None = None, *, examples: int = 5) -> Answer:
+    """What a delta of that report is to a policy."""
+    report = report or make_report()
+    measured = (report.budget_bytes, report.peak_bytes, report.wall_s)
+    return Answer(device, "large", Outcome.DONE, *measured, round=1, examples=examples)
 
 
 def make_hello(device: str, *, budget_bytes: int = 100 * MB, session: str = "s1", task_id: str = "") -> Hello:

@@ -58,7 +58,7 @@ def test_what_is_built_is_not_built_again(tmp_path: pathlib.Path, jobs: Jobs) ->
 def test_levels_of_one_model_are_told_by_what_trains(tmp_path: pathlib.Path) -> None:
     """A policy sees which levels differ in nothing but their trained layers, and how large their deltas are."""
     levels = load_artifact(built(tmp_path)).levels.values()
-    large, small = (level.level() for level in levels)
+    large, small = (level.level(2, 16) for level in levels)
     assert large.model == small.model
     assert (large.trained_layers, small.trained_layers) == (2, 1)
     fp32, int4 = (

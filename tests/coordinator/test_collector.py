@@ -15,7 +15,7 @@ from coordinator.pace import Pace
 from edge_sdk.wire.blobs import Blob, BlobStore, blob_of
 from edge_sdk.wire.chunks import RESTARTS, read_chunk, requested
 from edge_sdk.wire.messages import CHUNK_BYTES, Chunk, ChunkRequest, RefusalReason, TransferRefused
-from tests.coordinator.samples import make_report, make_task
+from tests.coordinator.samples import make_answer, make_report, make_task
 from tests.edge_sdk.wire.lines import below
 
 LIMIT = 100 * CHUNK_BYTES
@@ -24,7 +24,7 @@ BIG = 19 * CHUNK_BYTES + 5  # bytes: more than two windows
 
 def wanted(delta: Blob, device: str = "a", task_id: str = "t") -> FetchDelta:
     """What `rounds` says about an offer."""
-    return FetchDelta(device, "large", make_task(task_id), delta, make_report())
+    return FetchDelta(device, "large", make_task(task_id), delta, make_report(), make_answer(device), None)
 
 
 def answers(outbox: BlobStore, delta: Blob, request: ChunkRequest) -> list[Chunk]:

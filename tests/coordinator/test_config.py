@@ -16,7 +16,8 @@ from coordinator.guards import Estimator
 from coordinator.policy.caff import Caff
 from coordinator.policy.largest_that_fits import LargestThatFits
 from coordinator.policy.registry import policy_of
-from coordinator.task_book import TaskMaker
+from coordinator.policy.types import Choice
+from coordinator.task_book import Place, TaskMaker
 from edge_sdk.wire.blobs import blob_of
 from edge_sdk.wire.codecs import NEEDS_RESIDUAL
 from edge_sdk.wire.messages import DeltaCodec
@@ -78,7 +79,7 @@ def test_integers_are_the_tasks_choice(tmp_path: pathlib.Path) -> None:
         path.write_text(text)
         blob = blob_of(b"a file")
         task = TaskMaker("run", load_config(path).training, Rule.LORA_SVD).make(
-            device="pi", round_=1, attempt=0, number=0, artifact=blob, adapter=blob, left_s=1.0
+            Place("pi", 1, 0), Choice("fp32"), artifact=blob, adapter=blob, left_s=1.0
         )
         assert task.integer_gradients is allowed
 
@@ -121,7 +122,7 @@ def test_the_codec_is_the_tasks_and_residuals_where_they_mean_something(
         return
     config, blob = load_config(path), blob_of(b"a file")
     task = TaskMaker("the run", config.training, config.aggregation.rule).make(
-        device="pi", round_=1, attempt=0, number=0, artifact=blob, adapter=blob, left_s=1.0
+        Place("pi", 1, 0), Choice("fp32"), artifact=blob, adapter=blob, left_s=1.0
     )
     assert task.delta_codec is how
     assert task.residual == ("the run" if keeps and how is not DeltaCodec.FP32 else "")

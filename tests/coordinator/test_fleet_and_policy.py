@@ -140,9 +140,10 @@ def test_the_model_that_the_fleet_trains_most_of() -> None:
     assert shared({"a": 350, "b": 300}) == {"a": "deep-3", "b": "deep-2"}
     assert shared({"a": 350, "b": 200, "c": 150}) == {"a": "shallow-2", "b": "shallow-2", "c": "shallow-1"}
     # 3 + 0 of the larger model against 2 + 1 of the smaller: a tie goes to the one that was configured first, and
-    # who fits none of its levels is asked once.
-    assert shared({"a": 350, "b": 150}) == {"a": "deep-3", "b": "deep-1"}
-    assert shared({"a": 350, "b": 150}, Answer("b", "deep-1", Outcome.OVER_BUDGET, 150, 240)) == {"a": "deep-3"}
+    # who fits none of its levels sits out; who fits none at all is asked once.
+    assert shared({"a": 350, "b": 150}) == {"a": "deep-3"}
+    assert shared({"a": 350, "b": 90}) == {"a": "deep-3", "b": "deep-1"}
+    assert shared({"a": 350, "b": 90}, Answer("b", "deep-1", Outcome.OVER_BUDGET, 90, 240)) == {"a": "deep-3"}
 
 
 def test_one_device_is_given_the_model_of_all() -> None:

@@ -17,7 +17,7 @@ from coordinator.errors import LedgerError
 from coordinator.events import TaskState
 from coordinator.history import read_history
 from coordinator.ledger import Ledger
-from coordinator.policy.types import Outcome
+from coordinator.policy.types import Answer, Choice, Outcome
 from edge_sdk.wire.blobs import blob_of
 from edge_sdk.wire.messages import (
     DeclineReason,
@@ -26,11 +26,12 @@ from edge_sdk.wire.messages import (
     TaskDeclined,
     TaskFailed,
 )
-from tests.coordinator.samples import MB, make_hello, make_report, make_task
+from tests.coordinator.samples import MB, make_answer, make_hello, make_report, make_task
 
 ROOT = pathlib.Path(__file__).parents[2]
 KILLS = 12
 DELTA = blob_of(b"delta")
+TOO_LARGE = Answer("b", "large", Outcome.OVER_BUDGET, 100 * MB, 300 * MB, round=1)
 
 
 def opened(tmp_path: pathlib.Path, digest: str = "digest") -> Ledger:
@@ -45,7 +46,7 @@ def begun(tmp_path: pathlib.Path) -> Ledger:
     ledger.open_round(1, 1, 2, 2)
     for device in "abcd":
         ledger.hello(make_hello(device))
-        ledger.give_task(device, "large", 1, make_task(f"t.{device}"))
+        ledger.give_task(device, Choice("large"), 1, make_task(f"t.{device}"))
     return ledger
 
 
@@ -62,8 +63,8 @@ def test_a_new_ledger_has_no_past(tmp_path: pathlib.Path) -> None:
 def test_reopened_in_the_middle_of_a_round(tmp_path: pathlib.Path) -> None:
     """The round continues with its tasks as they were, each with the end it had."""
     with begun(tmp_path) as ledger:
-        ledger.commit_result("a", "t.a", DELTA, 5, 0.1, make_report())
-        ledger.decline(TaskDeclined("t.b", DeclineReason.OVER_BUDGET, 300 * MB, 100 * MB, "no"))
+        ledger.commit_result("t.a", DELTA, 0.1, make_report(), make_answer())
+        ledger.decline(TaskDeclined("t.b", DeclineReason.OVER_BUDGET, 300 * MB, 100 * MB, "no"), TOO_LARGE)
         ledger.refuse_result("t.c", RefusalReason.NOT_FINITE, "nan")
         run = ledger.run
     with opened(tmp_path) as ledger:
@@ -79,15 +80,15 @@ def test_reopened_in_the_middle_of_a_round(tmp_path: pathlib.Path) -> None:
     }
     assert [e.refusal for e in past.entries if e.device == "c"] == [RefusalReason.NOT_FINITE]
     assert past.entries[0].task == make_task("t.a")
-    assert [(a.device, a.outcome) for a in past.answers] == [("b", Outcome.OVER_BUDGET), ("a", Outcome.DONE)]
+    assert past.answers == (make_answer(), TOO_LARGE), "as they came, oldest first"
     assert sorted(past.fleet.devices) == ["a", "b", "c", "d"]
 
 
 def test_a_result_counts_once(tmp_path: pathlib.Path) -> None:
     """Committing a result again, even another delta for the same task, leaves the first one."""
     with begun(tmp_path) as ledger:
-        ledger.commit_result("a", "t.a", DELTA, 5, 0.1, make_report())
-        ledger.commit_result("a", "t.a", blob_of(b"other"), 9, 0.2, make_report())
+        ledger.commit_result("t.a", DELTA, 0.1, make_report(), make_answer())
+        ledger.commit_result("t.a", blob_of(b"other"), 0.2, make_report(), make_answer())
         assert ledger.deltas(("t.a",)) == (DELTA,)
         assert [ledger.is_committed(blob.sha256) for blob in (DELTA, blob_of(b"other"))] == [True, False]
 
@@ -118,7 +119,7 @@ def test_moments_go_with_their_adapter(tmp_path: pathlib.Path) -> None:
 def test_an_end_is_not_taken_back(tmp_path: pathlib.Path) -> None:
     """Cancelling a task that has an end changes nothing; an unknown one is no error."""
     with begun(tmp_path) as ledger:
-        ledger.commit_result("a", "t.a", DELTA, 5, 0.1, make_report())
+        ledger.commit_result("t.a", DELTA, 0.1, make_report(), make_answer())
         ledger.cancel_task("a", "t.a")
         ledger.cancel_task("d", "t.d")
         ledger.cancel_task("a", "stranger")
@@ -167,9 +168,10 @@ def test_a_run_that_never_began_may_be_corrected(tmp_path: pathlib.Path) -> None
 def test_history_has_it_all(tmp_path: pathlib.Path) -> None:
     """What the report needs can be read back while the ledger is open."""
     with begun(tmp_path) as ledger:
-        ledger.commit_result("a", "t.a", DELTA, 5, 0.1, make_report())
-        ledger.decline(TaskDeclined("t.b", DeclineReason.OVER_BUDGET, 300 * MB, 100 * MB, "no"))
-        ledger.failure(TaskFailed("t.c", FailureReason.OVER_BUDGET, 120 * MB, "killed"), 100 * MB)
+        ledger.commit_result("t.a", DELTA, 0.1, make_report(), make_answer())
+        ledger.decline(TaskDeclined("t.b", DeclineReason.OVER_BUDGET, 300 * MB, 100 * MB, "no"), TOO_LARGE)
+        over = Answer("c", "large", Outcome.OVER_BUDGET, 100 * MB, 120 * MB, round=1)
+        ledger.failure(TaskFailed("t.c", FailureReason.OVER_BUDGET, 120 * MB, "killed"), 100 * MB, over)
         ledger.commit_adapter(1, 1, DELTA, 0.25)
         ledger.evaluation(0, "full", 3.5, None, 10)
         ledger.traffic("a", 100, 10)

@@ -44,3 +44,13 @@ def test_a_device_may_get_a_rate_of_its_own() -> None:
     for device in "ab":
         pace.spend(device, 100, 50.0)
     assert (pace.free_s("a"), pace.free_s("b")) == (59.0, 50.0)
+
+
+def test_rates_of_their_own_are_for_those_alone_that_have_them() -> None:
+    """Whoever is not in it any more goes as everybody does."""
+    pace = Pace(device_bytes_s=100.0)
+    pace.limit_only({"a": 10.0})
+    pace.limit_only({"b": 10.0})
+    for device in "abc":
+        pace.spend(device, 1000, 0.0)
+    assert [pace.free_s(device) for device in "abc"] == [10 - BURST_S, 100 - BURST_S, 10 - BURST_S]

@@ -21,11 +21,12 @@ from coordinator.events import GiveTask, HelloHeard
 from coordinator.guards import PrivacyConfig
 from coordinator.history import read_history
 from coordinator.ledger import Ledger
+from coordinator.plan import Past, Plan
 from coordinator.policy.largest_that_fits import LargestThatFits
 from coordinator.policy.types import Level
 from coordinator.privacy import Bounds, Spent, epsilon, private_mean, standing, true_noise
 from coordinator.report import make_report
-from coordinator.rounds import Past, Plan, Rounds
+from coordinator.rounds import Rounds
 from coordinator.task_book import TaskMaker
 from edge_sdk.wire.blobs import blob_of
 from edge_sdk.wire.delta import Delta

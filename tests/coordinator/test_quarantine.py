@@ -22,11 +22,12 @@ from coordinator.events import (
 )
 from coordinator.guards import ChecksConfig
 from coordinator.ledger import Ledger
+from coordinator.plan import Past, Plan
 from coordinator.policy.largest_that_fits import LargestThatFits
 from coordinator.policy.types import Level
 from coordinator.quarantine import Quarantine, Spell
 from coordinator.round_states import State
-from coordinator.rounds import REPEAT_S, Past, Plan, Rounds
+from coordinator.rounds import REPEAT_S, Rounds
 from coordinator.scribe import write_down
 from coordinator.task_book import TaskMaker
 from edge_sdk.wire.blobs import blob_of

@@ -13,11 +13,12 @@ import pytest
 from coordinator.config import Config, EvaluationConfig, RoundsConfig
 from coordinator.history import History, read_history
 from coordinator.ledger import Ledger
+from coordinator.policy.types import Choice
 from coordinator.report import checks, make_report
 from coordinator.screen import Screen, evaluation_table, result_table
 from edge_sdk.wire.blobs import blob_of
 from edge_sdk.wire.messages import DeclineReason, TaskDeclined
-from tests.coordinator.samples import MB, make_config, make_hello, make_task
+from tests.coordinator.samples import MB, make_answer, make_config, make_hello, make_task
 from tests.coordinator.samples import make_report as report_of
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -33,8 +34,9 @@ def played(tmp_path: pathlib.Path, *, peak_bytes: int = 90 * MB, full_loss: floa
         ledger.open_round(1, 1, 2, 2)
         for device in "ab":
             ledger.hello(make_hello(device))
-            ledger.give_task(device, "large", 1, make_task(f"t.{device}"))
-        ledger.commit_result("a", "t.a", blob_of(b"delta"), 5, 0.1, report_of(peak_bytes=peak_bytes))
+            ledger.give_task(device, Choice("large"), 1, make_task(f"t.{device}"), "large, fp32 delta")
+        report = report_of(peak_bytes=peak_bytes)
+        ledger.commit_result("t.a", blob_of(b"delta"), 0.1, report, make_answer("a", report))
         ledger.decline(TaskDeclined("t.b", DeclineReason.OVER_BUDGET, 300 * MB, 100 * MB, "no"))
         ledger.commit_adapter(1, 1, blob_of(b"1"), 0.25)
         for version, kind, loss in (

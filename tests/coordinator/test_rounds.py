@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 import pytest
 
+from coordinator.answers import finished
 from coordinator.config import RoundsConfig, Rule, TrainingConfig
 from coordinator.events import (
     AdapterReady,
@@ -27,6 +28,7 @@ from coordinator.events import (
     PresenceHeard,
     ProgressHeard,
     Reconnected,
+    RecordDecision,
     RecordDecline,
     RepeatRound,
     ResultCommitted,
@@ -36,10 +38,11 @@ from coordinator.events import (
     StopAsked,
     Tick,
 )
+from coordinator.plan import Past, Plan
 from coordinator.policy.largest_that_fits import LargestThatFits
 from coordinator.policy.types import Level
 from coordinator.round_states import TRANSITIONS, State, Trigger
-from coordinator.rounds import BUSY_S, GRACE_S, REPEAT_S, SILENCE_S, TASKS, Past, Plan, Rounds
+from coordinator.rounds import BUSY_S, GRACE_S, REPEAT_S, SILENCE_S, TASKS, Rounds
 from coordinator.task_book import TaskMaker
 from edge_sdk.wire.blobs import blob_of
 from edge_sdk.wire.messages import (
@@ -53,7 +56,7 @@ from edge_sdk.wire.messages import (
     TaskFailed,
     TaskProgress,
 )
-from tests.coordinator.samples import MB, make_hello, make_presence, make_report
+from tests.coordinator.samples import MB, make_answer, make_hello, make_presence, make_report
 
 I = TypeVar("I")  # noqa: E741 - an instruction
 DELTA = blob_of(b"delta")
@@ -91,8 +94,8 @@ class Scene:
     def deliver(self, device: str) -> list[Instruction]:
         """The device's delta is offered, fetched, and committed."""
         task_id = self.task(device).task_id
-        self.tell(ResultHeard(device, ResultOffer(task_id, DELTA, make_report())))
-        return self.tell(ResultCommitted(task_id, 300 * MB, 200 * MB, 60.0))
+        (asked,) = only(FetchDelta, self.tell(ResultHeard(device, ResultOffer(task_id, DELTA, make_report()))))
+        return self.tell(ResultCommitted(task_id, finished(asked.answer, 5, asked.offered_s, self.now_s)))
 
     def decline(self, device: str, reason: DeclineReason = DeclineReason.OVER_BUDGET) -> list[Instruction]:
         """The device declines."""
@@ -137,7 +140,8 @@ def test_a_round_opens_when_the_expected_devices_are_there() -> None:
     scene = Scene()
     assert scene.hello("a") == []
     asked = scene.hello("b")
-    assert asked[0] == OpenRound(1, 1, 2, 2)
+    assert [type(i) for i in asked] == [RecordDecision, OpenRound, GiveTask, GiveTask]
+    assert asked[1] == OpenRound(1, 1, 2, 2)
     assert [i.device for i in only(GiveTask, asked)] == ["a", "b"]
     assert scene.task("a").deadline_s == 100
     assert scene.task("a").seed != scene.task("b").seed
@@ -183,7 +187,7 @@ def test_whoever_speaks_up_later_joins_while_there_is_room() -> None:
     assert scene.rounds.state is State.OPEN
     assert [i.device for i in only(GiveTask, scene.hello("b"))] == ["b"]
     assert not only(GiveTask, scene.hello("c"))
-    assert [i.level for i in only(GiveTask, scene.decline("b"))] == ["small"]
+    assert [i.choice.level for i in only(GiveTask, scene.decline("b"))] == ["small"]
     assert not only(GiveTask, scene.hello("c"))
 
 
@@ -284,7 +288,7 @@ def test_over_budget_gets_the_next_level() -> None:
     scene = opened()
     asked = scene.decline("a")
     assert only(RecordDecline, asked)[0].level == "large"
-    assert only(GiveTask, asked)[0].level == "small"
+    assert only(GiveTask, asked)[0].choice.level == "small"
     assert not only(GiveTask, scene.decline("a"))
     assert only(AggregateRound, scene.deliver("b"))
 
@@ -292,12 +296,12 @@ def test_over_budget_gets_the_next_level() -> None:
 def test_failing_over_budget_gets_the_next_level_and_other_failures_sit_out() -> None:
     """A worker killed for its memory is followed by a smaller task; one that diverged rests until the next round."""
     scene = opened()
-    assert only(GiveTask, scene.fail("a", FailureReason.OVER_BUDGET))[0].level == "small"
+    assert only(GiveTask, scene.fail("a", FailureReason.OVER_BUDGET))[0].choice.level == "small"
     assert not only(GiveTask, scene.fail("b", FailureReason.NON_FINITE))
     assert not only(GiveTask, scene.hello("b"))
     scene.deliver("a")
     asked = scene.tell(AdapterReady(1, DELTA))
-    assert {i.device: i.level for i in only(GiveTask, asked)} == {"a": "small", "b": "large"}
+    assert {i.device: i.choice.level for i in only(GiveTask, asked)} == {"a": "small", "b": "large"}
 
 
 def test_a_device_that_cannot_use_it_is_not_asked_again() -> None:
@@ -338,7 +342,7 @@ def test_the_deadline_closes() -> None:
     cancelled = only(CancelTask, scene.tell(Tick(), after_s=100))
     assert [i.device for i in cancelled] == ["b"]
     assert scene.rounds.state is State.CLOSING
-    asked = scene.tell(ResultCommitted(scene.task("a").task_id, 0, 0, 0), after_s=1)
+    asked = scene.tell(ResultCommitted(scene.task("a").task_id, make_answer()), after_s=1)
     assert only(AggregateRound, asked)
 
 
@@ -445,7 +449,7 @@ def test_duplicates_do_nothing() -> None:
     task_id = scene.task("a").task_id
     offer = ResultHeard("a", ResultOffer(task_id, DELTA, make_report()))
     assert only(FetchDelta, scene.tell(offer)) == only(FetchDelta, scene.tell(offer))
-    scene.tell(ResultCommitted(task_id, 0, 0, 0))
+    scene.tell(ResultCommitted(task_id, make_answer()))
     assert only(SendReceipt, scene.tell(offer))[0].receipt.accepted
     late = TaskDeclined(task_id, DeclineReason.OVER_BUDGET, 1, 1, "")
     assert scene.tell(DeclineHeard("a", late)) == []

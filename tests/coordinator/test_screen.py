@@ -8,9 +8,10 @@ from rich.console import Console
 
 from coordinator.config import RoundsConfig, Rule, TrainingConfig
 from coordinator.events import HelloHeard, ProgressHeard
+from coordinator.plan import Past, Plan
 from coordinator.policy.largest_that_fits import LargestThatFits
 from coordinator.policy.types import Level
-from coordinator.rounds import Past, Plan, Rounds
+from coordinator.rounds import Rounds
 from coordinator.screen import Screen, board
 from coordinator.task_book import TaskMaker
 from edge_sdk.wire.blobs import blob_of

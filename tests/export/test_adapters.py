@@ -14,10 +14,10 @@ from peft import PeftModel
 
 from edge_sdk.engine.artifact import Artifact
 from edge_sdk.engine.batch import Batch
-from edge_sdk.engine.costs import Costs
 from edge_sdk.engine.plan import Plan, choose_plan
 from edge_sdk.engine.train import batch_gradient
 from edge_sdk.engine.walk import Walk
+from edge_sdk.wire.costs import Costs
 from edge_sdk.wire.tensors import TensorFile, write_tensors
 from export import inserted
 from export.adapters import AdapterRequest

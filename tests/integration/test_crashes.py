@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks.reliability.crashes import run_case
 from coordinator.aggregate.blobs import NextAdapter, aggregate_blobs
+from coordinator.cli import main
 from coordinator.config import load_config
 from coordinator.errors import LedgerError
 from coordinator.ledger import Ledger
@@ -66,7 +67,9 @@ def test_nobody_is_killed(processes: Processes) -> None:
 
 
 def test_the_coordinator_is_killed_in_round_two(processes: Processes) -> None:
-    """Started again it goes on with the open round and the moments of its optimizer, and repeats nothing."""
+    """Started again it goes on with the open round and the moments of its optimizer, and repeats nothing; what was
+    decided before and after can be decided again.
+    """
     fedadam: dict[str, Any] = {"rule": "freeze-a", "optimizer": "fedadam", "learning_rate": 0.01}
     processes.serve(aggregation=fedadam)
     processes.device("a")
@@ -79,6 +82,7 @@ def test_the_coordinator_is_killed_in_round_two(processes: Processes) -> None:
     assert_counted_once(processes.history())
     assert_each_adapter_follows(processes)
     assert "continuing at round 2" in processes.log("coordinator")
+    assert main(["controller", "replay", "--config", str(processes.folder / "coordinator.toml")]) == 0
 
 
 def test_a_device_is_killed_in_the_middle_of_a_transfer(processes: Processes) -> None:

@@ -18,13 +18,17 @@ import numpy as np
 import pytest
 
 from benchmarks.demo import write_toml
+from coordinator import daemon
 from coordinator.builder import build, load_artifact
 from coordinator.config import Rule, load_config
+from coordinator.controller.replay import replay
 from coordinator.daemon import Daemon
 from coordinator.history import History, read_history
 from coordinator.jobs import Jobs
 from coordinator.ledger import Ledger
 from coordinator.places import received_folder, trust_folder
+from coordinator.policy.fitting import Known
+from coordinator.policy.types import Choice, Decision, Observation
 from coordinator.registry import Registry
 from coordinator.report import EMULATOR, FULL
 from coordinator.round_states import State
@@ -34,14 +38,15 @@ from edge_sdk.config import load_config as load_device
 from edge_sdk.engine.artifact import artifact_in
 from edge_sdk.environment import training_environment
 from edge_sdk.events import StartWorker
-from edge_sdk.feedback import owner, read_residual
+from edge_sdk.feedback import Residual, owner, read_residual
 from edge_sdk.identity import Identity
 from edge_sdk.order import WorkerOrder
 from edge_sdk.outbox import RESIDUAL, SUFFIX, Outbox
 from edge_sdk.wire import codec
 from edge_sdk.wire.blobs import Blob, BlobStore
-from edge_sdk.wire.delta import Delta, decode_delta
+from edge_sdk.wire.delta import Delta, decode_delta, unpack_array
 from edge_sdk.wire.messages import DeltaCodec, Message, Receipt, decode_message
+from edge_sdk.wire.records import read_record
 from edge_sdk.wire.signed import is_envelope, read_envelope
 from edge_sdk.wire.tensors import read_tensors
 from edge_sdk.wire.transport import Event, MemoryBroker, Received, Transport, Will
@@ -128,10 +133,10 @@ class Fleet(Generic[BrokerT]):
                 Ledger(out / "ledger.sqlite", config.name, config.digest()) as ledger,
                 Registry(trust_folder(config)) as registry,
             ):
-                daemon = Daemon(
+                served = Daemon(
                     config, load_artifact(config), ledger, registry, transport, jobs, Screen(), restored=restored
                 )
-                return daemon.run(lambda: time.monotonic() > deadline_s, lambda: None)
+                return served.run(lambda: time.monotonic() > deadline_s, lambda: None)
         finally:
             jobs.close()
             transport.close()
@@ -300,6 +305,59 @@ def test_a_run_with_coarse_deltas(tmp_path: pathlib.Path, tiny: Tiny) -> None:
     assert {row.codec for row in history.results} == {DeltaCodec.INT8}
     for name in {row.device for row in history.results}:
         assert Outbox(fleet.folder / f"{name}-store" / "outbox").residual.exists()
+
+
+class ByRound:
+    """A policy that chooses by round and device; a device without a choice gets what is configured."""
+
+    choices: ClassVar[dict[tuple[int, str], Choice]] = {
+        (1, "a"): Choice("int8", DeltaCodec.INT8, share=3.0, power=0.5),
+        (1, "b"): Choice("fp32", DeltaCodec.FP16),
+        (2, "a"): Choice("fp32", DeltaCodec.INT4, power=0.5),
+        (2, "b"): Choice("int8", DeltaCodec.INT8),
+    }
+
+    def initial(self) -> Known:
+        """Nothing is learned."""
+        return Known()
+
+    def decide(self, observation: Observation, state: Known) -> tuple[Decision, Known]:
+        """The same for the same round, whatever was answered."""
+        names, round_ = [device.name for device in observation.devices], observation.terms.round
+        return Decision({name: self.choices.get((round_, name), Choice("fp32")) for name in names}), state
+
+
+def test_all_of_a_decision_takes_effect(tmp_path: pathlib.Path, tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Levels, codecs and threads are as chosen, what coarse codecs left out is paid by an exact one, a quarter of the
+    bandwidth is said and set, and the ledger alone is enough to decide it all again.
+    """
+    monkeypatch.setattr(daemon, "policy_of", lambda _config: ByRound())
+    fleet = Fleet(tmp_path, tiny, MemoryBroker())
+    with fleet.device("a", threads=2), fleet.device("b"):
+        changes: dict[str, Any] = {"aggregation": {"rule": "freeze-a"}, "transfer": {"megabytes_s": 200.0}}
+        assert fleet.serve(**changes) is State.DONE
+    history = fleet.history()
+    assert_counted_once(history)
+    found = {(row.round, row.device): (row.level, row.codec, row.report.threads) for row in history.results}
+    assert found == {
+        (1, "a"): ("int8", DeltaCodec.INT8, 1),
+        (1, "b"): ("fp32", DeltaCodec.FP16, 1),
+        (2, "a"): ("fp32", DeltaCodec.INT4, 1),
+        (2, "b"): ("int8", DeltaCodec.INT8, 1),
+        (3, "a"): ("fp32", DeltaCodec.FP32, 2),
+        (3, "b"): ("fp32", DeltaCodec.FP32, 1),
+    }
+    assert ["75 % of the bandwidth, 1 of 2 threads" in task.words for task in history.tasks[:2]] == [True, False]
+    for name in "ab":
+        left = read_record(Residual, Outbox(fleet.folder / f"{name}-store" / "outbox").residual, 1 << 24)
+        assert left.tensors
+        assert not any(unpack_array(tensor).any() for tensor in left.tensors.values())
+    replayed = list(replay(fleet.folder / "out" / "ledger.sqlite", ByRound()))
+    assert [one.logged.round for one in replayed] == [1, 2, 3]
+    assert all(one.agrees for one in replayed)
+    views = {view.name: view for view in replayed[-1].logged.observation.fleet}
+    assert all(view.rate_bytes_s > 0 and view.slowness > 0 and view.answered == 2 for view in views.values())
+    assert views["a"].holds == {"fp32", "int8"}
 
 
 def test_a_device_is_killed_between_result_and_receipt(tmp_path: pathlib.Path, tiny: Tiny) -> None:

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
+from coordinator.answers import finished
 from coordinator.config import RoundsConfig, Rule, TrainingConfig
 from coordinator.events import (
     AdapterReady,
@@ -35,10 +36,11 @@ from coordinator.events import (
 from coordinator.events import Event as CoordinatorEvent
 from coordinator.events import Tick as CoordinatorTick
 from coordinator.ledger import Ledger
+from coordinator.plan import Past, Plan
 from coordinator.policy.largest_that_fits import LargestThatFits
 from coordinator.policy.types import Level
 from coordinator.round_states import State
-from coordinator.rounds import Past, Plan, Rounds
+from coordinator.rounds import Rounds
 from coordinator.scribe import write_down
 from coordinator.task_book import TaskMaker
 from edge_sdk import events as device
@@ -303,11 +305,12 @@ class Fleet(RuleBasedStateMachine):
             return
         task_id = sorted(self.fetching)[which % len(self.fetching)]
         wanted = self.fetching.pop(task_id)
-        self.ledger.commit_result(wanted.device, task_id, wanted.delta, 4, 0.1, wanted.report)
+        answer = finished(wanted.answer, 4, wanted.offered_s, self.now_s)
+        self.ledger.commit_result(task_id, wanted.delta, 0.1, wanted.report, answer)
         if killed:
             self.coordinator_is_killed()
             return
-        self.tell(ResultCommitted(task_id, wanted.report.budget_bytes, wanted.report.peak_bytes, 1.0))
+        self.tell(ResultCommitted(task_id, answer))
 
     @rule(killed=st.sampled_from(["", "before", "after"]))
     def aggregates(self, killed: str) -> None:

@@ -10,9 +10,9 @@ import pytest
 
 from edge_sdk.engine.artifact import Artifact
 from edge_sdk.engine.losses import VocabularyHead, predicting_rows
-from edge_sdk.engine.plan import SLICE_ROWS
 from edge_sdk.engine.runtime import Graph
 from edge_sdk.errors import ArtifactError
+from edge_sdk.wire.costs import SLICE_ROWS
 from edge_sdk.wire.tensors import Array, TensorFile, write_tensors
 
 WIDTH, VOCABULARY = 32, 2 * SLICE_ROWS + 100  # three slices, the last of them short

@@ -9,7 +9,6 @@ import math
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_sdk.engine.costs import PAGES, PROCESS
 from edge_sdk.engine.plan import (
     EXACT,
     HEAD_ROWS,
@@ -28,6 +27,7 @@ from edge_sdk.engine.plan import (
     resident_segments,
 )
 from edge_sdk.wire.blobs import Blob
+from edge_sdk.wire.costs import PAGES, PROCESS, step_s
 from edge_sdk.wire.manifest import ClassesLoss, Cost, ImageSpec, Keeping, Manifest, ModelSpec, Segment, TaskType
 from tests.edge_sdk.samples import MB, TOKENS, WIDTH, make_manifest, with_integers
 
@@ -287,3 +287,24 @@ def test_batches_of_images_are_counted() -> None:
     }
     assert more[11] - more[1] >= 2 * 10 * math.prod(image)
     assert more[1] < 20 * math.prod(image)
+
+
+@given(MANIFESTS, BATCHES, LENGTHS)
+@settings(deadline=None)
+def test_no_plan_is_faster_than_the_step_that_levels_are_compared_by(
+    manifest: Manifest, batch: int, tokens: int
+) -> None:
+    """`step_s` is what the graphs take in the fastest way: a plan adds pages and the optimizer, and never saves."""
+    fastest = min(plan.step_ms for plan in plans(dataclasses.replace(manifest, context=""), batch, tokens))
+    assert step_s(dataclasses.replace(manifest, context=""), batch, tokens) * 1e3 <= fastest * (1 + 1e-9)
+
+
+def test_a_step_is_the_sum_of_what_was_measured() -> None:
+    """Two rows of the sample's model: an embedding, two blocks there and back, the loss over one slice, 2 ms each."""
+    manifest = dataclasses.replace(make_manifest(), context="")
+    costs = {(c.graph, c.batch): c.time_ms for c in manifest.costs}
+    block_ms = costs["forward", 2] + costs["backward", 2]
+    of_the_loss = predicted(manifest, 2, TOKENS, Plan(2, HEAD_ROWS[0], 2, 32, resident=2))
+    without_ms = step_s(manifest, 2, TOKENS) * 1e3 - costs["forward", 2] - 2 * block_ms
+    assert 0 < without_ms <= of_the_loss.step_ms - costs["forward", 2] - 2 * block_ms + 1e-9
+    assert step_s(dataclasses.replace(manifest, costs=()), 2, TOKENS) == 0

@@ -7,12 +7,12 @@ import dataclasses
 import pytest
 
 from edge_sdk.engine.artifact import Artifact
-from edge_sdk.engine.costs import PROCESS, Costs
 from edge_sdk.engine.plan import Limits, Step, leanest, planned, plans, with_process
 from edge_sdk.engine.settle import settle
 from edge_sdk.engine.train import batch_gradient
 from edge_sdk.errors import OverBudget
 from edge_sdk.memory import read_memory
+from edge_sdk.wire.costs import PROCESS, Costs
 from tests.edge_sdk.engine.samples import batch_of, random_adapter, relative_error, walk_of
 from tests.edge_sdk.samples import MB
 

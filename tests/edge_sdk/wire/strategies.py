@@ -20,6 +20,7 @@ from edge_sdk.wire.messages import (
     MAX_STEPS,
     MAX_TOKENS,
     MAX_WINDOW,
+    MIN_POWER,
     ChunkRequest,
     OptimizerKind,
     Schedule,
@@ -51,6 +52,7 @@ TASKS = STEPS.flatmap(
         seed=st.integers(0, MAX_INTEGER),
         freeze=st.lists(TEXT, max_size=3).map(tuple),
         deadline_s=st.floats(0, 1e9),
+        power=st.floats(MIN_POWER, 1),
     )
 )
 CHUNK_REQUESTS = st.builds(

@@ -48,6 +48,8 @@ class Everything:
     colour: Colour
     sizes: tuple[int, ...]
     parts: Mapping[str, Part]
+    names: frozenset[str]
+    by_colour: Mapping[Colour, int]
     maybe: Part | None
     later: int = 7
 
@@ -62,10 +64,13 @@ EVERYTHING = st.builds(
     colour=st.sampled_from(Colour),
     sizes=values(tuple[int, ...]),
     parts=st.dictionaries(st.text(max_size=5), PART, max_size=3),
+    names=st.frozensets(st.text(max_size=8), max_size=4),
+    by_colour=st.dictionaries(st.sampled_from(Colour), st.integers(0, 9)),
     maybe=st.none() | PART,
     later=values(int),
 )
-SAMPLE = Everything("a", b"b", 1.5, True, Colour.RED, (1, 2), {"p": Part(3)}, Part(4))  # noqa: FBT003 - every field
+PARTS, SETS = {"p": Part(3)}, (frozenset("ba"), {Colour.BLUE: 1})
+SAMPLE = Everything("a", b"b", 1.5, True, Colour.RED, (1, 2), PARTS, *SETS, Part(4))  # noqa: FBT003 - every field
 PLAIN = {
     "text": "a",
     "data": b"b",
@@ -74,6 +79,8 @@ PLAIN = {
     "colour": "red",
     "sizes": [1, 2],
     "parts": {"p": {"size": 3}},
+    "names": ["a", "b"],
+    "by_colour": {"blue": 1},
     "maybe": {"size": 4},
     "later": 7,
 }

@@ -17,6 +17,7 @@ from edge_sdk.wire.messages import (
     MAX_CHUNK_BYTES,
     MAX_MESSAGE_BYTES,
     MAX_TEXT,
+    MIN_POWER,
     VERSION,
     Chunk,
     ChunkRequest,
@@ -139,6 +140,9 @@ def test_a_report_fits_a_ledger() -> None:
         {"deadline_s": float("inf")},
         {"seed": -1},
         {"round": -1},
+        {"power": 0.0},
+        {"power": 1.01},
+        {"power": float("nan")},
         {"task_id": "x" * (MAX_TEXT + 1)},
     ],
     ids=str,
@@ -151,6 +155,15 @@ def test_a_task_that_cannot_be_meant_cannot_be_made(changes: dict[str, Any]) -> 
     envelope["body"]["task"] |= changes
     with pytest.raises(DecodeError):
         decode_message(msgpack.packb(envelope))
+
+
+@given(st.floats(MIN_POWER, 1), st.integers(1, 256))
+def test_a_device_trains_with_a_share_of_its_threads(power: float, own: int) -> None:
+    """One at least, never more than it has, all of them at full power, and otherwise the nearest number."""
+    threads = make_task(power=power).threads(own)
+    assert 1 <= threads <= own
+    assert abs(threads - power * own) <= 0.5 or threads == 1
+    assert make_task().threads(own) == own
 
 
 @pytest.mark.parametrize(

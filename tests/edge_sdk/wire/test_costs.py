@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_sdk.engine.costs import PAGES, PROCESS, TRAINING, Costs, Curve
+from edge_sdk.wire.costs import PAGES, PROCESS, TRAINING, Costs, Curve
 from edge_sdk.wire.manifest import Cost
 
 VALUES, ROWS, TOKENS = st.floats(0, 1e9), st.integers(1, 64), st.integers(1, 2048)

@@ -4,18 +4,22 @@ Rows cost alike, beside what is fixed. What a token costs rises with its row's l
 quadratic: in straight lines between the lengths that were measured, in bytes as in milliseconds. In short rows another
 operator needs most memory than in long ones, and where they change is not known. So memory is measured at no length in
 between: it would lie below the line at 2T, and soon after that above the next (a fifth too low at 5/2 T, measured).
+
+How a device does a step within its budget, `edge_sdk.engine.plan` says; here is what a step takes with room for all.
 """
 
 from __future__ import annotations
 
 import bisect
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from edge_sdk.wire.manifest import Cost
+from edge_sdk.wire.manifest import Cost, Keeping, Manifest, Structure
 
 PROCESS, TRAINING, PAGES = "process", "training", "pages"  # costs that are of no graph
+SLICE_ROWS = 4096  # vocabulary rows per product: 9 MB dequantised at SmolLM2's width
+MOST_HEAD_ROWS = 256  # positions whose logits are in memory at once, at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,3 +85,49 @@ class Costs:
     def time_ms(self, graph: str, rows: int, tokens: int) -> float:
         """Of one run; 0 for what was never measured."""
         return self._time.get(graph, Curve()).at(rows, tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A graph that is run so many `times` at one shape."""
+
+    graph: str
+    rows: int
+    tokens: int
+    times: int
+
+
+def loss_runs(manifest: Manifest, rows: int, tokens: int, head_rows: int) -> Iterator[Run]:
+    """What the loss of `rows` rows runs: over a vocabulary in slices of it and chunks of `head_rows` positions."""
+    if manifest.classes_loss is not None:
+        yield Run(manifest.classes_loss.step, rows, tokens, 1)
+    if (loss := manifest.vocabulary_loss) is not None:
+        slices = -(-manifest.model.vocabulary // SLICE_ROWS)
+        chunks, rest = divmod(rows * tokens, head_rows)
+        for graph in (loss.project, loss.unproject):
+            for positions, times in ((head_rows, chunks), (rest, 1)):
+                if positions:
+                    yield Run(graph, positions, 1, times * slices)
+
+
+def step_s(manifest: Manifest, batch: int, tokens: int) -> float:
+    """Seconds that the graphs of a step of `batch` rows of `tokens` tokens take where their costs were measured.
+
+    All rows walk at once, weights stay in memory, and each segment is done in the fastest of its ways, so that it is
+    the least that a step takes there; the optimizer itself is left out. 0 where nothing was measured.
+    """
+    costs = Costs(manifest.costs)
+    back = {segment.name for segment in manifest.walked_back()}
+
+    def pair_ms(pair: Structure | Keeping, *, returns: bool) -> float:
+        there = costs.time_ms(pair.forward, batch, tokens)
+        return there + costs.time_ms(pair.backward, batch, tokens) if returns else there
+
+    total_ms = costs.time_ms(manifest.context, batch, tokens)
+    for segment in manifest.walk:
+        structure, returns = manifest.structures[segment.structure], segment.name in back
+        pairs: tuple[Structure | Keeping, ...] = (structure, *structure.keepings) if returns else (structure,)
+        total_ms += min(pair_ms(pair, returns=returns) for pair in pairs)
+    for run in loss_runs(manifest, batch, tokens, MOST_HEAD_ROWS):
+        total_ms += run.times * costs.time_ms(run.graph, run.rows, run.tokens)
+    return total_ms / 1e3

@@ -1,0 +1,69 @@
+"""What a device's word on a task is to a policy. Pure."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from coordinator.policy.types import Answer, Outcome
+from coordinator.task_book import Entry
+from edge_sdk.wire.messages import DeclineReason, FailureReason, Report, TaskDeclined, TaskFailed
+
+TOO_LARGE = {  # answers after which the device may be given a smaller level
+    DeclineReason.OVER_BUDGET: Outcome.OVER_BUDGET,
+    DeclineReason.NO_SPACE: Outcome.NO_SPACE,
+}
+MOST_S, MOST_BYTES = 1e6, 1e15  # that are believed of one task: what is reckoned with them stays finite
+
+
+def done(entry: Entry, report: Report, cores: int, allowed_bytes_s: float) -> Answer:
+    """A delta that is offered: `finished` adds what is known when it is here. The device has `cores` threads."""
+    return Answer(
+        entry.device,
+        entry.choice.level,
+        Outcome.DONE,
+        report.budget_bytes,
+        report.peak_bytes,
+        wall_s=_within(report.wall_s, MOST_S),
+        round=entry.task.round,
+        step_s=_within(report.step_ms / 1e3, MOST_S),
+        power=min(report.threads / cores, 1.0) if report.threads > 0 and cores > 0 else entry.choice.power,
+        loss=report.loss_before,
+        wire_bytes=int(_within(report.down_bytes, MOST_BYTES) + _within(report.up_bytes, MOST_BYTES)),
+        allowed_bytes_s=allowed_bytes_s,
+    )
+
+
+def finished(answer: Answer, examples: int, offered_s: float | None, now_s: float) -> Answer:
+    """With the weight that the delta has, and the time that was not training, on the clock on which it was offered.
+
+    Preparing the data counts as wire. After a restart nobody knows when the offer was made, or how long we were gone:
+    0, which is unknown.
+    """
+    wire_s = 0.0 if offered_s is None else max(0.0, now_s - offered_s - answer.wall_s)
+    return dataclasses.replace(answer, examples=examples, wire_s=wire_s)
+
+
+def declined(entry: Entry, message: TaskDeclined) -> Answer | None:
+    """Nothing where the level is not what was wrong."""
+    outcome = TOO_LARGE.get(message.reason)
+    if outcome is None:
+        return None
+    sizes = (message.budget_bytes, message.needed_bytes)
+    return Answer(entry.device, entry.choice.level, outcome, *sizes, round=entry.task.round)
+
+
+def failed(entry: Entry, message: TaskFailed, budget_bytes: int) -> Answer:
+    """A task that went over the budget says so of its level; any other is lost."""
+    if message.reason is not FailureReason.OVER_BUDGET:
+        return lost(entry, budget_bytes)
+    sizes = (budget_bytes, message.peak_bytes)
+    return Answer(entry.device, entry.choice.level, Outcome.OVER_BUDGET, *sizes, round=entry.task.round)
+
+
+def lost(entry: Entry, budget_bytes: int) -> Answer:
+    """Nothing came of a task that was given."""
+    return Answer(entry.device, entry.choice.level, Outcome.LOST, budget_bytes, 0, round=entry.task.round)
+
+
+def _within(value: float, most: float) -> float:
+    return min(max(value, 0.0), most)
