@@ -152,6 +152,10 @@ def test_the_levels_are_a_coordinators(made: Made, tmp_path: pathlib.Path) -> No
     (tmp_path / "coordinator.toml").write_text(head + text + tail[tail.index("[rounds]") :], encoding="utf-8")
     levels = load_config(tmp_path / "coordinator.toml").levels
     assert [level.name for level in levels] == made.found["ladder"][::-1]
+    closed = {level["name"]: level["gap_closed"] for level in made.found["levels"]}
+    assert {one.name: one.quality for one in levels} == pytest.approx(
+        {one.name: min(max(closed[one.name], 0), 1) for one in levels}, abs=1e-4
+    )
     again = configuration(ASKED, TINY, read_levels(made.out / "levels.toml")).levels
     assert set(levels) <= set(again)
     assert (made.out / "ladder.png").read_bytes().startswith(b"\x89PNG")

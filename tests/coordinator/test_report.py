@@ -59,6 +59,7 @@ def test_the_report_has_every_task(tmp_path: pathlib.Path) -> None:
     assert one["tasks"][0]["delta_codec"] == "fp32"
     assert [(t["device"], t["outcome"]) for t in one["tasks"]] == [("a", "done"), ("b", "declined")]
     assert one["tasks"][0]["peak_bytes"] == 90 * MB
+    assert [(d["device"], d["words"]) for d in one["decisions"]] == [(name, "large, fp32 delta") for name in "ab"]
     assert one["tasks"][1]["needed_bytes"] == 300 * MB
     assert [(e["version"], e["full_loss"], e["emulator_loss"]) for e in report["evaluations"]] == [
         (0, 3.0, 3.1),
