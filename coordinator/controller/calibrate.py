@@ -183,7 +183,7 @@ _CURVE: Final = {
     "steps_power": _Constant(0.7, 0.3, 0.0, 1.5),
     "people_power": _Constant(0.3, 0.3, 0.0, 1.5),
     "transfer": _Constant(0.5, 0.5, 0.0, 1.0),
-    "onset": _Constant(0.5, 0.5, 0.01, 1.0),
+    "onset": _Constant(1.0, 0.5, 0.01, 3.0),
 }
 _KEPT: Final = _Constant(1.0, 0.3, 0.0, 1.0)
 _QUALITY: Final = _Constant(1.0, 0.5, 0.0, 2.0)

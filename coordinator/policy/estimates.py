@@ -1,10 +1,11 @@
 """How long a task would take, and what it would send, as far as answers tell: what every policy reckons with.
 
-    seconds = down / rate + steps x step_s x slowness / power + up / rate
+    seconds = down / rate + beside + steps x step_s x slowness / power + up / rate
 
 down is what the device lacks of the level, and the adapter; up its delta. rate is the device's own link, or its part
-of the bandwidth, whichever is less. What is not known of a device is taken to be the median of those of which it is;
-where it is known of none, a fixed guess.
+of the bandwidth, whichever is less; power that of whole threads, one at least. beside is what a worker takes to start
+and to measure its rows. What is not known of a device is taken to be the median of those of which it is; where it is
+known of none, a fixed guess.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from edge_sdk.wire.messages import DeltaCodec
 
 GUESSED_RATE_BYTES_S: Final = 1e6
 GUESSED_SLOWNESS: Final = 4.0
+GUESSED_BESIDE_S: Final = 2.0
 GUESSED_EXAMPLES: Final = 100
 
 
@@ -53,6 +55,7 @@ class Usual:
     rate_bytes_s: float
     slowness: float
     examples: float
+    beside_s: float
 
     @staticmethod
     def of(fleet: Iterable[DeviceView]) -> Usual:
@@ -62,6 +65,7 @@ class Usual:
             _median((device.rate_bytes_s for device in fleet), GUESSED_RATE_BYTES_S),
             _median((device.slowness for device in fleet), GUESSED_SLOWNESS),
             _median((device.examples for device in fleet), GUESSED_EXAMPLES),
+            _median((device.beside_s for device in fleet), GUESSED_BESIDE_S),
         )
 
 
@@ -92,8 +96,10 @@ class Estimates:
         return level.upload_bytes.get(codec or self.terms.codecs[0], 0)
 
     def compute_s(self, device: DeviceView, level: Level, power: float = 1.0) -> float:
-        """How long it trains."""
-        return self.terms.steps * level.step_s * (device.slowness or self.usual.slowness) / power
+        """How long it trains, from a worker's start to its end."""
+        working = max(1, round(power * device.threads)) / device.threads
+        steps_s = self.terms.steps * level.step_s * (device.slowness or self.usual.slowness) / working
+        return steps_s + (device.beside_s or self.usual.beside_s)
 
     def wire_s(self, device: DeviceView, wire_bytes: float, part: float = 1.0) -> float:
         """How long so many bytes take, of which both ways have the same rate; `part` of the bandwidth is its own."""
