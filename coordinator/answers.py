@@ -30,6 +30,7 @@ def done(entry: Entry, report: Report, cores: int, allowed_bytes_s: float) -> An
         loss=report.loss_before,
         wire_bytes=int(_within(report.down_bytes, MOST_BYTES) + _within(report.up_bytes, MOST_BYTES)),
         allowed_bytes_s=allowed_bytes_s,
+        beside_s=_within(report.wall_s - report.steps * report.step_ms / 1e3, MOST_S),
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any, Final
 from coordinator.controller.compare import Make
 from coordinator.controller.simulator import World
 from coordinator.policy.fixed import Fixed
+from coordinator.policy.kkt import Kkt
 from coordinator.policy.registry import KINDS
 from coordinator.policy.settings import PolicyName
 from coordinator.policy.types import Policy
@@ -31,7 +32,13 @@ def _fixed(world: World) -> Fixed:
     return Fixed(levels[len(levels) // 2].name)
 
 
+def _kkt(world: World) -> Kkt:
+    """It knows how the model learns from the same runs as the simulator does."""
+    return Kkt(people_power=min(world.profile.curve.people_power, 1.0))
+
+
 BASELINES: Final[Mapping[str, Make]] = {
     **{name.value: _as_it_is(kind) for name, kind in KINDS.items() if name not in _OTHERS},
     PolicyName.FIXED.value: _fixed,
+    PolicyName.KKT.value: _kkt,
 }

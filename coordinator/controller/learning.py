@@ -3,12 +3,17 @@
 Data come in G groups (topics, classes, sites); a device's rows are a mixture of them. The loss of each group goes the
 way from what it is to its floor:
 
-    loss_g' = floor + (loss_g - floor) exp(-amount_g)
+    loss_g' = floor + (loss_g - floor) exp(-amount_g pace_g)
     amount_g = speed steps^steps_power people^people_power coverage_g value_g
+    pace_g = onset + (1 - onset) (first - loss_g) / (first - floor)
 
 people is 1 / sum of w_i^2, the number of equal weights w_i that would be as spread; coverage_g is 1 where the round's
 rows are mixed as the groups are, and may be `transfer` at least: what is learned on one group helps the others. value_g
 is the mean, over the rows of the group, of the level's quality times what the codec leaves of a delta.
+
+With an `onset` of 1 the loss falls exponentially, as a language model's does. Where it is less, learning begins slowly
+and gathers pace: a classifier whose head and adapter both begin from nothing stays where it is for some rounds, and
+then falls. `calibrate` fits all of these to real runs.
 """
 
 from __future__ import annotations
@@ -39,6 +44,7 @@ class Curve:
     steps_power: float
     people_power: float
     transfer: float
+    onset: float
     kept: Mapping[DeltaCodec, float] = field(default_factory=dict)
     error: float = 0.0
 
@@ -60,7 +66,10 @@ class Curve:
 
     def after(self, losses: Floats, amounts: Floats) -> Floats:
         """The losses of all groups, (G,), after a round."""
-        moved: Floats = self.floor + (losses - self.floor) * np.exp(-amounts)
+        # Data that drift may take a loss above where it began: then it learns as at the first round.
+        done = np.clip((self.first - losses) / (self.first - self.floor), 0.0, 1.0)
+        pace = self.onset + (1 - self.onset) * done
+        moved: Floats = self.floor + (losses - self.floor) * np.exp(-amounts * pace)
         return moved
 
 

@@ -238,6 +238,7 @@ class _Tasks:
                 wire_bytes=int(self.wire_bytes[i]) if self.outcome[i] == _DONE else 0,
                 wire_s=float(self.wire_s[i]) if self.outcome[i] == _DONE else 0.0,
                 allowed_bytes_s=float(self.allowed[i]),
+                beside_s=OVERHEAD_S,
             )
             for i, (k, choice) in enumerate(zip(self.index, self.choices, strict=True))
         ]

@@ -76,7 +76,7 @@ def vary(profile: Profile, rng: np.random.Generator) -> Profile:
             curve,
             speed=curve.speed * math.exp(rng.uniform(-0.5, 0.7)),
             transfer=float(rng.uniform(0.2, 0.9)),
-            people_power=float(rng.uniform(0.1, 0.6)),
+            people_power=float(rng.uniform(0.0, 0.4)),
         ),
     )
 

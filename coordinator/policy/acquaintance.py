@@ -29,6 +29,7 @@ class Acquainted:
     answered: int = 0
     last_round: int = NEVER
     last_level: str = ""
+    beside_s: float = 0.0
 
     def after(self, answer: Answer, step_s: float) -> Acquainted:
         """What is known with one more answer; `step_s` is that of its level on the exporter's machine.
@@ -51,6 +52,7 @@ class Acquainted:
             answered=self.answered + 1,
             last_round=answer.round,
             last_level=answer.level,
+            beside_s=answer.beside_s,
         )
 
     def _rate(self, answer: Answer) -> float:
@@ -77,6 +79,7 @@ class Acquainted:
             answered=self.answered,
             last_round=self.last_round,
             last_level=self.last_level,
+            beside_s=self.beside_s,
         )
 
 

@@ -57,6 +57,7 @@ class Costs:
         down, up = down.reshape(len(devices), len(levels)), up.reshape(len(levels), len(codecs))
         step_s = _array([level.step_s for level in levels], *SECONDS)
         slowness = _array([estimates.slowness(device) for device in devices], *SLOWNESS)
+        beside_s = _array([estimates.beside_s(device) for device in devices], *SECONDS)
         quality = _array([level.quality for level in levels], 0.0, 1.0)
         left = np.array([CODEC_WORTH.get(codec, 1.0) for codec in codecs])
         return Costs(
@@ -65,7 +66,7 @@ class Costs:
             codecs,
             allowed=may_get(devices, levels, known),
             wire_bytes=down[:, :, None] + up[None, :, :],
-            compute_s=max(terms.steps, 0) * slowness[:, None] * step_s[None, :],
+            compute_s=max(terms.steps, 0) * slowness[:, None] * step_s[None, :] + beside_s[:, None],
             rate_bytes_s=_array([estimates.rate_bytes_s(device) for device in devices], *RATES),
             worth=quality[:, None] * left[None, :],
             examples=_array([estimates.examples(device) for device in devices], 1e-6, 1e9),

@@ -1,10 +1,11 @@
 """How long a task would take, and what it would send, as far as answers tell: what every policy reckons with.
 
-    seconds = down / rate + steps x step_s x slowness / power + up / rate
+    seconds = down / rate + beside + steps x step_s x slowness / power + up / rate
 
 down is what the device lacks of the level, and the adapter; up its delta. rate is the device's own link, or its part
-of the bandwidth, whichever is less. What is not known of a device is taken to be the median of those of which it is;
-where it is known of none, a fixed guess. What no device can be, a rate that is no number, is not known either.
+of the bandwidth, whichever is less; power that of whole threads, one at least. beside is what a worker takes to start
+and to measure its rows. What is not known of a device is taken to be the median of those of which it is; where it is
+known of none, a fixed guess. What no device can be, a rate that is no number, is not known either.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from edge_sdk.wire.messages import DeltaCodec
 
 GUESSED_RATE_BYTES_S: Final = 1e6
 GUESSED_SLOWNESS: Final = 4.0
+GUESSED_BESIDE_S: Final = 2.0
 GUESSED_EXAMPLES: Final = 100
 
 # The fall of the loss with this codec as a share of fp32's, where it was less: ADR 0011's table of MiniLM on reviews.
@@ -57,6 +59,7 @@ class Usual:
     rate_bytes_s: float
     slowness: float
     examples: float
+    beside_s: float
 
     @staticmethod
     def of(fleet: Iterable[DeviceView]) -> Usual:
@@ -66,6 +69,7 @@ class Usual:
             _median((device.rate_bytes_s for device in fleet), GUESSED_RATE_BYTES_S),
             _median((device.slowness for device in fleet), GUESSED_SLOWNESS),
             _median((device.examples for device in fleet), GUESSED_EXAMPLES),
+            _median((device.beside_s for device in fleet), GUESSED_BESIDE_S),
         )
 
 
@@ -108,13 +112,20 @@ class Estimates:
         """How many times slower than the exporter's machine it is, or is taken to be."""
         return known_or(device.slowness, self.usual.slowness)
 
+    def beside_s(self, device: DeviceView) -> float:
+        """What a task takes beside its steps and the wire, or is taken to take."""
+        return known_or(device.beside_s, self.usual.beside_s)
+
     def examples(self, device: DeviceView) -> float:
         """The weight that its delta has, or is taken to have."""
         return known_or(device.examples, self.usual.examples)
 
     def compute_s(self, device: DeviceView, level: Level, power: float = 1.0) -> float:
-        """How long it trains."""
-        return self.terms.steps * level.step_s * self.slowness(device) / power
+        """How long it trains, from a worker's start to its end."""
+        threads = max(device.threads, 1)
+        working = max(1, round(power * threads)) / threads
+        steps_s = self.terms.steps * level.step_s * self.slowness(device) / working
+        return steps_s + self.beside_s(device)
 
     def wire_s(self, device: DeviceView, wire_bytes: float, part: float = 1.0) -> float:
         """How long so many bytes take, of which both ways have the same rate; `part` of the bandwidth is its own."""

@@ -70,7 +70,8 @@ def features(observation: Observation, known: Known, fetching: Fetching) -> Feat
     lacks = _by_holding(devices, levels, fetching)
     up_bytes = _values(level.upload_bytes.get(terms.codec, 0) for level in levels)
     wire_bytes = lacks + terms.adapter_bytes + up_bytes
-    compute_s = terms.steps * _values(level.step_s for level in levels) * slowness[:, None]
+    beside_s = np.where(said.beside_s > 0, said.beside_s, usual.beside_s)
+    compute_s = terms.steps * _values(level.step_s for level in levels) * slowness[:, None] + beside_s[:, None]
     even = terms.bandwidth_bytes_s / len(devices) if terms.bandwidth_bytes_s > 0 else math.inf
     wire_s = wire_bytes / np.minimum(rates, even)[:, None]
     task_s = wire_s + compute_s
@@ -103,6 +104,7 @@ class _Said:
     budgets: Floats
     threads: Floats
     battery: Floats
+    beside_s: Floats
 
     @staticmethod
     def of(devices: Sequence[DeviceView]) -> _Said:
@@ -207,6 +209,7 @@ def _numbers(device: DeviceView) -> tuple[float, ...]:
         device.budget_bytes,
         device.threads,
         device.battery,
+        device.beside_s,
     )
 
 

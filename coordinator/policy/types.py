@@ -54,10 +54,11 @@ class DeviceView:
     """A device as a policy sees it: what it said of itself, and what its answers showed. 0 is unknown.
 
     `rate_bytes_s` is what its link did when it last did something; `slowness` how many times longer than the exporter's
-    machine it takes for a step, with all its `threads`; `examples` the weight of its last delta; `loss` what it
-    measured on rows of its own before it last trained, in nats. `holds` names the levels whose files it has. It was
-    given a task `asked` times, and `answered` so many with a delta, the last in round `last_round`. `battery` is the
-    share that is left, 1 on the mains.
+    machine it takes for a step, with all its `threads`; `beside_s` what a task takes beside steps and wire: a worker
+    starts, rows are measured; `examples` the weight of its last delta; `loss` what it measured on rows of its own
+    before it last trained, in nats. `holds` names the levels whose files it has. It was given a task `asked` times, and
+    `answered` so many with a delta, the last in round `last_round`. `battery` is the share that is left, 1 on the
+    mains.
     """
 
     name: str
@@ -73,6 +74,7 @@ class DeviceView:
     answered: int = 0
     last_round: int = NEVER
     last_level: str = ""
+    beside_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +82,9 @@ class Answer:
     """What a device said to a level while its budget was `budget_bytes`.
 
     `bytes` is the measured peak of a task that was done, or what the device said or showed that it would need. For
-    `no-space` both are of the device's store. A task that was done took `wall_s`, `step_s` a step, with `power` of the
-    device's threads; it began at `loss` and has `examples`. `wire_bytes` went over its link in `wire_s`, both ways
-    together, where `allowed_bytes_s` was the most that it was let (0: no bound).
+    `no-space` both are of the device's store. A task that was done took `wall_s`, `step_s` a step with `power` of the
+    device's threads, and `beside_s` in which no step was made; it began at `loss` and has `examples`. `wire_bytes` went
+    over its link in `wire_s`, both ways together, where `allowed_bytes_s` was the most that it was let (0: no bound).
     """
 
     device: str
@@ -99,6 +101,7 @@ class Answer:
     wire_bytes: int = 0
     wire_s: float = 0.0
     allowed_bytes_s: float = 0.0
+    beside_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

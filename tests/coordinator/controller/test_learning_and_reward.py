@@ -16,7 +16,7 @@ from coordinator.controller.learning import Curve, value
 from coordinator.controller.reward import Outcomes, Scale, Weights, reward
 from edge_sdk.wire.messages import DeltaCodec
 
-CURVE = Curve(4.0, 3.0, 0.05, 0.5, 0.3, 0.5, {DeltaCodec.INT4: 0.9})
+CURVE = Curve(4.0, 3.0, 0.05, 0.5, 0.3, 0.5, onset=1.0, kept={DeltaCodec.INT4: 0.9})
 SCALE = Scale(gap=1.0, deadline_s=100.0, level_bytes=10**9, devices=8)
 NOTHING = Outcomes(3.5, 3.5, 0.0, 0, 0, 0.0, 0, 0, 0)
 
