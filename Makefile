@@ -1,4 +1,4 @@
-# make demo [TASK=lm|classify]   the whole path on a real model: coordinator, broker, five devices
+# make demo [TASK=lm|classify] [POLICY=ppo]   the whole path on a real model: coordinator, broker, five devices
 # make test [ARGS=...]           every test, a process for each core, with a real MQTT broker where one can be had
 # make lint                      ruff, mypy, import rules
 #
@@ -13,6 +13,7 @@ SHELL := /bin/bash
 
 PYTHON ?= python3
 TASK ?= lm
+POLICY ?= largest-that-fits
 ARGS ?=
 BIN := .venv/bin
 
@@ -24,7 +25,7 @@ help:
 	@sed -n 's/^# \(make .*\)/\1/p' $(firstword $(MAKEFILE_LIST))
 
 demo: .venv/.demo
-	@$(BIN)/python -m benchmarks.demo --task $(TASK) $(ARGS)
+	@$(BIN)/python -m benchmarks.demo --task $(TASK) --policy $(POLICY) $(ARGS)
 
 test: .venv/.dev broker
 	@$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadgroup $(ARGS)

@@ -37,7 +37,7 @@ from coordinator.controller.evaluation import average, play
 from coordinator.controller.fleets import SCENARIOS
 from coordinator.controller.profile import Profile, load_profile
 from coordinator.controller.reward import Weights
-from coordinator.controller.simulator import begin, observe
+from coordinator.controller.simulator import World, begin, observe
 from coordinator.controller.worlds import JUDGING, ROUNDS, world
 from coordinator.policy.learned import DEFAULT, Learned, load_policy
 from edge_sdk.wire.messages import DeltaCodec
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = parser.parse_args(arguments)
     profile, learned = load_profile(), load_policy(asked.policy)
     seeds, fleets = (QUICK_SEEDS, QUICK_FLEETS) if asked.quick else (SEEDS, FLEETS)
-    makes = {CONTROLLER: lambda _world: learned, **BASELINES}
+    makes = {CONTROLLER: lambda one: for_world(learned, one), **BASELINES}
     cells = compare(profile, makes, Weights(), DEVICES, range(seeds), tuple(SCENARIOS), fleets=fleets, say=told)
     many = compare(
         profile,
@@ -95,6 +95,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for complaint in broken:
         print(f"FAIL {complaint}")
     return int(asked.check and bool(broken))
+
+
+def for_world(learned: Learned, one: World) -> Learned:
+    """The controller knows what the analytic policy knows of how the model learns, see `baselines.kkt_for`."""
+    return dataclasses.replace(learned, people_power=one.profile.curve.people_power)
 
 
 def told(text: str) -> None:

@@ -32,6 +32,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from benchmarks import machine
+from benchmarks.controller import for_world
 from coordinator.controller.environment import SLOTS, WIDTHS, FleetEnv
 from coordinator.controller.evaluation import average, mean_of, play
 from coordinator.controller.fleets import SCENARIOS
@@ -96,7 +97,14 @@ def judged(
         values = []
         for seed in range(seeds):
             worlds = [
-                world(profile, DEVICES, SCENARIOS[name], (JUDGING, seed, fleet, DEVICES), stored=stored)
+                world(
+                    profile,
+                    DEVICES,
+                    SCENARIOS[name],
+                    (JUDGING, seed, fleet, DEVICES),
+                    varied=fleet % 2 > 0,
+                    stored=stored,
+                )
                 for fleet in range(FLEETS)
             ]
             values.append(float(np.mean([score(one) for one in worlds])))
@@ -106,7 +114,7 @@ def judged(
 
 def of_policy(policy: Learned) -> Callable[[World], float]:
     """A run's reward."""
-    return lambda one: average([play(one, policy, Weights())]).reward
+    return lambda one: average([play(one, for_world(policy, one), Weights())]).reward
 
 
 def of_model(model: MaskablePPO, wrap: Callable[[FleetEnv], Any], *, masked: bool = True) -> Callable[[World], float]:

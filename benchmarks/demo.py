@@ -1,6 +1,6 @@
 """The main job on real input: a coordinator, a broker and five devices, each a process, for three rounds.
 
-    python -m benchmarks.demo --task lm|classify [--out DIR] [--rounds 3]
+    python -m benchmarks.demo --task lm|classify [--policy ppo] [--out DIR] [--rounds 3]
 
 Fetches model and data, writes the configurations that a user would write, starts `fedpeat serve` and five times
 `fedpeat-edge run`, and waits. The coordinator shows the progress, the tables and the plot; this script adds the proofs
@@ -27,6 +27,7 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks import machine, studies
+from coordinator.policy.settings import PolicyName
 from coordinator.report import Check
 from coordinator.screen import check_line
 from edge_sdk.wire.blobs import blob_of_file
@@ -42,6 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--task", choices=("lm", "classify"), default="lm")
     parser.add_argument("--out", type=pathlib.Path, help="the run's folder, made anew; default: runs/demo-TASK")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--policy", default=PolicyName.LARGEST_THAT_FITS.value, choices=[name.value for name in PolicyName]
+    )
     asked = parser.parse_args(arguments)
     console = Console()
     begin = time.monotonic()
@@ -51,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console.rule("fetching model and data")
     study = studies.speeches_study() if asked.task == "lm" else studies.reviews_study(out)
     try:
-        status = run(study, out, asked.rounds, console)
+        status = run(study, out, asked.rounds, asked.policy, console)
     except KeyboardInterrupt:
         console.print("interrupted; every process of the demo was ended")
         return 130
@@ -68,9 +72,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(not all(check.passed for check in checks))
 
 
-def run(study: studies.Study, out: pathlib.Path, rounds: int, console: Console) -> int:
+def run(study: studies.Study, out: pathlib.Path, rounds: int, policy: str, console: Console) -> int:
     """Run coordinator and devices to the end; the coordinator's exit status. Raises TimeoutError without a broker."""
-    write_toml(out / "coordinator.toml", coordinator_table(study, out, rounds))
+    write_toml(out / "coordinator.toml", coordinator_table(study, out, rounds, policy))
     console.rule("coordinator, broker and devices")
     serve = [sys.executable, "-m", "coordinator.cli", "serve", "--config", str(out / "coordinator.toml")]
     with contextlib.ExitStack() as stack:
@@ -84,7 +88,7 @@ def run(study: studies.Study, out: pathlib.Path, rounds: int, console: Console) 
         return coordinator.wait()
 
 
-def coordinator_table(study: studies.Study, out: pathlib.Path, rounds: int) -> dict[str, Any]:
+def coordinator_table(study: studies.Study, out: pathlib.Path, rounds: int, policy: str) -> dict[str, Any]:
     """`coordinator.toml` as tables."""
     return {
         "name": study.name,
@@ -96,6 +100,7 @@ def coordinator_table(study: studies.Study, out: pathlib.Path, rounds: int) -> d
         "rounds": {"count": rounds, "devices": len(study.devices), "quorum": 2, "deadline_s": 240.0, "wait_s": 60.0},
         "training": study.training,
         "evaluation": study.evaluation,
+        "policy": {"name": policy},
     }
 
 

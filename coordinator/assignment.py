@@ -43,6 +43,7 @@ class Assignment(Generic[S]):
         self._acquaintance = Acquaintance.of(levels)
         self._answers = list(answers)
         self._sits_out: dict[str, str] = {}  # device: the session that said so, or "" for this attempt alone
+        self._left_out: dict[str, str] = {}  # device: its session, when the policy gave it nothing in this attempt
 
     def observe(self, answer: Answer) -> None:
         """Show it to the policy when it is asked next."""
@@ -55,9 +56,13 @@ class Assignment(Generic[S]):
     def new_attempt(self) -> None:
         """Those who sat out one attempt take part again."""
         self._sits_out = {name: session for name, session in self._sits_out.items() if session}
+        self._left_out = {}
 
     def decide(self, devices: Iterable[Device], fleet: Iterable[Device], terms: Terms) -> Decided | None:
-        """What each of `devices`, some of the `fleet`, gets that takes part; None where none of them does."""
+        """What each of `devices`, some of the `fleet`, gets that takes part; None where none of them does.
+
+        Whom the policy left out is asked about again in the next attempt, or when it comes back as another session.
+        """
         asked = [device for device in devices if self._takes_part(device)]
         if not asked:
             return None
@@ -67,6 +72,8 @@ class Assignment(Generic[S]):
         seen = Observation(self._views(asked), self._levels, answers, self._views(fleet), terms)
         decision, self._state = self._policy.decide(seen, self._state)
         fresh, self._fresh = self._fresh, False
+        sessions = {device.hello.device: device.hello.session for device in asked}
+        self._left_out |= {name: session for name, session in sessions.items() if name not in decision.choices}
         return Decided(seen, decision, name_of(self._policy.policy), fresh)
 
     def _views(self, devices: Iterable[Device]) -> tuple[DeviceView, ...]:
@@ -75,4 +82,5 @@ class Assignment(Generic[S]):
 
     def _takes_part(self, device: Device) -> bool:
         said = self._sits_out.get(device.hello.device)
-        return said is None or said not in {"", device.hello.session}
+        left_out = self._left_out.get(device.hello.device) == device.hello.session
+        return not left_out and (said is None or said not in {"", device.hello.session})

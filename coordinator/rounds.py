@@ -3,7 +3,8 @@
 Rules:
 
 - `round_states.TRANSITIONS` lists every change of state there is.
-- A device has at most one unfinished task. A device that speaks up in an open round and has none gets one.
+- A device has at most one unfinished task. A device that speaks up in an open round and has none gets one, unless the
+  policy left it out.
 - Where a round has `participants`, they are drawn by lot when it opens; a device that speaks up later joins while there
   are fewer.
 - Every message may come twice, late, or never: an offer is repeated when its device says Hello, when the broker comes
@@ -19,6 +20,7 @@ All times are seconds of one clock that only moves forward.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final, Generic, TypeVar
 
@@ -310,7 +312,7 @@ class Rounds(Generic[S]):
             return  # a round that came to nothing is not repeated at once
         self._assignment.new_attempt()
         free = self._free(self.fleet.online())
-        decided = self._assignment.decide(free, self.fleet, self._terms())
+        decided = self._assignment.decide(free, self.fleet, dataclasses.replace(self._terms(), least=rounds.quorum))
         if decided is not None:
             yield RecordDecision(self.round, self.attempt, decided)
         if decided is None or not decided.decision.choices:

@@ -32,7 +32,7 @@ def _fixed(world: World) -> Fixed:
     return Fixed(levels[len(levels) // 2].name)
 
 
-def _kkt(world: World) -> Kkt:
+def kkt_for(world: World) -> Kkt:
     """It knows how the model learns from the same runs as the simulator does."""
     return Kkt(people_power=min(world.profile.curve.people_power, 1.0))
 
@@ -40,5 +40,5 @@ def _kkt(world: World) -> Kkt:
 BASELINES: Final[Mapping[str, Make]] = {
     **{name.value: _as_it_is(kind) for name, kind in KINDS.items() if name not in _OTHERS},
     PolicyName.FIXED.value: _fixed,
-    PolicyName.KKT.value: _kkt,
+    PolicyName.KKT.value: kkt_for,
 }

@@ -103,7 +103,10 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     if not 1 <= arguments.devices <= MOST_DEVICES or arguments.seeds < 1:
         msg = f"--devices must be from 1 to {MOST_DEVICES}, --seeds 1 or more"
         raise ConfigError(msg)
-    policies = {"ppo": lambda _world: policy, **BASELINES}
+    policies = {
+        "ppo": lambda one: dataclasses.replace(policy, people_power=one.profile.curve.people_power),
+        **BASELINES,
+    }
     seeds, named = range(arguments.seeds), scenarios(arguments.scenario)
     compare(profile, policies, _weights(arguments), arguments.devices, seeds, named, say=_say)
     return 0

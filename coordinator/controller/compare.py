@@ -48,11 +48,17 @@ def compare(
     fleets: int = 4,
     say: Callable[[str], None] = lambda _line: None,
 ) -> list[Cell]:
-    """Every policy in every scenario of `named`: `fleets` fleets of `devices` devices for each seed."""
+    """Every policy in every scenario of `named`: `fleets` fleets of `devices` devices for each seed.
+
+    Every second fleet has another ladder and learns in another way than the profile, as in training.
+    """
     seeds, found = tuple(seeds), []
     for scenario in named:
         worlds = [
-            [world(profile, devices, SCENARIOS[scenario], (JUDGING, seed, fleet, devices)) for fleet in range(fleets)]
+            [
+                world(profile, devices, SCENARIOS[scenario], (JUDGING, seed, fleet, devices), varied=fleet % 2 > 0)
+                for fleet in range(fleets)
+            ]
             for seed in seeds
         ]
         for name, make in policies.items():

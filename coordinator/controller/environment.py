@@ -98,6 +98,11 @@ class FleetEnv(gymnasium.Env[dict[str, Any], NDArray[np.int64]]):
         return np.concatenate(allowed, axis=1).ravel()
 
     @property
+    def world(self) -> World:
+        """That of this episode."""
+        return self._world
+
+    @property
     def observation(self) -> Observation:
         """What a policy sees that is no network."""
         return self._seen
@@ -134,7 +139,8 @@ class FleetEnv(gymnasium.Env[dict[str, Any], NDArray[np.int64]]):
         if not self._seen.devices:
             self._features = None
             return {"devices": devices, "pairs": pairs, "fleet": np.zeros(len(OF_FLEET), np.float32), "here": here}
-        found = features(self._seen, self._known, self._world.fetching)
+        people_power = self._world.profile.curve.people_power
+        found = features(self._seen, self._known, self._world.fetching, people_power)
         count, levels = found.fits.shape
         devices[:count], pairs[:count, :levels], here[:count] = found.devices, found.pairs, 1.0
         self._features = found

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from coordinator.controller.compare import Make
 from coordinator.controller.environment import FleetEnv, Observed
 from coordinator.controller.network import Branches, SetEncoder
-from coordinator.policy.types import Policy
 
 RATE: Final = 1e-3
 BATCH: Final = 256
@@ -34,11 +34,12 @@ class Example:
     worth: float
 
 
-def shown(env: FleetEnv, teacher: Policy[Any], episodes: int, discount: float) -> list[Example]:
-    """Whole runs of the teacher, in worlds that the environment draws."""
+def shown(env: FleetEnv, make: Make, episodes: int, discount: float) -> list[Example]:
+    """Whole runs of the teacher that is made for each of the worlds that the environment draws."""
     found: list[Example] = []
     for _ in range(episodes):
         seen, _ = env.reset()
+        teacher = make(env.world)
         memory, run, over = teacher.initial(), list[Example](), False
         while not over:
             decision, memory = teacher.decide(env.observation, memory)

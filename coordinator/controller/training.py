@@ -24,6 +24,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv
 
+from coordinator.controller.baselines import kkt_for
 from coordinator.controller.environment import FleetEnv
 from coordinator.controller.evaluation import average, play
 from coordinator.controller.fleets import SCENARIOS
@@ -33,12 +34,11 @@ from coordinator.controller.profile import Profile
 from coordinator.controller.reward import Weights
 from coordinator.controller.worlds import ROUNDS, world
 from coordinator.errors import ConfigError
-from coordinator.policy.kkt import Kkt
 from coordinator.policy.learned import FORMAT, MEANING, Learned
 
 POLICY, CHECKPOINT, PROGRESS = "policy.safetensors", "checkpoint.zip", "progress.csv"
 CHOOSING: Final = 3  # the first number of the seeds of the worlds by which the best is chosen
-CHOSEN_BY: Final = 2  # worlds of each scenario
+CHOSEN_BY: Final = 4  # worlds of each scenario
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,7 @@ def train(
         )
         if request.shown:
             env = _seeded(profile, weights, request, request.places)
-            imitate(_encoder(model), shown(env, Kkt(), request.shown, request.discount), request.imitated, say)
+            imitate(_encoder(model), shown(env, kkt_for, request.shown, request.discount), request.imitated, say)
     watch = _Watch(request, profile, weights, out, say)
     model.learn(request.steps - model.num_timesteps, watch, reset_num_timesteps=False)
     watch.judge()
@@ -141,9 +141,10 @@ class _Watch(BaseCallback):
         """Play the worlds that the best is chosen by."""
         policy = Learned(_encoder(self.model).arrays(), seed=self._request.seed)
         found = average(
-            play(world(self._profile, 8, scenario, (CHOOSING, k, i)), policy, self._weights)
+            play(one, replace(policy, people_power=one.profile.curve.people_power), self._weights)
             for i, scenario in enumerate(SCENARIOS.values())
             for k in range(CHOSEN_BY)
+            for one in (world(self._profile, 8, scenario, (CHOOSING, k, i), varied=k > 0),)
         )
         wall_s = time.monotonic() - self._began_s
         row = {"steps": self.num_timesteps, "wall_s": round(wall_s, 1), **asdict(found)}
@@ -165,8 +166,9 @@ class _Watch(BaseCallback):
                 "wall_s": round(wall_s, 1),
                 "reward": found.reward,
                 "seed": self._request.seed,
+                "people_power": self._profile.curve.people_power,
             }
-            self.best = replace(policy, card=card)
+            self.best = replace(policy, card=card, people_power=self._profile.curve.people_power)
             save(self.best, self._out / POLICY)
         each = f"{found.delay_s / ROUNDS:.0f} s and {found.asked / ROUNDS:.1f} devices a round"
         came_to = f"reward {found.reward:.3f}, {found.loss:.0%} of the gap left, {each}"

@@ -74,8 +74,9 @@ def vary(profile: Profile, rng: np.random.Generator) -> Profile:
         steps=int(rng.choice([5, 10, 20, 40])),
         curve=dataclasses.replace(
             curve,
-            speed=curve.speed * math.exp(rng.uniform(-0.5, 0.7)),
+            speed=curve.speed * math.exp(rng.uniform(-1.5, 0.3)),
             transfer=float(rng.uniform(0.2, 0.9)),
+            onset=float(rng.uniform(0.3, 1.4)),
             people_power=float(rng.uniform(0.0, 0.4)),
         ),
     )

@@ -43,7 +43,18 @@ OF_DEVICE: Final = (
     "quickness rank",
 )
 OF_PAIR: Final = ("fits", "headroom", "lacks", "compute", "wire", "task", "behind", "quality", "held", "last", "rank")
-OF_FLEET: Final = ("round", "left", "devices", "progress", "bandwidth", "adapter", "levels", "gained", "quickest")
+OF_FLEET: Final = (
+    "round",
+    "left",
+    "devices",
+    "progress",
+    "bandwidth",
+    "adapter",
+    "levels",
+    "heard",
+    "quickest",
+    "people",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +71,10 @@ class Features:
     compute_s: Floats
 
 
-def features(observation: Observation, known: Known, fetching: Fetching) -> Features:
-    """See the module. There must be a device and a level."""
+def features(observation: Observation, known: Known, fetching: Fetching, people_power: float = 0.0) -> Features:
+    """See the module. There must be a device and a level. `people_power` is how much more a round of more people
+    brings, as fitted to real runs, see `coordinator.controller.learning`.
+    """
     devices, levels, terms = observation.devices, observation.levels, observation.terms
     usual = Estimates.of(observation, fetching).usual
     said = _Said.of(devices)
@@ -83,7 +96,9 @@ def features(observation: Observation, known: Known, fetching: Fetching) -> Feat
     return Features(
         devices=_bounded(np.stack(_of_device(said, rates, slowness, usual, times, terms), axis=-1)),
         pairs=_bounded(np.stack(_of_pair(devices, levels, said, may, lacks / sizes, times, terms), axis=-1)),
-        fleet=_bounded(np.array(_of_fleet(terms, said, levels, even, sizes, times.middle_s), dtype=np.float64)),
+        fleet=_bounded(
+            np.array([*_of_fleet(terms, said, levels, even, sizes, times.middle_s), people_power], dtype=np.float64)
+        ),
         fits=may,
         wire_bytes=wire_bytes,
         compute_s=compute_s,
@@ -182,7 +197,7 @@ def _of_pair(
 def _of_fleet(
     terms: Terms, said: _Said, levels: Sequence[Level], even: float, sizes: int, middle_s: float
 ) -> list[float | Floats]:
-    """In the order of OF_FLEET."""
+    """In the order of OF_FLEET, but for its last."""
     gained = (terms.first_loss - terms.loss) / terms.first_loss if terms.loss > 0 and terms.first_loss > 0 else 0.0
     return [
         min(terms.round, 50) / 50,

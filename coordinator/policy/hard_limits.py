@@ -8,7 +8,8 @@ Rules:
 - the share is a number above 0, and at most MAX_SHARE; the power is one that a task can have;
 - a policy that fails decides nothing: largest-that-fits does, for this once, and the policy sees the answers next time.
 
-A choice that breaks a rule is dropped, and its device sits out; the decision's notes say so.
+A choice that breaks a rule is dropped, and its device sits out. Where fewer take part than the terms' `least`, those
+that would be done first at their fastest level join them. The decision's notes say so.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final, Generic, TypeVar
 
+from coordinator.policy.estimates import Estimates
+from coordinator.policy.fastest_that_fits import FastestThatFits
 from coordinator.policy.fitting import Known, fitting, last_resort
 from coordinator.policy.largest_that_fits import LargestThatFits
 from coordinator.policy.types import Answer, Choice, Decision, DeviceView, Level, Observation, Policy
@@ -75,7 +78,30 @@ def limited(decision: object, observation: Observation, known: Known) -> Decisio
             kept[name] = replace(choice, share=float(choice.share), power=float(choice.power))
         else:
             notes.append(f"{name!s}: its choice is dropped, {wrong}"[:LENGTH])
-    return Decision(kept, tuple(notes))
+    joining = _joining(kept, observation, known)
+    if joining:
+        notes.append(f"{', '.join(joining)} join: a round needs {observation.terms.least} devices"[:LENGTH])
+    return Decision({**kept, **joining}, tuple(notes))
+
+
+def _joining(kept: Mapping[str, Choice], observation: Observation, known: Known) -> dict[str, Choice]:
+    """Who joins those that a policy chose, where they are too few; those that nothing fits are no help."""
+    wanted = observation.terms.least - len(kept)
+    if wanted <= 0:
+        return {}
+    estimates, levels = Estimates.of(observation), {level.name: level for level in observation.levels}
+    others = [
+        device
+        for device in observation.devices
+        if device.name not in kept and fitting(device, observation.levels, known)
+    ]
+    fastest, _ = FastestThatFits().decide(replace(observation, devices=tuple(others), answers=()), known)
+    seconds = {
+        device.name: estimates.task_s(device, levels[fastest.choices[device.name].level], part=1 / len(others))
+        for device in others
+        if device.name in fastest.choices
+    }
+    return {name: fastest.choices[name] for name in sorted(seconds, key=lambda name: (seconds[name], name))[:wanted]}
 
 
 def _wrong(device: DeviceView | None, choice: object, observation: Observation, known: Known) -> Iterator[str]:

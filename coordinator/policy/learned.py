@@ -39,12 +39,16 @@ class PolicyFileError(CoordinatorError):
 
 @dataclass(frozen=True, slots=True)
 class Learned:
-    """The policy in a file. `card` says how it was trained; the more `sharp`, the rarer it draws what is unlikely."""
+    """The policy in a file. `card` says how it was trained; the more `sharp`, the rarer it draws what is unlikely.
+
+    `people_power` is that of the curve of the profile that it was trained for, see `features`.
+    """
 
     arrays: Mapping[str, Floats32]
     card: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
     sharp: float = 1.0
+    people_power: float = 0.0
 
     def initial(self) -> Known:
         """Nothing was exceeded yet."""
@@ -55,7 +59,7 @@ class Learned:
         known = state.after(observation.answers)
         if not observation.devices or not observation.levels:
             return Decision({}), known
-        found = features(observation, known, Fetching(observation.levels))
+        found = features(observation, known, Fetching(observation.levels), self.people_power)
         decision = decision_of(self._drawn(observation, found), observation, found)
         return Decision({**_resorts(observation, known, found.fits), **decision.choices}), known
 
@@ -99,7 +103,8 @@ def load_policy(path: pathlib.Path = DEFAULT) -> Learned:
         raise PolicyFileError(msg)
     try:
         card = json.loads(notes.get("card", "{}"))
-        return Learned(arrays, card, int(card.get("seed", 0)), float(card.get("sharp", 1.0)))
+        numbers = (float(card.get("sharp", 1.0)), float(card.get("people_power", 0.0)))
+        return Learned(arrays, card, int(card.get("seed", 0)), *numbers)
     except (ValueError, TypeError, AttributeError) as error:
         msg = f"{path} is no policy: its card cannot be read: {error}"
         raise PolicyFileError(msg) from error

@@ -110,7 +110,8 @@ class Terms:
 
     `codecs` are those that a delta may come in, the configured one first. `bandwidth_bytes_s` is what all devices share
     (0: no bound). `adapter_bytes` are sent to every device in every round. `loss` is the full model's held-out loss
-    before this round, `first_loss` before the first one; 0 where it is not measured.
+    before this round, `first_loss` before the first one; 0 where it is not measured. Of the observed devices at `least`
+    so many have to take part, or the round comes to nothing; 0 where others take part already.
     """
 
     round: int = 1
@@ -122,6 +123,7 @@ class Terms:
     codecs: tuple[DeltaCodec, ...] = (DeltaCodec.FP32,)
     loss: float = 0.0
     first_loss: float = 0.0
+    least: int = 0
 
     @property
     def codec(self) -> DeltaCodec:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import given
@@ -115,3 +116,14 @@ def test_largest_that_fits_is_never_limited(budgets: dict[str, int]) -> None:
     seen, policy = Observation(devices, LEVELS, (), devices, TERMS), HardLimits(LargestThatFits())
     decision, _ = policy.decide(seen, policy.initial())
     assert decision == LargestThatFits().decide(seen, Known())[0]
+
+
+@given(st.integers(0, 4), st.sets(st.sampled_from("ab")))
+def test_a_round_is_given_the_devices_that_it_needs(least: int, chosen: set[str]) -> None:
+    """Who is chosen stays; others that a level fits join until there are enough, and the decision says so."""
+    terms = replace(TERMS, least=least)
+    policy = HardLimits(Says(Decision({name: Choice("small") for name in sorted(chosen)})))
+    decision, _ = policy.decide(replace(SEEN, terms=terms), policy.initial())
+    assert chosen <= decision.choices.keys() <= {"a", "b"}
+    assert len(decision.choices) == max(len(chosen), min(least, 2)), "tiny fits nothing, and is no help"
+    assert any("join" in note for note in decision.notes) == (len(decision.choices) > len(chosen))

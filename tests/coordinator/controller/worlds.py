@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 
 import numpy as np
 
@@ -10,7 +11,7 @@ from coordinator.controller.fleets import SCENARIOS, Conditions, draw
 from coordinator.controller.profile import load_profile
 from coordinator.controller.simulator import World
 
-PROFILE = load_profile()
+PROFILE = load_profile(pathlib.Path(__file__).with_name("profile.json"))
 
 
 def small_world(count: int = 4, conditions: Conditions | None = None, seed: int = 0, *, stored: bool = True) -> World:
