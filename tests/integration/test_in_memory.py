@@ -331,7 +331,7 @@ def test_all_of_a_decision_takes_effect(tmp_path: pathlib.Path, tiny: Tiny, monk
     """Levels, codecs and threads are as chosen, what coarse codecs left out is paid by an exact one, a quarter of the
     bandwidth is said and set, and the ledger alone is enough to decide it all again.
     """
-    monkeypatch.setattr(daemon, "policy_of", lambda _config: ByRound())
+    monkeypatch.setattr(daemon, "policy_or_greedy", lambda _config, _say: ByRound())
     fleet = Fleet(tmp_path, tiny, MemoryBroker())
     with fleet.device("a", threads=2), fleet.device("b"):
         changes: dict[str, Any] = {"aggregation": {"rule": "freeze-a"}, "transfer": {"megabytes_s": 200.0}}
