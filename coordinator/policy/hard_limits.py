@@ -24,7 +24,7 @@ from edge_sdk.wire.messages import MIN_POWER
 
 S = TypeVar("S")
 
-MIN_SHARE, MAX_SHARE = 1e-9, 1e6  # what is less would make a rate of nothing, which is none
+MIN_SHARE, MAX_SHARE = 1e-15, 1e6  # of less there might come a rate of 0, which is none
 LENGTH: Final = 200  # characters of a note: a policy's words must not fill a log
 
 
