@@ -317,7 +317,7 @@ class Daemon:
         elif isinstance(instruction, FetchDelta):
             self._fetch(instruction)
         elif isinstance(instruction, SetRates):
-            self._pace.limit_only(instruction.bytes_s)
+            self._pace.limit_only(instruction.bytes_s, time.monotonic())
         elif isinstance(instruction, AggregateRound):
             self._aggregate(instruction)
 

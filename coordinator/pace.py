@@ -25,6 +25,13 @@ class _Lane:
         if self.rate_bytes_s > UNBOUNDED:
             self.free_s = max(self.free_s, now_s - BURST_S) + size_bytes / self.rate_bytes_s
 
+    def change(self, rate_bytes_s: float, now_s: float) -> None:
+        """Another rate from now on: what went and is not worked off yet takes the time that it takes at that one."""
+        owed_bytes = max(self.free_s - now_s, 0.0) * self.rate_bytes_s
+        self.rate_bytes_s = rate_bytes_s
+        if owed_bytes:
+            self.free_s = now_s + owed_bytes / rate_bytes_s if rate_bytes_s > UNBOUNDED else now_s
+
 
 @dataclass(slots=True)
 class Pace:
@@ -43,14 +50,14 @@ class Pace:
         """Nothing has gone yet."""
         self._all = _Lane(self.all_bytes_s)
 
-    def limit(self, device: str, bytes_s: float) -> None:
+    def limit(self, device: str, bytes_s: float, now_s: float) -> None:
         """Give one device a rate of its own, from now on."""
-        self._lane(device).rate_bytes_s = bytes_s
+        self._lane(device).change(bytes_s, now_s)
 
-    def limit_only(self, bytes_s: Mapping[str, float]) -> None:
+    def limit_only(self, bytes_s: Mapping[str, float], now_s: float) -> None:
         """Give these devices rates of their own, from now on, and all others the one that every device has."""
         for device in self._devices.keys() | bytes_s.keys():
-            self.limit(device, bytes_s.get(device, self.device_bytes_s))
+            self.limit(device, bytes_s.get(device, self.device_bytes_s), now_s)
 
     def free_s(self, device: str) -> float:
         """The moment from which on a chunk may go to the device, or come from it."""

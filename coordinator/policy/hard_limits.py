@@ -5,7 +5,7 @@ Rules:
 - only devices that a decision is wanted for get anything, and only levels that there are;
 - a level fits the device, see `fitting`; where none does, a smallest one may be tried that was not tried yet;
 - the delta's codec is one of the terms';
-- the share is a number above 0, and at most MAX_SHARE; the power is one that a task can have;
+- the share is a number from MIN_SHARE to MAX_SHARE; the power is one that a task can have;
 - a policy that fails decides nothing: largest-that-fits does, for this once, and the policy sees the answers next time.
 
 A choice that breaks a rule is dropped, and its device sits out. Where fewer take part than the terms' `least`, those
@@ -27,7 +27,7 @@ from edge_sdk.wire.messages import MIN_POWER
 
 S = TypeVar("S")
 
-MAX_SHARE: Final = 1e6  # beside a share of 1: all there is
+MIN_SHARE, MAX_SHARE = 1e-15, 1e6  # of less there might come a rate of 0, which is none
 LENGTH: Final = 200  # characters of a note: a policy's words must not fill a log
 
 
@@ -119,7 +119,7 @@ def _wrong(device: DeviceView | None, choice: object, observation: Observation, 
         yield f"level {level.name} needs {level.needs_bytes / 1e6:.0f} MB, or was too large for it before"
     if choice.codec is not None and choice.codec not in observation.terms.codecs:
         yield f"deltas may not be in {choice.codec!r}"
-    if not _within(choice.share, 0, MAX_SHARE) or choice.share == 0:
+    if not _within(choice.share, MIN_SHARE, MAX_SHARE):
         yield f"a share of {choice.share!r}"
     if not _within(choice.power, MIN_POWER, 1):
         yield f"a power of {choice.power!r}"

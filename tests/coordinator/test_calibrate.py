@@ -141,8 +141,7 @@ def ledger(tmp_path: pathlib.Path) -> pathlib.Path:
             ledger.open_round(round_, attempt, 1, 1)
             task = f"t.{round_}.{attempt}"
             ledger.give_task("a", Choice("int8"), attempt, dataclasses.replace(make_task(task), round=round_))
-            answer = make_answer(examples=5 + attempt)
-            ledger.commit_result(task, blob_of(task.encode()), 0.1, make_report(), answer)
+            ledger.commit_result(task, blob_of(task.encode()), 0.1, make_report(), make_answer(examples=5 + attempt))
             if (round_, attempt) == (2, 1):
                 ledger.repeat_round(2, 1, "too few")
                 continue

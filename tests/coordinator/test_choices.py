@@ -222,6 +222,7 @@ def test_an_answer_is_what_was_measured() -> None:
         examples=9,
         wire_bytes=1000,
         wire_s=10.0,
+        beside_s=10.5,
     )
     assert finished(fetch.answer, 9, fetch.offered_s, scene.now_s - 20).wire_s == 0
     assert finished(fetch.answer, 9, None, scene.now_s).wire_s == 0, "nobody knows when it was offered"

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coordinator.policy.fitting import Known
-from coordinator.policy.hard_limits import MAX_SHARE, HardLimits, limited
+from coordinator.policy.hard_limits import MAX_SHARE, MIN_SHARE, HardLimits, limited
 from coordinator.policy.largest_that_fits import LargestThatFits
 from coordinator.policy.types import Answer, Choice, Decision, DeviceView, Level, Observation, Outcome, Terms
 from edge_sdk.wire.messages import MIN_POWER, DeltaCodec
@@ -68,7 +68,7 @@ def test_any_garbage_makes_a_valid_decision(garbage: object) -> None:
     for name, choice in decision.choices.items():
         assert needs[choice.level] <= budgets[name] or name == "tiny"
         assert choice.codec is None or choice.codec in TERMS.codecs
-        assert 0 < choice.share <= MAX_SHARE
+        assert MIN_SHARE <= choice.share <= MAX_SHARE
         assert MIN_POWER <= choice.power <= 1
     assert limited(decision, SEEN, Known()) == decision, "a valid decision stays as it is"
 

@@ -40,7 +40,7 @@ def test_without_rates_nothing_waits() -> None:
 def test_a_device_may_get_a_rate_of_its_own() -> None:
     """From then on; the others keep theirs."""
     pace = Pace(device_bytes_s=100.0)
-    pace.limit("a", 10.0)
+    pace.limit("a", 10.0, 0.0)
     for device in "ab":
         pace.spend(device, 100, 50.0)
     assert (pace.free_s("a"), pace.free_s("b")) == (59.0, 50.0)
@@ -49,8 +49,22 @@ def test_a_device_may_get_a_rate_of_its_own() -> None:
 def test_rates_of_their_own_are_for_those_alone_that_have_them() -> None:
     """Whoever is not in it any more goes as everybody does."""
     pace = Pace(device_bytes_s=100.0)
-    pace.limit_only({"a": 10.0})
-    pace.limit_only({"b": 10.0})
+    pace.limit_only({"a": 10.0}, 0.0)
+    pace.limit_only({"b": 10.0}, 0.0)
     for device in "abc":
         pace.spend(device, 1000, 0.0)
     assert [pace.free_s(device) for device in "abc"] == [10 - BURST_S, 100 - BURST_S, 10 - BURST_S]
+
+
+def test_what_went_slowly_is_not_held_against_a_faster_rate() -> None:
+    """Bytes that are not worked off take as long as they take at the new rate; where there is none, nothing waits."""
+    pace = Pace()
+    pace.limit("a", 10.0, 0.0)
+    pace.spend("a", 1000 + 10, 0.0)
+    assert pace.free_s("a") == 100.0
+    pace.limit("a", 100.0, 50.0)
+    assert pace.free_s("a") == 55.0
+    pace.limit("a", 10.0, 50.0)
+    assert pace.free_s("a") == 100.0
+    pace.limit_only({}, 60.0)
+    assert pace.free_s("a") == 60.0

@@ -220,7 +220,7 @@ def test_devices_share_a_rate_evenly(store: BlobStore) -> None:
 def test_a_slowed_device_costs_the_others_nothing(store: BlobStore) -> None:
     """One has a rate of its own; what it may not have, the others get."""
     pace = Pace(all_bytes_s=3e5)
-    pace.limit("slow", 2e4)
+    pace.limit("slow", 2e4, 0.0)
     sent = sent_in(Publisher(store, pace), {"slow": 0, "fast": 1}, 10.0)
     assert sent["slow"] == pytest.approx(2e4 * (10.0 + BURST_S), rel=0.05)
     assert sum(sent.values()) == pytest.approx(3e5 * (10.0 + BURST_S), rel=0.02)
