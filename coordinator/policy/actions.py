@@ -15,6 +15,7 @@ from typing import Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from coordinator.policy.estimates import known_or
 from coordinator.policy.features import Features
 from coordinator.policy.sharing import equal_finish
 from coordinator.policy.types import Choice, Decision, Observation
@@ -26,6 +27,7 @@ Bools: TypeAlias = NDArray[np.bool_]
 CODECS: Final = (DeltaCodec.FP32, DeltaCodec.FP16, DeltaCodec.INT8, DeltaCodec.INT4)
 SHARES: Final = (1.0, 0.5, 2.0)
 POWERS: Final = (1.0, 0.75, 0.5)
+LEAST_PART, LEAST_BYTES_S = 1e-6, 1.0
 BRANCHES: Final = ("level", "codec", "share", "power")
 LEVEL, CODEC, SHARE, POWER = range(len(BRANCHES))
 BESIDE: Final = (len(CODECS), len(SHARES), len(POWERS))  # choices of the branches after the level's
@@ -48,13 +50,14 @@ def decision_of(actions: Ints | Sequence[Sequence[int]], observation: Observatio
     actions = np.asarray(actions)
     takes_part = np.flatnonzero(actions[:, LEVEL] > 0)
     levels = actions[takes_part, LEVEL] - 1
+    bandwidth = known_or(observation.terms.bandwidth_bytes_s)
     power = np.array(POWERS)[actions[takes_part, POWER]]
     parts = equal_finish(
         features.wire_bytes[takes_part, levels],
         features.compute_s[takes_part, levels] / power,
-        observation.terms.bandwidth_bytes_s,
+        max(bandwidth, LEAST_BYTES_S) if bandwidth else 0.0,
     )
-    shares = parts * np.array(SHARES)[actions[takes_part, SHARE]]
+    shares = np.maximum(parts, LEAST_PART) * np.array(SHARES)[actions[takes_part, SHARE]]
     allowed = observation.terms.codecs
     choices = {}
     for i, k in enumerate(takes_part):

@@ -6,6 +6,7 @@ devices; values are within LIMIT.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from coordinator.policy.estimates import Estimates, Fetching, Usual
+from coordinator.policy.estimates import Estimates, Fetching, Usual, known_or
 from coordinator.policy.fitting import Known, fits
 from coordinator.policy.types import NEVER, DeviceView, Level, Observation, Terms
 
@@ -24,6 +25,8 @@ Bools: TypeAlias = NDArray[np.bool_]
 
 LIMIT: Final = 5.0
 LONG_AGO: Final = 10.0  # rounds
+DEADLINE_S: Final = 600.0
+MOST: Final = 1e12  # bytes, or seconds, that are believed of a task
 
 OF_DEVICE: Final = (
     "threads",
@@ -71,21 +74,23 @@ class Features:
     compute_s: Floats
 
 
+@np.errstate(all="ignore")  # of numbers that nothing real has, what comes out is bounded all the same
 def features(observation: Observation, known: Known, fetching: Fetching, people_power: float = 0.0) -> Features:
     """See the module. There must be a device and a level. `people_power` is how much more a round of more people
     brings, as fitted to real runs, see `coordinator.controller.learning`.
     """
-    devices, levels, terms = observation.devices, observation.levels, observation.terms
+    devices, levels, terms = observation.devices, observation.levels, _sane(observation.terms)
     usual = Estimates.of(observation, fetching).usual
     said = _Said.of(devices)
     rates = np.where(said.rates > 0, said.rates, usual.rate_bytes_s)
     slowness = np.where(said.slowness > 0, said.slowness, usual.slowness)
     lacks = _by_holding(devices, levels, fetching)
     up_bytes = _values(level.upload_bytes.get(terms.codec, 0) for level in levels)
-    wire_bytes = lacks + terms.adapter_bytes + up_bytes
+    wire_bytes = _within(lacks + terms.adapter_bytes + up_bytes)
     beside_s = np.where(said.beside_s > 0, said.beside_s, usual.beside_s)
-    compute_s = terms.steps * _values(level.step_s for level in levels) * slowness[:, None] + beside_s[:, None]
-    even = terms.bandwidth_bytes_s / len(devices) if terms.bandwidth_bytes_s > 0 else math.inf
+    steps_s = terms.steps * _values(level.step_s for level in levels)
+    compute_s = _within(steps_s * slowness[:, None] + beside_s[:, None])
+    even = known_or(terms.bandwidth_bytes_s, math.inf) / len(devices)
     wire_s = wire_bytes / np.minimum(rates, even)[:, None]
     task_s = wire_s + compute_s
     may = fits(devices, levels, known)
@@ -251,6 +256,24 @@ def _by_holding(devices: Sequence[DeviceView], levels: Sequence[Level], fetching
         if device.holds not in rows:
             rows[device.holds] = [fetching.lacks_bytes(level.name, device.holds) for level in levels]
     return np.array([rows[device.holds] for device in devices], dtype=np.float64)
+
+
+def _sane(terms: Terms) -> Terms:
+    """What is no positive number is unknown; a deadline that is none is DEADLINE_S."""
+    return dataclasses.replace(
+        terms,
+        round=max(terms.round, 0),
+        steps=max(terms.steps, 0),
+        deadline_s=known_or(terms.deadline_s, DEADLINE_S),
+        bandwidth_bytes_s=known_or(terms.bandwidth_bytes_s),
+        adapter_bytes=int(known_or(terms.adapter_bytes)),
+        loss=known_or(terms.loss),
+        first_loss=known_or(terms.first_loss),
+    )
+
+
+def _within(values: Floats) -> Floats:
+    return np.clip(np.nan_to_num(values, nan=0.0), 0.0, MOST)
 
 
 def _bounded(values: Floats) -> Floats32:

@@ -44,7 +44,7 @@ class Learned:
     `people_power` is that of the curve of the profile that it was trained for, see `features`.
     """
 
-    arrays: Mapping[str, Floats32]
+    arrays: Mapping[str, Floats32] = field(repr=False)
     card: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
     sharp: float = 1.0

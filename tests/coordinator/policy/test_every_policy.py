@@ -52,7 +52,9 @@ def test_an_answer_shown_twice_changes_nothing(policy: Policy[Any], shown: list[
 def test_every_name_has_a_policy_with_its_settings() -> None:
     """The settings that the configuration lists are the fields of the policy, with the same defaults."""
     assert set(KINDS) == set(PolicyName)
-    for name in KINDS:
+    for name, kind in KINDS.items():
+        if not isinstance(kind, type):  # it makes a policy from a file, and the file has the rest
+            continue
         config = PolicyConfig(name=name, level="fp32")
         policy = policy_of(config)
         settings = {setting: getattr(policy, setting) for setting in getattr(type(policy), "__slots__", ())}
