@@ -26,10 +26,10 @@ from coordinator.controller.learning import Curve
 from coordinator.controller.profile import load_profile
 from coordinator.history import read_history
 from coordinator.ledger import Ledger
-from coordinator.policy.types import Level
+from coordinator.policy.types import Choice, Level
 from edge_sdk.wire.blobs import blob_of
 from edge_sdk.wire.messages import DeltaCodec
-from tests.coordinator.samples import make_hello, make_report, make_task
+from tests.coordinator.samples import make_answer, make_hello, make_report, make_task
 
 FP32, INT4 = DeltaCodec.FP32, DeltaCodec.INT4
 KNOWN = Curve(4.0, 3.4, 0.02, 0.6, 0.35, 0.5, 0.4, {INT4: 0.7})
@@ -140,8 +140,9 @@ def ledger(tmp_path: pathlib.Path) -> pathlib.Path:
         for round_, attempt in ((1, 1), (2, 1), (2, 2), (3, 1)):
             ledger.open_round(round_, attempt, 1, 1)
             task = f"t.{round_}.{attempt}"
-            ledger.give_task("a", "int8", attempt, dataclasses.replace(make_task(task), round=round_))
-            ledger.commit_result("a", task, blob_of(task.encode()), 5 + attempt, 0.1, make_report())
+            ledger.give_task("a", Choice("int8"), attempt, dataclasses.replace(make_task(task), round=round_), "")
+            answer = make_answer("a", examples=5 + attempt)
+            ledger.commit_result(task, blob_of(task.encode()), 0.1, make_report(), answer)
             if (round_, attempt) == (2, 1):
                 ledger.repeat_round(2, 1, "too few")
                 continue
