@@ -121,14 +121,16 @@ def fashion() -> Subject:
 SUBJECTS: Final = {"speeches": speeches, "reviews": reviews, "fashion": fashion}
 
 
-def ladder(subject: Subject, levels: Sequence[Mapping[str, Any]], seed: int, experiment: str) -> Ladder:
+def ladder(
+    subject: Subject, levels: Sequence[Mapping[str, Any]], seed: int, experiment: str, *, keep: bool = False
+) -> Ladder:
     """The ladder of these levels, measured unless it has been; `seed` draws rows and starting values, and orders them.
 
-    Raises CoordinatorError with what went wrong.
+    With `keep` the artifact stays in `place(...) / "artifact"`. Raises CoordinatorError with what went wrong.
     """
-    folder = _folder(subject, seed, experiment)
+    folder = place(subject, seed, experiment)
     folder.mkdir(parents=True, exist_ok=True)
-    if (found := done(subject, levels, seed, experiment)) is not None:
+    if (found := done(subject, levels, seed, experiment)) is not None and (not keep or (folder / "artifact").is_dir()):
         return found
     note = folder / "of.txt"
     digest = _digest(subject, levels, seed)
@@ -139,13 +141,14 @@ def ladder(subject: Subject, levels: Sequence[Mapping[str, Any]], seed: int, exp
     say(f"{experiment}: {subject.title}, seed {seed}")
     write_toml(folder / "asked.toml", {"levels": list(levels)})
     run(_request(subject, seed, folder), Screen())
-    shutil.rmtree(folder / "artifact")  # gigabytes, and all that was to be known of it is
+    if not keep:
+        shutil.rmtree(folder / "artifact")  # gigabytes, and all that was to be known of it is
     return _read(folder)
 
 
 def done(subject: Subject, levels: Sequence[Mapping[str, Any]], seed: int, experiment: str) -> Ladder | None:
     """The ladder where it has been measured as things are now, else None."""
-    folder = _folder(subject, seed, experiment)
+    folder = place(subject, seed, experiment)
     files = [folder / "ladder.json", folder / "of.txt"]
     if not all(path.is_file() for path in files):
         return None
@@ -157,7 +160,8 @@ def shortened(subject: Subject, steps: int, held_out: int) -> Subject:
     return dataclasses.replace(subject, training={**subject.training, "steps": steps}, held_out=held_out)
 
 
-def _folder(subject: Subject, seed: int, experiment: str) -> pathlib.Path:
+def place(subject: Subject, seed: int, experiment: str) -> pathlib.Path:
+    """The folder that a ladder is measured in."""
     return cache_folder() / "ladders" / f"{experiment}-{subject.name}-{seed}"
 
 

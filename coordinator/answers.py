@@ -12,6 +12,7 @@ TOO_LARGE = {  # answers after which the device may be given a smaller level
     DeclineReason.OVER_BUDGET: Outcome.OVER_BUDGET,
     DeclineReason.NO_SPACE: Outcome.NO_SPACE,
 }
+STARTS_S = 2.0  # of which no step is made: a worker starts, and the first chunks are asked for
 MOST_S, MOST_BYTES = 1e6, 1e15  # that are believed of one task: what is reckoned with them stays finite
 
 
@@ -37,11 +38,13 @@ def done(entry: Entry, report: Report, cores: int, allowed_bytes_s: float) -> An
 def finished(answer: Answer, examples: int, offered_s: float | None, now_s: float) -> Answer:
     """With the weight that the delta has, and the time that was not training, on the clock on which it was offered.
 
-    Preparing the data counts as wire. After a restart nobody knows when the offer was made, or how long we were gone:
-    0, which is unknown.
+    Preparing the data counts as wire. What a worker takes to start nobody tells apart: it is taken to be STARTS_S, or
+    half of that time, where it is short. After a restart nobody knows when the offer was made, or how long we were
+    gone: 0, which is unknown.
     """
-    wire_s = 0.0 if offered_s is None else max(0.0, now_s - offered_s - answer.wall_s)
-    return dataclasses.replace(answer, examples=examples, wire_s=wire_s)
+    rest_s = 0.0 if offered_s is None else max(0.0, now_s - offered_s - answer.wall_s)
+    starts_s = min(STARTS_S, rest_s / 2)
+    return dataclasses.replace(answer, examples=examples, wire_s=rest_s - starts_s, beside_s=answer.beside_s + starts_s)
 
 
 def declined(entry: Entry, message: TaskDeclined) -> Answer | None:

@@ -180,7 +180,7 @@ class _Constant:
 _CURVE: Final = {
     "gap": _Constant(0.2, 0.5, 0.0, 3.0),  # logarithm of first - floor, beside what the best run came down
     "speed": _Constant(-4.0, 3.0, -12.0, 3.0),  # its logarithm
-    "steps_power": _Constant(0.7, 0.3, 0.0, 1.5),
+    "steps_power": _Constant(0.7, 0.3, 0.0, 2.0),
     "people_power": _Constant(0.3, 0.3, 0.0, 1.5),
     "transfer": _Constant(0.5, 0.5, 0.0, 1.0),
     "onset": _Constant(1.0, 0.5, 0.01, 3.0),

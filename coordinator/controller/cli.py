@@ -9,6 +9,7 @@ import math
 import pathlib
 from typing import Any, Final
 
+from coordinator.controller.calibrate_cli import add_calibrate
 from coordinator.controller.profile import DEFAULT, load_profile
 from coordinator.controller.reward import Weights
 from coordinator.errors import ConfigError
@@ -45,6 +46,7 @@ def add_command(commands: Any) -> None:  # noqa: ANN401 - argparse has no public
     command.add_argument("--scenario", default="", help="one of them alone")
     _add_common(command)
     command.set_defaults(run=_evaluate)
+    add_calibrate(inner)
     command = inner.add_parser("replay", help="each decision of a run in words, and whether the policy makes it again")
     command.add_argument("--config", type=pathlib.Path, default=pathlib.Path(CONFIG), metavar="FILE")
     command.add_argument("--round", type=_whole, default=None, metavar="N", help="show this round's decisions alone")

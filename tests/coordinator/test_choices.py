@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from coordinator.answers import finished
+from coordinator.answers import STARTS_S, finished
 from coordinator.config import RoundsConfig, Rule, TrainingConfig, TransferConfig
 from coordinator.events import (
     AdapterReady,
@@ -202,7 +202,7 @@ def heard(scene: Choosing, device: str, **report: Any) -> FetchDelta:
 
 
 def test_an_answer_is_what_was_measured() -> None:
-    """Of four threads two were used; what was not training was the wire, and never less than nothing."""
+    """Of four threads two were used; what was not training was a worker's start and the wire, never less than none."""
     scene = choosing(a=Choice("small", power=0.5), b=Choice("large"))
     scene.now_s += 20
     measured = {"threads": 2, "step_ms": 500.0, "wall_s": 12.0, "down_bytes": 700, "up_bytes": 300, "loss_before": 3.5}
@@ -221,9 +221,11 @@ def test_an_answer_is_what_was_measured() -> None:
         loss=3.5,
         examples=9,
         wire_bytes=1000,
-        wire_s=10.0,
-        beside_s=10.5,
+        wire_s=10.0 - STARTS_S,
+        beside_s=max(0.0, 12.0 - 0.5 * make_report().steps) + STARTS_S,
     )
+    short = finished(fetch.answer, 9, fetch.offered_s, scene.now_s - 7)
+    assert short.wire_s == 0.5, "half of what was not training, where that is short"
     assert finished(fetch.answer, 9, fetch.offered_s, scene.now_s - 20).wire_s == 0
     assert finished(fetch.answer, 9, None, scene.now_s).wire_s == 0, "nobody knows when it was offered"
 

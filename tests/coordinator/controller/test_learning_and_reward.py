@@ -45,6 +45,25 @@ def test_whose_data_are_not_there_learn_less() -> None:
     assert amounts[0] > amounts[1] > 0
 
 
+@pytest.mark.parametrize("onset", [0.1, 1.0, 2.0])
+def test_learning_gathers_pace_where_it_begins_slowly(onset: float) -> None:
+    """Below 1 the first round takes a smaller share of what is left than the second, above 1 a larger one."""
+    curve, amounts = dataclasses.replace(CURVE, onset=onset), np.array([0.5])
+    begun = np.array([curve.first])
+    after = curve.after(begun, amounts)
+    shares = [float(((old - curve.after(old, amounts)) / (old - curve.floor))[0]) for old in (begun, after)]
+    assert all(0 < share < 1 for share in shares)
+    assert np.sign(round(shares[1] - shares[0], 9)) == np.sign(1 - onset)
+
+
+def test_a_loss_above_the_first_one_learns_as_at_the_start() -> None:
+    """Data that drift may take it there."""
+    curve, amounts = dataclasses.replace(CURVE, onset=0.2), np.array([0.5])
+    for loss in (curve.first, curve.first + 0.5):
+        left = float(curve.after(np.array([loss]), amounts)[0] - curve.floor) / (loss - curve.floor)
+        assert left == pytest.approx(np.exp(-0.5 * 0.2))
+
+
 def test_a_curve_survives_json() -> None:
     """What is written is what is read; a codec that it does not name leaves a delta as it is."""
     assert learning.from_plain(json.loads(json.dumps(learning.as_plain(CURVE)))) == CURVE
