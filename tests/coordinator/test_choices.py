@@ -265,3 +265,30 @@ def test_a_policy_sees_how_far_the_run_is() -> None:
     assert (terms.round, terms.rounds, terms.steps, terms.loss, terms.first_loss) == (2, 4, 3, 3.0, 4.0)
     assert terms.codecs == (FP32, DeltaCodec.FP16, INT8, INT4)
     assert terms.adapter_bytes == blob_of(b"next").size_bytes
+
+
+class OnlyTheFirst:
+    """Gives the first of the devices that it is asked about the small level."""
+
+    def initial(self) -> None:
+        """It learns nothing."""
+
+    def decide(self, observation: Observation, _state: None) -> tuple[Decision, None]:
+        """See the class."""
+        return Decision({observation.devices[0].name: Choice("small")}), None
+
+
+def test_whom_the_policy_leaves_out_is_out_of_the_attempt() -> None:
+    """It does not come in by saying Hello again; as a new session, of which nothing was decided, it is asked about."""
+    scene = Scene(policy=OnlyTheFirst())
+    scene.hello("a")
+    assert {i.device for i in only(GiveTask, scene.hello("b"))} == {"a"}
+    assert not only(GiveTask, scene.hello("b"))
+    assert {i.device for i in only(GiveTask, scene.hello("b", session="s2"))} == {"b"}
+
+
+def test_a_round_has_at_least_its_quorum() -> None:
+    """A policy that chooses fewer would have the round repeated for ever: others join."""
+    scene = Scene(policy=OnlyTheFirst(), quorum=2)
+    scene.hello("a")
+    assert {i.device for i in only(GiveTask, scene.hello("b"))} == {"a", "b"}

@@ -40,7 +40,7 @@ from coordinator.events import (
 )
 from coordinator.plan import Past, Plan
 from coordinator.policy.largest_that_fits import LargestThatFits
-from coordinator.policy.types import Choice, Decision, Level, Observation, Policy
+from coordinator.policy.types import Level, Policy
 from coordinator.round_states import TRANSITIONS, State, Trigger
 from coordinator.rounds import BUSY_S, GRACE_S, REPEAT_S, SILENCE_S, TASKS, Rounds
 from coordinator.task_book import TaskMaker
@@ -498,30 +498,3 @@ def test_every_state_can_be_reached_and_left(state: State) -> None:
 def test_every_trigger_is_used() -> None:
     """No trigger is in the vocabulary alone."""
     assert {trigger for ways in TRANSITIONS.values() for trigger in ways} == set(Trigger)
-
-
-class OnlyTheFirst:
-    """Gives the first of the devices that it is asked about the small level."""
-
-    def initial(self) -> None:
-        """It learns nothing."""
-
-    def decide(self, observation: Observation, _state: None) -> tuple[Decision, None]:
-        """See the class."""
-        return Decision({observation.devices[0].name: Choice("small")}), None
-
-
-def test_whom_the_policy_leaves_out_is_out_of_the_attempt() -> None:
-    """It does not come in by saying Hello again; as a new session, of which nothing was decided, it is asked about."""
-    scene = Scene(policy=OnlyTheFirst())
-    scene.hello("a")
-    assert {i.device for i in only(GiveTask, scene.hello("b"))} == {"a"}
-    assert not only(GiveTask, scene.hello("b"))
-    assert {i.device for i in only(GiveTask, scene.hello("b", session="s2"))} == {"b"}
-
-
-def test_a_round_has_at_least_its_quorum() -> None:
-    """A policy that chooses fewer would have the round repeated for ever: others join."""
-    scene = Scene(policy=OnlyTheFirst(), quorum=2)
-    scene.hello("a")
-    assert {i.device for i in only(GiveTask, scene.hello("b"))} == {"a", "b"}
