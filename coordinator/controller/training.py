@@ -56,6 +56,7 @@ class Request:
     entropy: float = 0.003
     shown: int = 400  # runs of the analytic policy, from which the network learns first; 0: none
     imitated: int = 6  # times
+    sharp: float = 3.0  # how much more often than in training what is likely is drawn in use
     masked: bool = True
     stored: bool = True
 
@@ -139,7 +140,7 @@ class _Watch(BaseCallback):
 
     def judge(self) -> None:
         """Play the worlds that the best is chosen by."""
-        policy = Learned(_encoder(self.model).arrays(), seed=self._request.seed)
+        policy = Learned(_encoder(self.model).arrays(), seed=self._request.seed, sharp=self._request.sharp)
         found = average(
             play(one, replace(policy, people_power=one.profile.curve.people_power), self._weights)
             for i, scenario in enumerate(SCENARIOS.values())
@@ -166,6 +167,7 @@ class _Watch(BaseCallback):
                 "wall_s": round(wall_s, 1),
                 "reward": found.reward,
                 "seed": self._request.seed,
+                "sharp": self._request.sharp,
                 "people_power": self._profile.curve.people_power,
             }
             self.best = replace(policy, card=card, people_power=self._profile.curve.people_power)
