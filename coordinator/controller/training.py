@@ -101,6 +101,7 @@ def train(
     watch = _Watch(request, profile, weights, out, say)
     model.learn(request.steps - model.num_timesteps, watch, reset_num_timesteps=False)
     watch.judge()
+    plot_progress(out / PROGRESS, out / "progress.png")
     return watch.best
 
 
@@ -175,6 +176,26 @@ class _Watch(BaseCallback):
         each = f"{found.delay_s / ROUNDS:.0f} s and {found.asked / ROUNDS:.1f} devices a round"
         came_to = f"reward {found.reward:.3f}, {found.loss:.0%} of the gap left, {each}"
         self._say(f"{self.num_timesteps:>9} rounds in {wall_s:5.0f} s: {came_to}")
+
+
+def plot_progress(progress: pathlib.Path, picture: pathlib.Path) -> None:
+    """What came of each update. Raises OSError."""
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    from matplotlib import pyplot as plt
+
+    with progress.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    steps = [int(row["steps"]) for row in rows]
+    figure, axes = plt.subplots(ncols=3, figsize=(12, 3.5), layout="constrained")
+    told = {"reward": "reward of a run", "delay_s": "seconds of a run", "loss": "share of the gap left"}
+    for place, (name, says) in zip(axes, told.items(), strict=True):
+        place.plot(steps, [float(row[name]) for row in rows])
+        place.set_xlabel("simulated rounds")
+        place.set_ylabel(says)
+    figure.savefig(picture, dpi=110)
+    plt.close(figure)
 
 
 def save(policy: Learned, path: pathlib.Path) -> None:
