@@ -185,7 +185,7 @@ def step(world: World, state: State, decision: Decision) -> tuple[State, Outcome
     battery_j = state.battery_j.copy()
     battery_j[tasks.index] -= tasks.energy_j
     heat = np.zeros(len(population))
-    heat[tasks.index] = [choice.power**2 for choice in tasks.choices]
+    heat[tasks.index] = tasks.power**2
     after = dataclasses.replace(
         state,
         losses=losses,
@@ -216,6 +216,7 @@ class _Tasks:
     wire_s: Floats
     allowed: Floats
     step_s: Floats
+    power: Floats
     ends_s: Floats
     energy_j: Floats
 
@@ -232,7 +233,7 @@ class _Tasks:
                 wall_s=float(self.ends_s[i] - self.wire_s[i]),
                 round=state.round,
                 step_s=float(self.step_s[i]),
-                power=choice.power,
+                power=float(self.power[i]),
                 loss=float(losses[i]),
                 examples=int(world.population.examples[k]),
                 wire_bytes=int(self.wire_bytes[i]) if self.outcome[i] == _DONE else 0,
@@ -262,7 +263,8 @@ def _tasks(world: World, state: State, decision: Decision) -> _Tasks:
     shares = np.array([choice.share for choice in choices], dtype=float)
     allowed = world.bandwidth_bytes_s * shares / shares.sum() if given else shares
     down_rate, up_rate = (np.minimum(rate[index], allowed) for rate in rates(world, state))
-    power = np.array([choice.power for choice in choices], dtype=float)
+    threads = population.threads[index]
+    power = np.maximum(1, np.round(threads * [choice.power for choice in choices])) / threads  # of whole threads
     slowness = population.slowness[index] * np.where(state.hot[index], HOT, 1.0)
     step_s = np.array([level.step_s for level in of], dtype=float) * slowness / power
 
@@ -296,6 +298,7 @@ def _tasks(world: World, state: State, decision: Decision) -> _Tasks:
         wire_s=wire_s,
         allowed=allowed,
         step_s=step_s,
+        power=power,
         ends_s=ends_s,
         energy_j=energy_j,
     )
