@@ -45,17 +45,17 @@ CHOSEN_BY: Final = 4  # worlds of each scenario
 class Request:
     """How to train. `steps` are simulated rounds; `places` how many fleets are simulated side by side."""
 
-    steps: int = 400_000
+    steps: int = 200_000
     seed: int = 0
     places: int = 16
-    rounds: int = 64  # of each place before an update
-    batch: int = 128
-    epochs: int = 8
-    rate: float = 5e-4
+    rounds: int = 128  # of each place before an update
+    batch: int = 256
+    epochs: int = 6
+    rate: float = 3e-4
     discount: float = 0.98
-    entropy: float = 0.003
-    shown: int = 400  # runs of the analytic policy, from which the network learns first; 0: none
-    imitated: int = 6  # times
+    entropy: float = 0.0005
+    shown: int = 1200  # runs of the analytic policy, from which the network learns first; 0: none
+    imitated: int = 12  # times
     sharp: float = 3.0  # how much more often than in training what is likely is drawn in use
     masked: bool = True
     stored: bool = True
@@ -71,6 +71,7 @@ def train(
     resume: bool = False,
 ) -> Learned:
     """The best policy that came of it, which is in `out` too. Raises OSError."""
+    began_s = time.monotonic()
     torch.set_num_threads(1)  # the simulation takes the time, and small products gain nothing
     out.mkdir(parents=True, exist_ok=True)
 
@@ -98,7 +99,7 @@ def train(
         if request.shown:
             env = _seeded(profile, weights, request, request.places)
             imitate(_encoder(model), shown(env, kkt_for, request.shown, request.discount), request.imitated, say)
-    watch = _Watch(request, profile, weights, out, say)
+    watch = _Watch(request, profile, weights, out, say, began_s)
     model.learn(request.steps - model.num_timesteps, watch, reset_num_timesteps=False)
     watch.judge()
     plot_progress(out / PROGRESS, out / "progress.png")
@@ -123,11 +124,17 @@ class _Watch(BaseCallback):
     """Writes what came of each update; keeps the best."""
 
     def __init__(
-        self, request: Request, profile: Profile, weights: Weights, out: pathlib.Path, say: Callable[[str], None]
+        self,
+        request: Request,
+        profile: Profile,
+        weights: Weights,
+        out: pathlib.Path,
+        say: Callable[[str], None],
+        began_s: float,
     ) -> None:
         super().__init__()
         self._request, self._profile, self._weights, self._out, self._say = request, profile, weights, out, say
-        self._began_s, self._updates = time.monotonic(), 0
+        self._began_s, self._updates = began_s, 0
         self.best = Learned({})
         self._reward = -np.inf
 
@@ -136,7 +143,7 @@ class _Watch(BaseCallback):
 
     def _on_rollout_end(self) -> None:
         self._updates += 1
-        if self._updates % 20 == 1:
+        if self._updates % 10 == 1:
             self.judge()
 
     def judge(self) -> None:
