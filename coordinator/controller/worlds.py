@@ -22,6 +22,7 @@ LEAST, MOST = 4, 16  # devices in training
 MOST_LEVELS: Final = 6
 TRAINING, JUDGING = 1, 2  # the first number of a seed: what is judged was never trained on
 ROUNDS: Final = 20
+VARIED: Final = 0.7  # of the worlds in training have another ladder than the profile's
 
 
 def world(
@@ -57,10 +58,7 @@ def training_world(profile: Profile, rng: np.random.Generator) -> World:
     scenarios = tuple(SCENARIOS.values())
     scenario = scenarios[rng.integers(len(scenarios))]
     seed = (TRAINING, int(rng.integers(1 << 31)))
-    return world(profile, int(rng.integers(LEAST, MOST + 1)), scenario, seed, varied=bool(rng.uniform() < HALF))
-
-
-HALF: Final = 0.5
+    return world(profile, int(rng.integers(LEAST, MOST + 1)), scenario, seed, varied=bool(rng.uniform() < VARIED))
 
 
 def vary(profile: Profile, rng: np.random.Generator) -> Profile:
