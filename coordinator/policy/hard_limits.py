@@ -85,16 +85,17 @@ def limited(decision: object, observation: Observation, known: Known) -> Decisio
 
 
 def _joining(kept: Mapping[str, Choice], observation: Observation, known: Known) -> dict[str, Choice]:
-    """Who joins those that a policy chose, where they are too few; those that nothing fits are no help."""
-    wanted = observation.terms.least - len(kept)
-    if wanted <= 0:
+    """Who joins those that a policy chose, where they are too few. Who tries a last resort will hardly deliver, and
+    those that nothing fits are no help.
+    """
+    if observation.terms.least <= 0:
+        return {}
+    fit = [device for device in observation.devices if fitting(device, observation.levels, known)]
+    wanted = observation.terms.least - sum(device.name in kept for device in fit)
+    others = [device for device in fit if device.name not in kept]
+    if wanted <= 0 or not others:
         return {}
     estimates, levels = Estimates.of(observation), {level.name: level for level in observation.levels}
-    others = [
-        device
-        for device in observation.devices
-        if device.name not in kept and fitting(device, observation.levels, known)
-    ]
     fastest, _ = FastestThatFits().decide(replace(observation, devices=tuple(others), answers=()), known)
     seconds = {
         device.name: estimates.task_s(device, levels[fastest.choices[device.name].level], part=1 / len(others))

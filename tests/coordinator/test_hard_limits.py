@@ -126,4 +126,7 @@ def test_a_round_is_given_the_devices_that_it_needs(least: int, chosen: set[str]
     decision, _ = policy.decide(replace(SEEN, terms=terms), policy.initial())
     assert chosen <= decision.choices.keys() <= {"a", "b"}
     assert len(decision.choices) == max(len(chosen), min(least, 2)), "tiny fits nothing, and is no help"
+    resort = HardLimits(Says(Decision({"tiny": Choice("small"), **dict.fromkeys(sorted(chosen), Choice("small"))})))
+    with_resort, _ = resort.decide(replace(SEEN, terms=terms), resort.initial())
+    assert with_resort.choices.keys() == {*decision.choices, "tiny"}, "who tries a last resort does not count"
     assert any("join" in note for note in decision.notes) == (len(decision.choices) > len(chosen))
