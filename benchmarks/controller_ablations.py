@@ -8,7 +8,8 @@
 - `no sharing`: one wide network over all places at once, with weights of its own for each; the library's default;
 - `no branching`: one choice for the whole fleet, of levels x codecs x how many of the fastest take part, by the
   library's default network: plain PPO;
-- `no store`: as it is, where whole emulators are exchanged: what content addressing is worth.
+- `no store`: as it is, where whole emulators are exchanged: what content addressing is worth; and the same for the
+  bandit, which tries levels, beside itself.
 
 Writes benchmarks/results/controller-ablations.json, with --quick controller-ablations-quick.json.
 """
@@ -33,6 +34,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from benchmarks import machine
 from benchmarks.controller import for_world
+from coordinator.controller.baselines import BASELINES
 from coordinator.controller.environment import SLOTS, WIDTHS, FleetEnv
 from coordinator.controller.evaluation import average, mean_of, play
 from coordinator.controller.fleets import SCENARIOS
@@ -49,6 +51,7 @@ DEVICES, SEEDS, FLEETS = 8, 5, 4
 JUDGED: Final = ("stationary", "everything")
 SHARES_OF_FLEET: Final = (0.25, 0.5, 1.0)
 QUICK_STEPS: Final = 4096
+BANDIT: Final = "ucb"
 
 
 class JointEnv(gymnasium.Env[dict[str, Any], np.int64]):
@@ -115,6 +118,11 @@ def judged(
 def of_policy(policy: Learned) -> Callable[[World], float]:
     """A run's reward."""
     return lambda one: average([play(one, for_world(policy, one), Weights())]).reward
+
+
+def of_baseline(name: str) -> Callable[[World], float]:
+    """The same for a policy that nobody trained."""
+    return lambda one: play(one, BASELINES[name](one), Weights()).reward
 
 
 def of_model(model: MaskablePPO, wrap: Callable[[FleetEnv], Any], *, masked: bool = True) -> Callable[[World], float]:
@@ -193,6 +201,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             else:
                 model = MaskablePPO.load(out / name / CHECKPOINT)
                 say(name, judged(of_model(model, lambda env: env, masked=False), profile, seeds=seeds))
+    for name, stored in {BANDIT: True, f"{BANDIT}, no store": False}.items():
+        say(name, judged(of_baseline(BANDIT), profile, stored=stored, seeds=seeds))
     for name, wrap in {"no sharing": _same, "no branching": JointEnv}.items():
         say(name, judged(of_model(library(wrap, base, profile), wrap), profile, seeds=seeds))
     file = "controller-ablations-quick.json" if asked.quick else "controller-ablations.json"

@@ -14,13 +14,8 @@ from coordinator.policy.settings import PolicyName
 from coordinator.policy.types import Policy
 
 GREEDY: Final = PolicyName.FASTEST_THAT_FITS.value
-
-
-_OTHERS: Final = {
-    PolicyName.PPO,
-    PolicyName.CAFF,
-    PolicyName.FIXED,
-}  # it is what is judged; they need ladders of a kind
+# What is judged; and those that need a ladder of a kind, or a level of it.
+_OTHERS: Final = {PolicyName.PPO, PolicyName.CAFF, PolicyName.FIXED}
 
 
 def _as_it_is(kind: Callable[..., Policy[Any]]) -> Make:

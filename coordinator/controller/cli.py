@@ -36,7 +36,9 @@ def add_command(commands: Any) -> None:  # noqa: ANN401 - argparse has no public
         metavar="RUNS",
         help="of the analytic policy, to begin with; default: 1200",
     )
-    command.add_argument("--resume", action="store_true", help="go on from the checkpoint in DIR")
+    command.add_argument(
+        "--resume", action="store_true", help="go on from the checkpoint in DIR, your own: it may run code"
+    )
     _add_common(command)
     command.set_defaults(run=_train)
     command = inner.add_parser("evaluate", help="judge a policy beside the others, on fleets that it never saw")

@@ -34,7 +34,7 @@ from coordinator.controller.profile import Profile
 from coordinator.controller.reward import Weights
 from coordinator.controller.worlds import ROUNDS, world
 from coordinator.errors import ConfigError
-from coordinator.policy.learned import FORMAT, MEANING, Learned
+from coordinator.policy.learned import FORMAT, MEANING, Learned, load_policy
 
 POLICY, CHECKPOINT, PROGRESS = "policy.safetensors", "checkpoint.zip", "progress.csv"
 CHOOSING: Final = 3  # the first number of the seeds of the worlds by which the best is chosen
@@ -58,7 +58,6 @@ class Request:
     imitated: int = 12  # times
     sharp: float = 3.0  # how much more often than in training what is likely is drawn in use
     masked: bool = True
-    stored: bool = True
 
 
 def train(
@@ -70,7 +69,11 @@ def train(
     *,
     resume: bool = False,
 ) -> Learned:
-    """The best policy that came of it, which is in `out` too. Raises OSError."""
+    """The best policy that came of it, which is in `out` too; with `resume` of what was there before, too.
+
+    A checkpoint is the library's own format, which may run code when it is read: `resume` is for one's own alone.
+    Raises OSError; PolicyFileError where there is a checkpoint to go on from, and its best policy cannot be read.
+    """
     began_s = time.monotonic()
     torch.set_num_threads(1)  # the simulation takes the time, and small products gain nothing
     out.mkdir(parents=True, exist_ok=True)
@@ -100,6 +103,8 @@ def train(
             env = _seeded(profile, weights, request, request.places)
             imitate(_encoder(model), shown(env, kkt_for, request.shown, request.discount), request.imitated, say)
     watch = _Watch(request, profile, weights, out, say, began_s)
+    if resume and (out / CHECKPOINT).is_file():
+        watch.hold(load_policy(out / POLICY))
     model.learn(request.steps - model.num_timesteps, watch, reset_num_timesteps=False)
     watch.judge()
     plot_progress(out / PROGRESS, out / "progress.png")
@@ -137,6 +142,10 @@ class _Watch(BaseCallback):
         self._began_s, self._updates = began_s, 0
         self.best = Learned({})
         self._reward = -np.inf
+
+    def hold(self, policy: Learned) -> None:
+        """What is not better than this is not written over it."""
+        self.best, self._reward = policy, float(policy.card.get("reward", -np.inf))
 
     def _on_step(self) -> bool:
         return True

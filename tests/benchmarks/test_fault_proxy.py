@@ -92,23 +92,26 @@ def echo() -> Iterator[Echo]:
 
 
 def heard(port: int, said: bytes, wait_s: float = PATIENCE_S) -> tuple[bytes, str]:
-    """What comes back of `said`, and how it ended: whole, closed, reset or silent."""
-    with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S) as client:
-        sender = threading.Thread(target=_send, args=(client, said), daemon=True)
-        sender.start()
-        client.settimeout(wait_s)
-        found = b""
-        try:
+    """What comes back of `said`, and how it ended: whole, closed, reset or silent.
+
+    A reset may come before the connect has returned, while it does, or after it.
+    """
+    found = b""
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S) as client:
+            sender = threading.Thread(target=_send, args=(client, said), daemon=True)
+            sender.start()
+            client.settimeout(wait_s)
             while len(found) < len(said):
                 data = client.recv(65536)
                 if not data:
                     return found, "closed"
                 found += data
-        except ConnectionResetError:
-            return found, "reset"
-        except TimeoutError:
-            return found, "silent"
-        return found, "whole"
+    except ConnectionResetError:
+        return found, "reset"
+    except TimeoutError:
+        return found, "silent"
+    return found, "whole"
 
 
 def _send(client: socket.socket, said: bytes) -> None:

@@ -127,6 +127,11 @@ def test_features_are_bounded() -> None:
         assert np.abs(array).max() <= LIMIT
 
 
+def replace_card(policy: Learned, **notes: object) -> Learned:
+    """The policy with other notes in its card."""
+    return dataclasses.replace(policy, card={**policy.card, **notes})
+
+
 def written(path: pathlib.Path, **notes: str) -> pathlib.Path:
     """A policy file with other notes."""
     save_file(arrays(), path, metadata={"format": FORMAT, "meaning": MEANING, "card": "{}", **notes})
@@ -164,10 +169,13 @@ def test_training_writes_a_policy_and_goes_on(tmp_path: pathlib.Path) -> None:
     request = Request(steps=128, places=2, rounds=64, batch=64, epochs=1, shown=2, imitated=1)
     train(request, PROFILE, Weights(), tmp_path, lambda _line: None)
     assert load_policy(tmp_path / POLICY).card["trained"]["steps"] == 128
+    best = load_policy(tmp_path / POLICY)
+    save(replace_card(best, reward=1e9), tmp_path / POLICY)
     lines: list[str] = []
     train(dataclasses.replace(request, steps=256), PROFILE, Weights(), tmp_path, lines.append, resume=True)
     steps = [int(row.split(",")[0]) for row in (tmp_path / PROGRESS).read_text().splitlines()[1:]]
     assert steps == sorted(steps)
     assert steps[-1] == 256
+    assert load_policy(tmp_path / POLICY).card["reward"] == 1e9, "what is not better does not take its place"
     assert (tmp_path / CHECKPOINT).is_file()
     assert (tmp_path / "progress.png").is_file()
