@@ -33,7 +33,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from benchmarks import machine
-from benchmarks.controller import for_world
+from benchmarks.controller import JUDGED, for_world
 from coordinator.controller.baselines import BASELINES
 from coordinator.controller.environment import SLOTS, WIDTHS, FleetEnv
 from coordinator.controller.evaluation import average, mean_of, play
@@ -48,7 +48,6 @@ from coordinator.policy.learned import Learned
 
 RESULTS: Final = pathlib.Path(__file__).parent / "results"
 DEVICES, SEEDS, FLEETS = 8, 5, 4
-JUDGED: Final = ("stationary", "everything")
 SHARES_OF_FLEET: Final = (0.25, 0.5, 1.0)
 QUICK_STEPS: Final = 4096
 BANDIT: Final = "ucb"
