@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.demo import write_toml
 from coordinator.config import load_config as load_coordinator
@@ -22,6 +24,7 @@ from edge_sdk.wire import codec
 from edge_sdk.wire.codecs import CODECS
 from edge_sdk.wire.delta import decode_delta, encode_delta, pack_array
 from edge_sdk.wire.errors import WireError
+from edge_sdk.wire.graphs import DOMAINS, check_graph
 from edge_sdk.wire.keys import Signer
 from edge_sdk.wire.manifest import decode_manifest, encode_manifest
 from edge_sdk.wire.messages import (
@@ -87,13 +90,14 @@ class Decoder:
 def decoders(scratch: pathlib.Path) -> dict[str, Decoder]:
     """By name; those that read files write them under `scratch`."""
     found = [
-        Decoder("message", 30, tuple(map(encode_message, messages())), _message),
+        Decoder("message", 27, tuple(map(encode_message, messages())), _message),
         Decoder("signed message", 8, _signed(), _verified),
         Decoder("token", 2, (_invitation().token.encode(),), _token, (ValueError,)),
         Decoder("manifest", 4, (encode_manifest(samples.make_manifest()),), _manifest),
         Decoder("delta", 16, tuple(_deltas()), _delta),
         Decoder("validation", 12, tuple(_deltas()[:1]), _verdict),
         *(Decoder(f"codec {how.value}", 2, (_numbers(how),), _codec(how)) for how in DeltaCodec),
+        Decoder("graph", 3, (_a_graph(),), _graph),
         Decoder("record", 6, (_record(),), _in_file(scratch / "record", _read_record), (WireError,)),
         Decoder("tensors", 4, (_tensor_file(scratch),), _in_file(scratch / "tensors", _tensors), (WireError,)),
         Decoder("device.toml", 2, (_device_toml(scratch),), _in_file(scratch / "d.toml", load_device), (EdgeError,)),
@@ -162,6 +166,28 @@ def _verified(data: bytes) -> object:
         msg = "a message that nobody signed"
         raise Unsound(msg)
     return decode_message(body)
+
+
+def _a_graph() -> bytes:
+    """A product with a matrix that the graph holds."""
+    weight = numpy_helper.from_array(np.ones((2, 3), np.float32), "w")
+    given, made = (helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("x", "y"))
+    graph = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"])], "g", [given], [made], [weight])
+    return bytes(helper.make_model(graph).SerializeToString())
+
+
+def _graph(data: bytes) -> object:
+    """What is let through has, as onnx itself reads it, no operator that is not on the list, and no other file."""
+    check_graph(data)
+    try:
+        graph = onnx.ModelProto.FromString(data).graph
+    except Exception:  # noqa: BLE001 - of a module without types; what onnx cannot read, onnxruntime refuses
+        return None
+    foreign = [node.op_type for node in graph.node if node.op_type not in DOMAINS.get(node.domain, ())]
+    if foreign or any(tensor.external_data for tensor in graph.initializer):
+        msg = f"a graph with {foreign or 'tensors in another file'}"
+        raise Unsound(msg)
+    return graph
 
 
 def _invitation() -> Invitation:
