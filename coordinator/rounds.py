@@ -316,8 +316,8 @@ class Rounds(Generic[S]):
         if decided is not None:
             yield RecordDecision(self.round, self.attempt, decided)
         if decided is None or not decided.decision.choices:
-            least = min(level.needs_bytes for level in self._plan.levels)
-            why = f"none of the {online} devices here takes part; the smallest level needs {least / 1e6:.0f} MB"
+            smallest = min(level.needs_bytes for level in self._plan.levels)
+            why = f"none of the {online} devices here takes part; the smallest level needs {smallest / 1e6:.0f} MB"
             why += f", and {online - len(free)} are in quarantine" * (len(free) < online)
             yield from self._repeat(now_s, Trigger.NOBODY_FITS, why)
             return
