@@ -27,7 +27,7 @@ from coordinator.controller.fleets import GROUPS, Conditions, Population
 from coordinator.controller.learning import Floats, value
 from coordinator.controller.profile import Profile
 from coordinator.controller.reward import Outcomes, Scale
-from coordinator.policy.acquaintance import Acquaintance, Acquainted
+from coordinator.policy.acquaintance import Acquaintance
 from coordinator.policy.estimates import Fetching
 from coordinator.policy.types import Answer, Choice, Decision, Observation, Outcome, Terms
 
@@ -315,8 +315,7 @@ def rates(world: World, state: State) -> tuple[Floats, Floats]:
 
 
 def _lacks(world: World, state: State, index: int, choice: Choice) -> int:
-    known = state.acquaintance.devices.get(name_of(index), Acquainted())
-    return world.fetching.lacks_bytes(choice.level, known.holds)
+    return world.fetching.lacks_bytes(choice.level, state.acquaintance.holds(name_of(index)))
 
 
 def _acquainted(world: World, acquaintance: Acquaintance, answers: tuple[Answer, ...]) -> Acquaintance:
