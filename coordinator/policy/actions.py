@@ -78,7 +78,7 @@ def actions_of(decision: Decision, observation: Observation) -> Ints:
     for k, device in enumerate(observation.devices):
         choice = decision.choices.get(device.name)
         if choice is not None:
-            codec = choice.codec or observation.terms.codecs[0]
+            codec = choice.codec or observation.terms.codec
             power = min(range(len(POWERS)), key=lambda i: abs(POWERS[i] - choice.power))
             actions[k] = (place[choice.level], CODECS.index(codec) if codec in CODECS else 0, 0, power)
     return actions

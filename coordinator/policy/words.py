@@ -17,7 +17,7 @@ def in_words(choice: Choice, device: DeviceView, observation: Observation, part:
     """
     terms = observation.terms
     words = [f"{choice.level}{_to_fetch(choice.level, device, observation)}"]
-    words.append(f"{(choice.codec or terms.codecs[0]).value} delta")
+    words.append(f"{(choice.codec or terms.codec).value} delta")
     if terms.bandwidth_bytes_s > 0:
         words.append(f"a share of {choice.share:g}" if part is None else f"{100 * part:.0f} % of the bandwidth")
     words.append(f"{threads_at(choice.power, device.threads)} of {device.threads} threads")
