@@ -42,7 +42,7 @@ from coordinator.controller.profile import Profile, load_profile
 from coordinator.controller.reward import Weights
 from coordinator.controller.simulator import World
 from coordinator.controller.training import CHECKPOINT, Request, train
-from coordinator.controller.worlds import JUDGING, MOST_LEVELS, world
+from coordinator.controller.worlds import JUDGING, MOST_LEVELS, around, world
 from coordinator.policy.actions import CODECS, LEVEL
 from coordinator.policy.learned import Learned
 
@@ -192,7 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "no imitation": dataclasses.replace(base, shown=0),
             "no masking": dataclasses.replace(base, masked=False),
         }.items():
-            policy = train(request, profile, Weights(), out / name, lambda _line: None)
+            policy = train(request, around(profile), Weights(), out / name, lambda _line: None)
             if request.masked:
                 say(name, judged(of_policy(policy), profile, seeds=seeds))
                 if name == "as it is":

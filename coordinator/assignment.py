@@ -18,8 +18,8 @@ S = TypeVar("S")
 class Decided:
     """A decision and all that it was made from, beside the policy's state.
 
-    That is what the decisions before it left, back to one that is `fresh`: there the `policy`, which is named by its
-    class, had seen nothing.
+    That is what the decisions before it left, back to one that is `fresh`: there the `policy`, see `name_of`, had seen
+    nothing.
     """
 
     observation: Observation
@@ -29,8 +29,8 @@ class Decided:
 
 
 def name_of(policy: Policy[S]) -> str:
-    """What a policy is called where decisions are kept."""
-    return type(policy).__name__
+    """What a policy is called where decisions are kept: its class, and the file's digest of one that is from a file."""
+    return f"{type(policy).__name__} {getattr(policy, 'digest', '')}".strip()
 
 
 class Assignment(Generic[S]):
@@ -44,6 +44,10 @@ class Assignment(Generic[S]):
         self._answers = list(answers)
         self._sits_out: dict[str, str] = {}  # device: the session that said so, or "" for this attempt alone
         self._left_out: dict[str, str] = {}  # device: its session, when the policy gave it nothing in this attempt
+
+    def use(self, policy: Policy[S]) -> None:
+        """From now on this one decides; it goes on from the other's state."""
+        self._policy = HardLimits(policy)
 
     def observe(self, answer: Answer) -> None:
         """Show it to the policy when it is asked next."""

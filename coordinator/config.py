@@ -384,6 +384,9 @@ def _complaints(config: Config) -> dict[str, bool]:
             config.participant is not None and config.participant.tls is None and config.broker.url.startswith("mqtts:")
         ),
         **policy_complaints(config.policy, names),
+        "policy.tune needs an [evaluation] table with a path: what a round was worth is told by the held-out loss": (
+            config.policy.tune is not None and config.evaluation is None
+        ),
         **_aggregation_complaints(config.aggregation),
         **_estimator_complaints(config),
         **(_privacy_complaints(config, config.privacy) if config.privacy else {}),

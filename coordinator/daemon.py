@@ -51,6 +51,7 @@ from coordinator.events import (
     SetRates,
     StopAsked,
     Tick,
+    UsePolicy,
 )
 from coordinator.gate import Gate, Reply
 from coordinator.guards import OverNorm
@@ -60,6 +61,7 @@ from coordinator.ledger import Ledger
 from coordinator.narrate import narrate, rolled_back
 from coordinator.places import received_folder
 from coordinator.plan import Plan
+from coordinator.policy.learned import Learned
 from coordinator.policy.registry import policy_or_greedy
 from coordinator.policy.types import Level
 from coordinator.publisher import Publisher
@@ -70,6 +72,7 @@ from coordinator.rounds import Rounds
 from coordinator.screen import Screen, board
 from coordinator.scribe import write_down
 from coordinator.task_book import TaskMaker
+from coordinator.tuner import Tuner
 from coordinator.validate import Accepted, Expected, check_delta, expected
 from edge_sdk.wire.blobs import BlobStore
 from edge_sdk.wire.chunks import chunk_bytes_within
@@ -137,6 +140,10 @@ class Daemon:
             raise CoordinatorError(msg)
         past = dataclasses.replace(past, narrowed=narrowed(artifact, past.adapter))
         policy = policy_or_greedy(config.policy, lambda line: screen.line(line, "red"))
+        self._tuner: Tuner | None = None
+        if config.policy.tune is not None and isinstance(policy, Learned):
+            self._tuner = Tuner(config, config.policy.tune, policy, ledger, jobs, screen.line)
+            policy = self._tuner.decides(past.version + 1)
         self._rounds = Rounds(self._plan(), policy, past, time.monotonic())
         if past.version or past.open:
             done = past.version >= config.rounds.count
@@ -374,6 +381,8 @@ class Daemon:
         if not isinstance(outcome, (Done, Failed)):
             return
         measured = self._evaluator is not None and self._evaluator.ended(outcome.job)
+        if self._tuner is not None and self._tuner.ended(outcome, self._rounds.round + 1):
+            return
         if isinstance(outcome, Failed) and measured:
             self._screen.line(f"{outcome.job} could not be measured: {outcome.error}", "red")
         elif isinstance(outcome, Failed):
@@ -396,6 +405,9 @@ class Daemon:
             self._screen.line(f"privacy: {found.standing}", "bold")
         if self._evaluator is not None:
             self._evaluator.start(asked.round, made.blob)
+        if self._tuner is not None:  # before the next round opens
+            self._tuner.after(asked.round)
+            self._tell(UsePolicy(self._tuner.decides(asked.round + 1)))
         self._tell(AdapterReady(asked.round, made.blob, found.narrowed))
 
     def _on_evaluation(self, found: EvaluationRow) -> None:
@@ -406,6 +418,8 @@ class Daemon:
         self._screen.line(f"held-out loss, {what}, {where}: {found.loss:.4f}{accuracy}", "cyan")
         if found.kind == FULL:
             self._tell(LossMeasured(found.version, found.loss))
+            if self._tuner is not None:
+                self._tuner.measured()
 
     def _measuring(self) -> bool:
         return self._evaluator is not None and self._evaluator.pending

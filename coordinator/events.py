@@ -9,9 +9,10 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from coordinator.assignment import Decided
-from coordinator.policy.types import Answer, Choice
+from coordinator.policy.types import Answer, Choice, Policy
 from coordinator.quarantine import Spell
 from edge_sdk.wire.blobs import Blob
 from edge_sdk.wire.messages import (
@@ -61,6 +62,13 @@ class PresenceHeard:
     """A device came or went."""
 
     presence: Presence
+
+
+@dataclass(frozen=True, slots=True)
+class UsePolicy:
+    """From the next decision on, `policy` decides."""
+
+    policy: Policy[Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +184,7 @@ Event = (
     | AdapterReady
     | NoAdapter
     | LossMeasured
+    | UsePolicy
     | Tick
     | StopAsked
 )

@@ -14,7 +14,7 @@ from coordinator.privacy import Spent
 from edge_sdk.wire import codec
 from edge_sdk.wire.messages import DeltaCodec, Hello, Report, Task
 
-FORMAT: Final = 4
+FORMAT: Final = 5
 ROW_BYTES: Final = 1 << 20  # a stored message is far smaller
 
 

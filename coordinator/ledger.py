@@ -24,6 +24,7 @@ from types import TracebackType
 from typing import Final, TypeVar
 
 from coordinator.assignment import Decided
+from coordinator.controller.trial import Trial
 from coordinator.decision_log import packed
 from coordinator.errors import LedgerError
 from coordinator.events import TaskState
@@ -70,6 +71,8 @@ CREATE TABLE decisions (number INTEGER PRIMARY KEY, round INTEGER NOT NULL, atte
 CREATE TABLE tasks (task_id TEXT PRIMARY KEY, device TEXT NOT NULL, level TEXT NOT NULL, round INTEGER NOT NULL,
     attempt INTEGER NOT NULL, body BLOB NOT NULL, state TEXT NOT NULL, created_at REAL NOT NULL, share REAL NOT NULL,
     words TEXT NOT NULL, FOREIGN KEY (round, attempt) REFERENCES rounds);
+CREATE TABLE trials (first_round INTEGER PRIMARY KEY, base TEXT NOT NULL, tuned TEXT NOT NULL, gap REAL NOT NULL,
+    level_bytes INTEGER NOT NULL, winner TEXT NOT NULL DEFAULT '', why TEXT NOT NULL DEFAULT '');
 CREATE TABLE answers (number INTEGER PRIMARY KEY, task_id TEXT NOT NULL UNIQUE REFERENCES tasks, answer BLOB NOT NULL);
 CREATE TABLE results (device TEXT NOT NULL, task_id TEXT NOT NULL REFERENCES tasks, sha256 TEXT NOT NULL,
     size_bytes INTEGER NOT NULL, examples INTEGER NOT NULL, size REAL NOT NULL, report BLOB NOT NULL,
@@ -274,7 +277,7 @@ class Ledger:
             attempt=attempt if is_open else attempt + 1,
             open=is_open,
             entries=tuple(self._entries()),
-            answers=tuple(self._answers()),
+            answers=tuple(self.answers()),
             fleet=Fleet({hello.device: Device(hello, online=False) for hello in self._hellos()}),
             losses=dict(self._db.execute("SELECT version, loss FROM evaluations WHERE kind = ?", (FULL,))),
         )
@@ -298,6 +301,19 @@ class Ledger:
     def secret(self) -> str:
         """What nobody outside can know, and a restart does not change."""
         return str(self._db.execute("SELECT secret FROM run").fetchone()[0])
+
+    def trials(self) -> tuple[Trial, ...]:
+        """Of tuned policies, oldest first."""
+        query = "SELECT * FROM trials ORDER BY first_round"
+        return tuple(Trial(*row) for row in self._db.execute(query))
+
+    def begin_trial(self, trial: Trial) -> None:
+        """Two policies will decide in turns."""
+        self._write("", "INSERT INTO trials VALUES (?, ?, ?, ?, ?, ?, ?)", *dataclasses.astuple(trial))
+
+    def end_trial(self, first_round: int, winner: str, why: str) -> None:
+        """One of them stays."""
+        self._write("", "UPDATE trials SET winner = ?, why = ? WHERE first_round = ?", winner, why, first_round)
 
     def lot(self, round_: int, attempt: int) -> tuple[int, int]:
         """How many devices were present when an attempt began, and how many were drawn."""
@@ -332,7 +348,8 @@ class Ledger:
             choice = Choice(level, task.delta_codec, share, task.power)
             yield Entry(device, choice, attempt, task, TaskState(state), refusal, detail or "")
 
-    def _answers(self) -> Iterator[Answer]:
+    def answers(self) -> Iterator[Answer]:
+        """What became of tasks, as policies are told it, oldest first."""
         for (body,) in self._db.execute("SELECT answer FROM answers ORDER BY number"):
             yield _read(Answer, body)
 

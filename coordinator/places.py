@@ -27,6 +27,11 @@ def trust_folder(config: Config) -> pathlib.Path:
     return config.trust.folder or config.out / "trust"
 
 
+def policies_folder(config: Config) -> pathlib.Path:
+    """The policies that decided, where any was tuned in the run: each by the SHA-256 of its file."""
+    return config.out / "policies"
+
+
 def ledger_path(config: Config) -> pathlib.Path:
     """The ledger."""
     return config.out / "ledger.sqlite"

@@ -60,6 +60,7 @@ from coordinator.events import (
     StopAsked,
     TaskState,
     Tick,
+    UsePolicy,
 )
 from coordinator.fleet import Device
 from coordinator.plan import Past, Plan
@@ -127,6 +128,7 @@ class Rounds(Generic[S]):
             NoAdapter: self._on_no_adapter,
             LossMeasured: self._on_loss,
             Tick: self._on_tick,
+            UsePolicy: self._on_policy,
             StopAsked: self._on_stop,
         }
 
@@ -283,6 +285,10 @@ class Rounds(Generic[S]):
     def _on_no_adapter(self, event: NoAdapter, now_s: float) -> Iterator[Instruction]:
         if self.state is State.AGGREGATING and event.round == self.round:
             yield from self._repeat(now_s, Trigger.NO_ADAPTER, event.why)
+
+    def _on_policy(self, event: UsePolicy, _now_s: float) -> Iterator[Instruction]:
+        self._assignment.use(event.policy)
+        yield from ()
 
     def _on_loss(self, event: LossMeasured, _now_s: float) -> Iterator[Instruction]:
         self._losses[event.version] = event.loss

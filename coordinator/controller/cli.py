@@ -27,12 +27,12 @@ def add_command(commands: Any) -> None:  # noqa: ANN401 - argparse has no public
     inner = parser.add_subparsers(required=True, metavar="COMMAND")
     command = inner.add_parser("train", help="train a policy on simulated fleets around measured costs")
     command.add_argument("--out", type=pathlib.Path, required=True, metavar="DIR")
-    command.add_argument("--steps", type=_whole, default=400_000, help="simulated rounds; default: 400000")
+    command.add_argument("--steps", type=_whole, default=200_000, help="simulated rounds; default: 200000")
     command.add_argument("--seed", type=_whole, default=0)
     command.add_argument(
         "--imitate",
         type=_whole,
-        default=400,
+        default=1200,
         metavar="RUNS",
         help="of the analytic policy, to begin with; default: 1200",
     )
@@ -49,6 +49,13 @@ def add_command(commands: Any) -> None:  # noqa: ANN401 - argparse has no public
     _add_common(command)
     command.set_defaults(run=_evaluate)
     add_calibrate(inner)
+    command = inner.add_parser("tune", help="go on training a policy, for the fleet that a run's ledger knows")
+    command.add_argument("ledger", type=pathlib.Path, metavar="LEDGER", help="the run's ledger.sqlite")
+    command.add_argument("--policy", type=pathlib.Path, default=DEFAULT_POLICY, metavar="FILE")
+    command.add_argument("--out", type=pathlib.Path, required=True, metavar="DIR")
+    command.add_argument("--steps", type=_whole, default=20_000, help="simulated rounds; default: 20000")
+    command.add_argument("--seed", type=_whole, default=0)
+    command.set_defaults(run=_tune)
     command = inner.add_parser("replay", help="each decision of a run in words, and whether the policy makes it again")
     command.add_argument("--config", type=pathlib.Path, default=pathlib.Path(CONFIG), metavar="FILE")
     command.add_argument("--round", type=_whole, default=None, metavar="N", help="show this round's decisions alone")
@@ -86,16 +93,33 @@ def _weights(arguments: argparse.Namespace) -> Weights:
     return Weights(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(Weights)})
 
 
-def _train(arguments: argparse.Namespace) -> int:
+def _require_trainer() -> None:
     if lacking := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
         msg = f"{', '.join(lacking)} not found; to train a policy: pip install 'fedpeat[controller]'"
         raise ConfigError(msg)
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    _require_trainer()
     from coordinator.controller.training import POLICY, Request, train
+    from coordinator.controller.worlds import around
 
     profile = load_profile(arguments.profile)
     request = Request(steps=arguments.steps, seed=arguments.seed, shown=arguments.imitate)
-    train(request, profile, _weights(arguments), arguments.out, _say, resume=arguments.resume)
+    train(request, around(profile), _weights(arguments), arguments.out, _say, resume=arguments.resume)
     print(f"the best policy is in {arguments.out / POLICY}; in coordinator.toml: [policy] name = 'ppo', file = ...")
+    return 0
+
+
+def _tune(arguments: argparse.Namespace) -> int:
+    """0, also where nothing better was found: there is no policy in DIR then. Raises what `tuned` does."""
+    _require_trainer()
+    from coordinator.controller.tuning import tuned
+    from coordinator.controller.twin import twin_of
+
+    base, twin = load_policy(arguments.policy), twin_of(arguments.ledger)
+    found = tuned(base, twin.grounds(), arguments.out, _say, steps=arguments.steps, seed=arguments.seed)
+    print("nothing better was found" if found is None else f"the tuned policy is {found}")
     return 0
 
 
@@ -121,13 +145,14 @@ def _replay(arguments: argparse.Namespace) -> int:
     from coordinator.assignment import name_of
     from coordinator.config import load_config
     from coordinator.controller.replay import lines, replay
-    from coordinator.places import ledger_path
+    from coordinator.places import ledger_path, policies_folder
     from coordinator.policy.registry import policy_or_greedy
 
     config = load_config(arguments.config)
     path, policy = ledger_path(config), policy_or_greedy(config.policy, _say)
     shown = agreed = 0
-    for one in replay(path, policy):
+    tuned = {name_of(one): one for one in map(load_policy, sorted(policies_folder(config).glob("*.safetensors")))}
+    for one in replay(path, policy, tuned):
         if arguments.round in {None, one.logged.round}:
             print("\n".join(lines(one)))
             shown, agreed = shown + 1, agreed + one.agrees

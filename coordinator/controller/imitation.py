@@ -55,13 +55,18 @@ def shown(env: FleetEnv, make: Make, episodes: int, discount: float) -> list[Exa
     return found
 
 
-def imitate(encoder: SetEncoder, examples: list[Example], epochs: int, say: Callable[[str], None]) -> None:
-    """Teach the encoder what the examples show: likelihood of the actions, and squared error of their worth."""
+def imitate(
+    encoder: SetEncoder, examples: list[Example], epochs: int, say: Callable[[str], None], *, act: bool = True
+) -> None:
+    """Teach the encoder what the examples show: likelihood of the actions, and squared error of their worth.
+
+    Unless it is to `act` like them, only the critic learns: of a network that made the examples itself.
+    """
     seen = {name: torch.from_numpy(np.stack([e.seen[name] for e in examples])) for name in examples[0].seen}
     allowed = torch.from_numpy(np.stack([e.allowed for e in examples]))
     actions = torch.from_numpy(np.stack([e.action for e in examples]))
     worth = torch.tensor([[e.worth] for e in examples], dtype=torch.float32)
-    optimizer = torch.optim.Adam(encoder.parameters(), lr=RATE)
+    optimizer = torch.optim.Adam(encoder.parameters() if act else encoder.critic(), lr=RATE)
     for epoch in range(epochs):
         lost = []
         for rows in torch.randperm(len(examples)).split(BATCH):
@@ -70,7 +75,7 @@ def imitate(encoder: SetEncoder, examples: list[Example], epochs: int, say: Call
             loss.backward()
             optimizer.step()
             lost.append(loss.item())
-        say(f"imitation, epoch {epoch + 1} of {epochs}: loss {np.mean(lost):.3f}")
+        say(f"{'imitation' if act else 'critic'}, epoch {epoch + 1} of {epochs}: loss {np.mean(lost):.3f}")
 
 
 def _loss(encoder: SetEncoder, seen: dict[str, Tensor], allowed: Tensor, actions: Tensor, worth: Tensor) -> Tensor:

@@ -58,6 +58,10 @@ class SetEncoder(nn.Module):
         """What `coordinator.policy.learned` needs."""
         return {name: self[name].detach().cpu().numpy().astype(np.float32) for name in SHAPES}
 
+    def critic(self) -> list[Tensor]:
+        """What says the value, and nothing else."""
+        return [self[name] for name in _CRITIC]
+
     def take(self, arrays: Mapping[str, Floats32]) -> None:
         """Go on from these."""
         with torch.no_grad():

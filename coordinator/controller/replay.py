@@ -7,7 +7,7 @@ where a coordinator began: all of that is in the log.
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -34,15 +34,17 @@ class Replayed:
         return self.again == self.logged.decision and self.policy == self.logged.policy
 
 
-def replay(path: pathlib.Path, policy: Policy[S]) -> Iterator[Replayed]:
-    """Every decision of the ledger at `path`, made again by `policy` within hard limits. Raises LedgerError."""
-    limited = HardLimits(policy)
-    state = limited.initial()
+def replay(path: pathlib.Path, policy: Policy[S], tuned: Mapping[str, Policy[S]] | None = None) -> Iterator[Replayed]:
+    """Every decision of the ledger at `path`, made again within hard limits: by that of the policies that were `tuned`,
+    by their names, which made it, or by `policy`. Raises LedgerError.
+    """
+    state = HardLimits(policy).initial()
     for logged in read_decisions(path):
+        decides = (tuned or {}).get(logged.policy, policy)
         if logged.fresh:
-            state = limited.initial()
-        again, state = limited.decide(logged.observation, state)
-        yield Replayed(logged, name_of(policy), again)
+            state = HardLimits(decides).initial()
+        again, state = HardLimits(decides).decide(logged.observation, state)
+        yield Replayed(logged, name_of(decides), again)
 
 
 def lines(replayed: Replayed) -> Iterator[str]:

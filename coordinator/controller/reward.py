@@ -12,6 +12,7 @@ counted exchanges, is the same with other weights.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 
@@ -24,6 +25,13 @@ class Weights:
     traffic: float = 0.02
     energy: float = 0.01
     violation: float = 0.05
+
+    @staticmethod
+    def of(plain: object) -> Weights:
+        """As a policy's card has them; the default ones where it has none, or others than there are."""
+        known = {field.name for field in dataclasses.fields(Weights)}
+        numbers = isinstance(plain, dict) and all(isinstance(value, (int, float)) for value in plain.values())
+        return Weights(**plain) if isinstance(plain, dict) and numbers and plain.keys() <= known else Weights()
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,7 +47,7 @@ RADIO_W: Final = 1.0  # of a board that sends or receives
 @dataclass(frozen=True)
 class World:
     """What does not change in a run. `stored` is whether devices keep the levels that they fetched; else a device has
-    its last level alone. `bandwidth_bytes_s` is the station's.
+    its last level alone. `bandwidth_bytes_s` is the station's, infinite for none.
     """
 
     profile: Profile
@@ -151,7 +151,7 @@ def terms(world: World, state: State) -> Terms:
         rounds=world.rounds,
         steps=world.profile.steps,
         deadline_s=world.deadline_s,
-        bandwidth_bytes_s=world.bandwidth_bytes_s,
+        bandwidth_bytes_s=0.0 if math.isinf(world.bandwidth_bytes_s) else world.bandwidth_bytes_s,
         adapter_bytes=world.profile.adapter_bytes,
         codecs=world.profile.codecs,
         loss=state.loss,

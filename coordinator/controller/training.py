@@ -10,10 +10,11 @@ from __future__ import annotations
 import csv
 import json
 import pathlib
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,20 +26,17 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from coordinator.controller.baselines import kkt_for
+from coordinator.controller.compare import Make
 from coordinator.controller.environment import FleetEnv
 from coordinator.controller.evaluation import average, play
-from coordinator.controller.fleets import SCENARIOS
 from coordinator.controller.imitation import imitate, shown
 from coordinator.controller.network import SetEncoder, SetPolicy
-from coordinator.controller.profile import Profile
 from coordinator.controller.reward import Weights
-from coordinator.controller.worlds import ROUNDS, world
+from coordinator.controller.worlds import Grounds
 from coordinator.errors import ConfigError
 from coordinator.policy.learned import FORMAT, MEANING, Learned, load_policy
 
 POLICY, CHECKPOINT, PROGRESS = "policy.safetensors", "checkpoint.zip", "progress.csv"
-CHOOSING: Final = 3  # the first number of the seeds of the worlds by which the best is chosen
-CHOSEN_BY: Final = 4  # worlds of each scenario
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +60,17 @@ class Request:
 
 def train(
     request: Request,
-    profile: Profile,
+    grounds: Grounds,
     weights: Weights,
     out: pathlib.Path,
     say: Callable[[str], None],
     *,
+    start: Learned | None = None,
     resume: bool = False,
 ) -> Learned:
     """The best policy that came of it, which is in `out` too; with `resume` of what was there before, too.
+
+    With a `start` it goes on from that one, which is among those that the best is chosen from.
 
     A checkpoint is the library's own format, which may run code when it is read: `resume` is for one's own alone.
     Raises OSError; PolicyFileError where there is a checkpoint to go on from, and its best policy cannot be read.
@@ -79,7 +80,7 @@ def train(
     out.mkdir(parents=True, exist_ok=True)
 
     def place(k: int) -> Callable[[], Monitor[Any, Any]]:
-        return lambda: Monitor(_seeded(profile, weights, request, k))
+        return lambda: Monitor(_seeded(grounds, weights, request, k))
 
     places = DummyVecEnv([place(k) for k in range(request.places)])
     if resume and (out / CHECKPOINT).is_file():
@@ -99,16 +100,34 @@ def train(
             seed=request.seed,
             device="cpu",
         )
-        if request.shown:
-            env = _seeded(profile, weights, request, request.places)
-            imitate(_encoder(model), shown(env, kkt_for, request.shown, request.discount), request.imitated, say)
-    watch = _Watch(request, profile, weights, out, say, began_s)
+        _begin(_encoder(model), request, grounds, weights, start, say)
+    watch = _Watch(request, grounds, weights, out, say, began_s)
+    if start is not None:
+        watch.begin_with(model)
     if resume and (out / CHECKPOINT).is_file():
         watch.hold(load_policy(out / POLICY))
     model.learn(request.steps - model.num_timesteps, watch, reset_num_timesteps=False)
     watch.judge()
     plot_progress(out / PROGRESS, out / "progress.png")
     return watch.best
+
+
+def _begin(
+    encoder: SetEncoder,
+    request: Request,
+    grounds: Grounds,
+    weights: Weights,
+    start: Learned | None,
+    say: Callable[[str], None],
+) -> None:
+    """From what the network learns by updates: `start` and what that earns, or what the analytic policy does."""
+    if start is not None:
+        encoder.take(start.arrays)
+    if request.shown:
+        env = _seeded(grounds, weights, request, request.places)
+        teacher: Make = kkt_for if start is None else lambda _world: start
+        runs = shown(env, teacher, request.shown, request.discount)
+        imitate(encoder, runs, request.imitated, say, act=start is None)
 
 
 def _encoder(model: BaseAlgorithm) -> SetEncoder:
@@ -119,8 +138,8 @@ def _encoder(model: BaseAlgorithm) -> SetEncoder:
     return model.policy.encoder
 
 
-def _seeded(profile: Profile, weights: Weights, request: Request, k: int) -> FleetEnv:
-    env = FleetEnv(weights=weights, profile=profile, masked=request.masked)
+def _seeded(grounds: Grounds, weights: Weights, request: Request, k: int) -> FleetEnv:
+    env = FleetEnv(grounds.draw, weights, grounds.profile, masked=request.masked)
     env.reset(seed=1000 * request.seed + k)
     return env
 
@@ -131,14 +150,14 @@ class _Watch(BaseCallback):
     def __init__(
         self,
         request: Request,
-        profile: Profile,
+        grounds: Grounds,
         weights: Weights,
         out: pathlib.Path,
         say: Callable[[str], None],
         began_s: float,
     ) -> None:
         super().__init__()
-        self._request, self._profile, self._weights, self._out, self._say = request, profile, weights, out, say
+        self._request, self._grounds, self._weights, self._out, self._say = request, grounds, weights, out, say
         self._began_s, self._updates = began_s, 0
         self.best = Learned({})
         self._reward = -np.inf
@@ -146,6 +165,11 @@ class _Watch(BaseCallback):
     def hold(self, policy: Learned) -> None:
         """What is not better than this is not written over it."""
         self.best, self._reward = policy, float(policy.card.get("reward", -np.inf))
+
+    def begin_with(self, model: BaseAlgorithm) -> None:
+        """Judge what it is before the first update."""
+        self.model = model
+        self.judge()
 
     def _on_step(self) -> bool:
         return True
@@ -158,12 +182,12 @@ class _Watch(BaseCallback):
     def judge(self) -> None:
         """Play the worlds that the best is chosen by."""
         policy = Learned(_encoder(self.model).arrays(), seed=self._request.seed, sharp=self._request.sharp)
-        found = average(
-            play(one, replace(policy, people_power=one.profile.curve.people_power), self._weights)
-            for i, scenario in enumerate(SCENARIOS.values())
-            for k in range(CHOSEN_BY)
-            for one in (world(self._profile, 8, scenario, (CHOOSING, k, i), varied=k > 0),)
-        )
+        played = [
+            (one, play(one, replace(policy, people_power=one.profile.curve.people_power), self._weights))
+            for one in self._grounds.chosen_by
+        ]
+        found = average(run for _, run in played)
+        rounds = statistics.fmean(one.rounds for one, _ in played)
         wall_s = time.monotonic() - self._began_s
         row = {"steps": self.num_timesteps, "wall_s": round(wall_s, 1), **asdict(found)}
         path = self._out / PROGRESS
@@ -176,20 +200,23 @@ class _Watch(BaseCallback):
         self.model.save(self._out / CHECKPOINT)
         if found.reward > self._reward:
             self._reward = found.reward
+            profile = self._grounds.profile
             card = {
                 "trained": asdict(self._request),
                 "weights": asdict(self._weights),
-                "profile": self._profile.source,
+                "profile": profile.source,
                 "steps": self.num_timesteps,
                 "wall_s": round(wall_s, 1),
                 "reward": found.reward,
+                "gap": profile.curve.first - profile.curve.floor,
+                "level_bytes": max(level.size_bytes for level in profile.levels),
                 "seed": self._request.seed,
                 "sharp": self._request.sharp,
-                "people_power": self._profile.curve.people_power,
+                "people_power": profile.curve.people_power,
             }
-            self.best = replace(policy, card=card, people_power=self._profile.curve.people_power)
+            self.best = replace(policy, card=card, people_power=profile.curve.people_power)
             save(self.best, self._out / POLICY)
-        each = f"{found.delay_s / ROUNDS:.0f} s and {found.asked / ROUNDS:.1f} devices a round"
+        each = f"{found.delay_s / rounds:.0f} s and {found.asked / rounds:.1f} devices a round"
         came_to = f"reward {found.reward:.3f}, {found.loss:.0%} of the gap left, {each}"
         self._say(f"{self.num_timesteps:>9} rounds in {wall_s:5.0f} s: {came_to}")
 

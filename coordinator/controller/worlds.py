@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -23,6 +24,30 @@ MOST_LEVELS: Final = 6
 TRAINING, JUDGING = 1, 2  # the first number of a seed: what is judged was never trained on
 ROUNDS: Final = 20
 VARIED: Final = 0.7  # of the worlds in training have another ladder than the profile's
+CHOOSING: Final = 3  # the first number of the seeds of the worlds by which the best of a training is chosen
+CHOSEN_BY: Final = 4  # of them of each scenario
+
+
+@dataclass(frozen=True)
+class Grounds:
+    """Where a policy is trained: the worlds that are drawn, and those that the best is chosen by."""
+
+    profile: Profile
+    draw: Callable[[np.random.Generator], World]
+    chosen_by: tuple[World, ...]
+
+
+def around(profile: Profile) -> Grounds:
+    """Any fleet that a ladder like this one may serve."""
+    return Grounds(
+        profile,
+        lambda rng: training_world(profile, rng),
+        tuple(
+            world(profile, 8, scenario, (CHOOSING, k, i), varied=k > 0)
+            for i, scenario in enumerate(SCENARIOS.values())
+            for k in range(CHOSEN_BY)
+        ),
+    )
 
 
 def world(

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pathlib
 from collections.abc import Mapping
@@ -41,7 +42,8 @@ class PolicyFileError(CoordinatorError):
 class Learned:
     """The policy in a file. `card` says how it was trained; the more `sharp`, the rarer it draws what is unlikely.
 
-    `people_power` is that of the curve of the profile that it was trained for, see `features`.
+    `people_power` is that of the curve of the profile that it was trained for, see `features`; `digest` the SHA-256 of
+    its file, where it is from one.
     """
 
     arrays: Mapping[str, Floats32] = field(repr=False)
@@ -49,6 +51,7 @@ class Learned:
     seed: int = 0
     sharp: float = 1.0
     people_power: float = 0.0
+    digest: str = ""
 
     def initial(self) -> Known:
         """Nothing was exceeded yet."""
@@ -85,6 +88,7 @@ def load_policy(path: pathlib.Path = DEFAULT) -> Learned:
         if path.stat().st_size > MAX_BYTES:
             msg = f"{path} is no policy: it has more than {MAX_BYTES >> 20} MiB"
             raise PolicyFileError(msg)
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
         with safe_open(path, framework="np") as opened:
             notes = opened.metadata() or {}
             arrays = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - no mapping
@@ -104,7 +108,7 @@ def load_policy(path: pathlib.Path = DEFAULT) -> Learned:
     try:
         card = json.loads(notes.get("card", "{}"))
         numbers = (float(card.get("sharp", 1.0)), float(card.get("people_power", 0.0)))
-        return Learned(arrays, card, int(card.get("seed", 0)), *numbers)
+        return Learned(arrays, card, int(card.get("seed", 0)), *numbers, digest)
     except (ValueError, TypeError, AttributeError) as error:
         msg = f"{path} is no policy: its card cannot be read: {error}"
         raise PolicyFileError(msg) from error

@@ -43,10 +43,22 @@ SETTINGS: Final[Mapping[PolicyName, tuple[str, ...]]] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TuneConfig:
+    """Tuning `ppo` while it is in use, see `coordinator.tuner`: `every` so many rounds, by `steps` simulated ones.
+
+    20,000 of them take about a minute of a core, beside whatever else the coordinator's machine does.
+    """
+
+    every: int = number(2, 100_000, 8)
+    steps: int = number(1, 100_000_000, 20_000)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyConfig:
     """Who decides, and the settings that it has: which are whose is in `SETTINGS`, what they mean in the policy.
 
-    `fixed` needs a level; all others may be left out. Without a `file`, `ppo` decides by the one in the package.
+    `fixed` needs a level; all others may be left out. Without a `file`, `ppo` decides by the one in the package; with
+    `tune` it goes on learning.
     """
 
     name: PolicyName = PolicyName.LARGEST_THAT_FITS
@@ -63,6 +75,7 @@ class PolicyConfig:
     people_power: float = number(0, 1, 0.5)
     between_s: float = number(0, WEEK_S, 60.0)
     file: pathlib.Path | None = None
+    tune: TuneConfig | None = None
 
 
 def policy_complaints(policy: PolicyConfig, levels: list[str]) -> dict[str, bool]:
@@ -72,6 +85,9 @@ def policy_complaints(policy: PolicyConfig, levels: list[str]) -> dict[str, bool
     complaints = {
         f"policy.level is missing; fixed needs one of: {has}": fixed and not policy.level,
         f"policy.level is {policy.level!r}; the levels are: {has}": fixed and policy.level not in levels,
+        f"policy.tune is for the policy ppo, this one is {name.value}": (
+            policy.tune is not None and name is not PolicyName.PPO
+        ),
     }
     for owner, settings in SETTINGS.items():
         for setting in settings:

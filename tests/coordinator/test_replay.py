@@ -43,7 +43,7 @@ from edge_sdk.wire.messages import DeclineReason, DeltaCodec, ResultOffer, TaskD
 from tests.coordinator.samples import CONFIG, MB, make_hello, make_report
 
 LEVELS = tuple(
-    Level(name, needs * MB, 10 * MB, upload_bytes={DeltaCodec.FP32: 9}, files={name: 10 * MB}, step_s=0.01)
+    Level(name, needs * MB, 10 * MB, upload_bytes=dict.fromkeys(DeltaCodec, 9), files={name: 10 * MB}, step_s=0.01)
     for name, needs in (("large", 200), ("small", 100))
 )
 PLAN_ROUNDS = RoundsConfig(count=4, devices=2, min_devices=2, deadline_s=1000, wait_s=0, quorum=1)

@@ -15,6 +15,7 @@ from coordinator.controller.network import Branches, SetEncoder
 from coordinator.controller.reward import Weights
 from coordinator.controller.simulator import begin, observe, step
 from coordinator.controller.training import CHECKPOINT, POLICY, PROGRESS, Request, save, train
+from coordinator.controller.worlds import around
 from coordinator.policy.actions import CODECS
 from coordinator.policy.encoder import SHAPES, scores
 from coordinator.policy.estimates import Fetching
@@ -167,12 +168,12 @@ def test_what_is_no_policy_is_refused(tmp_path: pathlib.Path) -> None:
 def test_training_writes_a_policy_and_goes_on(tmp_path: pathlib.Path) -> None:
     """A short training leaves a file that decides, its progress, and a checkpoint from which it goes on."""
     request = Request(steps=128, places=2, rounds=64, batch=64, epochs=1, shown=2, imitated=1)
-    train(request, PROFILE, Weights(), tmp_path, lambda _line: None)
+    train(request, around(PROFILE), Weights(), tmp_path, lambda _line: None)
     assert load_policy(tmp_path / POLICY).card["trained"]["steps"] == 128
     best = load_policy(tmp_path / POLICY)
     save(replace_card(best, reward=1e9), tmp_path / POLICY)
     lines: list[str] = []
-    train(dataclasses.replace(request, steps=256), PROFILE, Weights(), tmp_path, lines.append, resume=True)
+    train(dataclasses.replace(request, steps=256), around(PROFILE), Weights(), tmp_path, lines.append, resume=True)
     steps = [int(row.split(",")[0]) for row in (tmp_path / PROGRESS).read_text().splitlines()[1:]]
     assert steps == sorted(steps)
     assert steps[-1] == 256
