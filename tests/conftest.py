@@ -39,6 +39,7 @@ def _version(name: str) -> str:
         return "absent"
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist looks for groups in a hook of the same name
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark tests by what they need, so that nobody forgets to.
 
@@ -50,7 +51,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.edge_only)
         if BROKERS & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.broker)
-        if item.config.pluginmanager.hasplugin("xdist"):  # one process for what shares a file's fixtures
+        grouped = item.get_closest_marker("xdist_group")  # by the conftest of its folder, which comes first
+        if (
+            item.config.pluginmanager.hasplugin("xdist") and not grouped
+        ):  # one process for what shares a file's fixtures
             item.add_marker(pytest.mark.xdist_group(str(item.path.relative_to(HERE))))
 
 

@@ -7,6 +7,8 @@ import functools
 import pathlib
 from collections.abc import Iterator
 
+import pytest
+
 ROOT = pathlib.Path(__file__).parents[2]
 PACKAGES = ("edge_sdk", "export", "coordinator", "benchmarks", "tests")
 MAX_FUNCTION_LINES = 80
@@ -62,3 +64,12 @@ def test_files_have_one_subject() -> None:
     """No file is longer than 500 lines: one that is holds two subjects."""
     lines = {path.relative_to(ROOT): len(path.read_text(encoding="utf-8").splitlines()) for path in sources()}
     assert not {path: count for path, count in lines.items() if count > MAX_FILE_LINES}
+
+
+def test_no_process_makes_anothers_fixtures(request: pytest.FixtureRequest) -> None:
+    """Where tests run in several processes, those that share fixtures are kept together, which takes a quarter of the
+    time: the test's own id has its group. A release of pytest once let groups go without a word.
+    """
+    if not hasattr(request.config, "workerinput"):
+        pytest.skip("one process has all fixtures")
+    assert "@" in request.node.nodeid.rpartition("]")[2]

@@ -65,6 +65,7 @@ LABELS = ("bad", "so-so", "good")
 HERE = pathlib.Path(__file__).parent
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist looks for groups in a hook of the same name
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests of one model run in one process: exporting it takes longer than most of them."""
     for item in items:
