@@ -26,18 +26,16 @@ from benchmarks.ladders import Subject
 from benchmarks.machine import machine, write_json
 from coordinator.builder import BuiltLevel
 from coordinator.controller import learning
-from coordinator.controller.profile import DEFAULT, Profile, as_plain
+from coordinator.controller.profile import CODECS, DEFAULT, Profile, as_plain
 from coordinator.policy.types import Level
 from edge_sdk.wire.blobs import blob_of_file
 from edge_sdk.wire.manifest import decode_manifest
-from edge_sdk.wire.messages import DeltaCodec
 
 RESULTS: Final = pathlib.Path(__file__).parent / "results"
 NAME: Final = "controller"
 SEED: Final = 0
 TURNS, TURN_STEPS = 4, 8
 STEPS: Final = 10  # of a task
-CODECS: Final = (DeltaCodec.FP32, DeltaCodec.FP16, DeltaCodec.INT8, DeltaCodec.INT4)
 LEVELS: Final[tuple[Mapping[str, Any], ...]] = (  # best first
     {"name": "fp32"},
     {"name": "int8", "bits": 8},

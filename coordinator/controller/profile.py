@@ -4,8 +4,8 @@
      "levels": [{"name": "int8", "needs_bytes": ..., "step_s": ..., "quality": ..., "upload_bytes": {"fp32": ...}}],
      "parts": [{"levels": ["int8", "int8-half"], "bytes": ...}]}
 
-`parts` say what levels are made of: bytes that exactly those levels have in common. `fedpeat controller calibrate`
-writes the curve; what is shipped is `default_profile.json`.
+`parts` say what levels are made of: bytes that exactly those levels have in common. `fedpeat ladder` writes the levels,
+`fedpeat controller calibrate` the curve; what is shipped is `default_profile.json`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from edge_sdk.wire.messages import DeltaCodec
 
 DEFAULT: Final = pathlib.Path(__file__).with_name("default_profile.json")
 MAX_LEVELS: Final = 64
+CODECS: Final = (DeltaCodec.FP32, DeltaCodec.FP16, DeltaCodec.INT8, DeltaCodec.INT4)  # that need no residuals
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """`fedpeat ladder` from beginning to end. Each step leaves in `out` what the next run of the command can skip.
 
-rows/ split/ artifact/ measured/    what was made on the way
-ladder.json levels.toml ladder.png  written at the end, or not at all
+rows/ split/ artifact/ measured/                 what was made on the way
+ladder.json levels.toml profile.json ladder.png  written at the end, or not at all
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from coordinator.builder import build, check_initial, write_json
+from coordinator.builder import Artifact, build, check_initial, write_json
 from coordinator.config import EvaluationConfig
+from coordinator.controller import profile
 from coordinator.errors import ConfigError
 from coordinator.jobs import Jobs
+from coordinator.ladder.costs import profile_of
 from coordinator.ladder.measure import Bench, measure_all
 from coordinator.ladder.publish import Ladder, as_plain, as_toml, ladder_table
 from coordinator.ladder.request import configuration, describe, read_levels, without_levels
@@ -67,16 +69,17 @@ def run(request: Request, screen: Screen) -> int:
         check_initial(artifact)
         zero_shot, levels = measure_all(Bench(config, artifact, split, request.budget, jobs, report))
         ladder = Ladder(config, zero_shot, levels)
-        _write(ladder, jobs)
+        _write(ladder, artifact, jobs)
     screen.table(ladder_table(ladder))
-    screen.line(f"ladder.json, levels.toml and ladder.png are in {config.out}")
+    screen.line(f"ladder.json, levels.toml, profile.json and ladder.png are in {config.out}")
     return 0
 
 
-def _write(ladder: Ladder, jobs: Jobs) -> None:
+def _write(ladder: Ladder, artifact: Artifact, jobs: Jobs) -> None:
     out = ladder.config.out
     path, making = out / "ladder.json", out / ".ladder.png"
     write_json(path, as_plain(ladder))
+    write_json(out / "profile.json", profile.as_plain(profile_of(ladder, artifact)))
     with written_atomically(out / "levels.toml") as file:
         file.write(as_toml(ladder).encode())
     jobs.process([sys.executable, "-m", "coordinator.ladder.plot", str(path), str(making)], lambda _line: None)

@@ -17,7 +17,9 @@ import numpy as np
 import pytest
 
 from coordinator.config import load_config
+from coordinator.controller.profile import load_profile
 from coordinator.ladder.request import Description, configuration, read_levels, without_levels
+from edge_sdk.wire.messages import DeltaCodec
 from tests.coordinator.samples import CONFIG
 from tests.models import CORPUS, tiny_model
 
@@ -159,6 +161,19 @@ def test_the_levels_are_a_coordinators(made: Made, tmp_path: pathlib.Path) -> No
     again = configuration(ASKED, TINY, read_levels(made.out / "levels.toml")).levels
     assert set(levels) <= set(again)
     assert (made.out / "ladder.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_ladder_is_a_profile(made: Made) -> None:
+    """A policy can be trained on what was measured: sizes and files in common, least peaks, times, qualities."""
+    profile = load_profile(made.out / "profile.json")
+    found = {level.name: level for level in profile.levels}
+    assert list(found) == made.found["ladder"][::-1]
+    for name, level in found.items():
+        measured = made.level(name)
+        assert (level.needs_bytes, level.step_s) == (measured["needs_bytes"], measured["tune"]["step_ms"] / 1e3)
+        assert 0 < level.size_bytes < measured["size_bytes"]  # a manifest is no file of a level
+        assert 0 < level.upload_bytes[DeltaCodec.INT8] < level.upload_bytes[DeltaCodec.FP32]
+    assert profile.curve.first == pytest.approx(made.found["zero_shot_loss"])
 
 
 @pytest.mark.parametrize(
