@@ -27,12 +27,17 @@ def done(entry: Entry, report: Report, cores: int, allowed_bytes_s: float) -> An
         wall_s=_within(report.wall_s, MOST_S),
         round=entry.task.round,
         step_s=_within(report.step_ms / 1e3, MOST_S),
-        power=min(report.threads / cores, 1.0) if report.threads > 0 and cores > 0 else entry.choice.power,
+        power=_power(report, cores) or entry.choice.power,
         loss=report.loss_before,
         wire_bytes=int(_within(report.down_bytes, MOST_BYTES) + _within(report.up_bytes, MOST_BYTES)),
         allowed_bytes_s=allowed_bytes_s,
         beside_s=_within(report.wall_s - report.steps * report.step_ms / 1e3, MOST_S),
     )
+
+
+def _power(report: Report, cores: int) -> float:
+    """What the device says that it trained with: a share of its threads, at a share of their clock; 0 is unknown."""
+    return min(report.threads / cores, 1.0) * report.clock if report.threads > 0 and cores > 0 else 0.0
 
 
 def finished(answer: Answer, examples: int, offered_s: float | None, now_s: float) -> Answer:

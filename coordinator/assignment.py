@@ -82,7 +82,9 @@ class Assignment(Generic[S]):
 
     def _views(self, devices: Iterable[Device]) -> tuple[DeviceView, ...]:
         hellos = (device.hello for device in devices)
-        return tuple(self._acquaintance.view(hello.device, hello.budget_bytes, hello.cores) for hello in hellos)
+        return tuple(
+            self._acquaintance.view(hello.device, hello.budget_bytes, hello.cores, hello.battery) for hello in hellos
+        )
 
     def _takes_part(self, device: Device) -> bool:
         said = self._sits_out.get(device.hello.device)

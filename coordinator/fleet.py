@@ -57,6 +57,13 @@ class Fleet:
             return self
         return self._with(presence.device, dataclasses.replace(device, online=presence.online))
 
+    def with_battery(self, name: str, battery: float) -> Fleet:
+        """The fleet after a device said what is left of its battery, 0 to 1."""
+        device = self.devices.get(name)
+        if device is None or device.hello.battery == battery:
+            return self
+        return self._with(name, dataclasses.replace(device, hello=dataclasses.replace(device.hello, battery=battery)))
+
     def with_offline(self, name: str) -> Fleet:
         """The fleet after a device was sent away."""
         device = self.devices.get(name)

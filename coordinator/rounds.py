@@ -218,6 +218,7 @@ class Rounds(Generic[S]):
             yield SendReceipt(event.device, known)
         elif self.state in {State.OPEN, State.CLOSING}:
             entry.state, entry.heard_s = TaskState.FETCHING, now_s
+            self.fleet = self.fleet.with_battery(event.device, message.report.battery)
             yield self._fetch(entry, message)
 
     def _on_committed(self, event: ResultCommitted, _now_s: float) -> Iterator[Instruction]:

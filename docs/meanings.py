@@ -45,6 +45,7 @@ FIELDS: Final = {
     "Hello.ram_bytes": "memory of the machine",
     "Hello.machine": "what the machine is; for people",
     "Hello.runtime": "what executes the graphs; for people",
+    "Hello.battery": "the share of its battery that is left, 0 to 1; 1 on the mains",
     "Hello.heard_version": "the highest `TaskOffer.version` that the device took, kept on its disk; 0 for none",
     "Hello.version": "version of the device's software; for people",
     "Hello.task_id": "the task that the device is busy with, or empty",
@@ -108,6 +109,8 @@ FIELDS: Final = {
     "Report.up_bytes": "chunk data sent for this task; 0 where it was not counted",
     "Report.threads": "threads that training used",
     "Report.runtime": "what executed the graphs; for people",
+    "Report.clock": "the share of its cores' highest clock that the task was let, 0 to 1",
+    "Report.battery": "the share of its battery that was left at the end, 0 to 1; 1 on the mains",
     "Report.gradient_error": "how far products in integers put the gradient off, a share of its norm; 0 for exact ones",
     # ---- the delta
     "Tensor.codec": "what the numbers became, see below; the one that the task asked for",

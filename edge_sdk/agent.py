@@ -55,9 +55,10 @@ from edge_sdk.identity import Identity
 from edge_sdk.line import Line, presence_payload
 from edge_sdk.order import Feedback, WorkerOrder
 from edge_sdk.outbox import Outbox
+from edge_sdk.power import FULL, Clock, battery
 from edge_sdk.session import Session
 from edge_sdk.store import DeviceStore
-from edge_sdk.supervisor import Post, Supervision, Supervisor, WorkerEvent, WorkerFailed
+from edge_sdk.supervisor import Post, Supervision, Supervisor, WorkerEvent, WorkerFailed, WorkerFinished
 from edge_sdk.wire.chunks import chunk_bytes_within, read_chunk, requested
 from edge_sdk.wire.crash_points import crash_point
 from edge_sdk.wire.errors import IntegrityError, WireError
@@ -101,7 +102,7 @@ class Agent:
         home: pathlib.Path | None = None,
         supervise: Callable[[Post, pathlib.Path | None], Supervision] = Supervisor,
     ) -> None:
-        """Go on where the last agent of this store ended. Raises OSError.
+        """Go on where the last agent of this store ended. Raises OSError; ConfigError where its clock cannot be set.
 
         `say` gets lines for people. `home` is the cgroup to make groups for tasks in, see `edge_sdk.cgroup.claim`;
         `supervise` makes what has the tasks done.
@@ -118,6 +119,8 @@ class Agent:
         self._from_worker: queue.SimpleQueue[WorkerEvent] = queue.SimpleQueue()
         self._supervisor = supervise(self._on_worker, home)
         self._in_groups = home is not None
+        self._clock = Clock(config.store / "clock") if config.clock else None
+        self._worked_at = FULL  # of the clock, by the task that ended last
         self._speeds: list[float | None] = []  # of the store's medium: one, once it was measured
         self._events: deque[Event] = deque()
         self._next_tick_s = 0.0
@@ -147,7 +150,10 @@ class Agent:
             self._say(f"no broker: {happened.reason}; trying again in {happened.retry_s:.1f} s")
         with contextlib.suppress(queue.Empty):
             while True:
-                self._tell(self._from_worker.get_nowait())
+                event = self._from_worker.get_nowait()
+                if isinstance(event, (WorkerFinished, WorkerFailed)):
+                    self._set_clock_back()
+                self._tell(event)
         self._greet()
         self._ask_for_more()
         if time.monotonic() >= self._next_tick_s:
@@ -157,6 +163,7 @@ class Agent:
     def close(self) -> None:
         """End the worker, keep what was fetched so far, and say goodbye. Raises OSError."""
         self._supervisor.close()
+        self._set_clock_back()
         self._fetcher.stop()
         self._publish_presence(online=False)
 
@@ -252,7 +259,7 @@ class Agent:
         elif isinstance(instruction, StopFetching):
             self._fetcher.stop()
         elif isinstance(instruction, StartWorker):
-            self._supervisor.start(self._order(instruction))
+            self._start(instruction)
         elif isinstance(instruction, CancelWorker):
             self._supervisor.cancel()
         elif isinstance(instruction, KeepResult):
@@ -263,9 +270,15 @@ class Agent:
             damaged = self._store.remove_damaged(blobs_of(instruction.task, instruction.manifest))
             self._say(f"{len(damaged)} damaged files are removed, and will be fetched again")
 
+    def _start(self, asked: StartWorker) -> None:
+        if self._clock is not None:
+            self._clock.slow_to(asked.task.power)
+        self._supervisor.start(self._order(asked))
+
     def _keep(self, result: KeepResult) -> None:
         try:
-            report = dataclasses.replace(result.report, up_bytes=result.delta_path.stat().st_size)
+            up_bytes = result.delta_path.stat().st_size
+            report = dataclasses.replace(result.report, up_bytes=up_bytes, clock=self._worked_at, battery=battery())
             offer = self._outbox.keep(result.task_id, result.delta_path, report, result.residual_path)
         except OSError as error:
             if error.errno != errno.ENOSPC:
@@ -274,6 +287,11 @@ class Agent:
             self._tell(WorkerFailed(result.task_id, FailureReason.NO_SPACE, result.report.peak_bytes, detail))
         else:
             self._tell(ResultKept(offer))
+
+    def _set_clock_back(self) -> None:
+        if self._clock is not None:
+            self._worked_at = self._clock.share
+            self._clock.set_back()
 
     def _on_worker(self, event: WorkerEvent) -> None:
         """From the supervisor's thread."""
@@ -306,7 +324,7 @@ class Agent:
             ),
             budget_bytes=config.budget_bytes,
             correction=start.correction,
-            threads=task.threads(config.threads),
+            threads=task.threads(config.threads) if self._clock is None else config.threads,
             held_aside_rows=min(max(task.steps * task.batch // EVALUATED_SHARE, MIN_HELD_ASIDE), MAX_HELD_ASIDE),
             read_bytes_s=self._read_bytes_s(manifest),
             cache_bytes=self._cache_bytes(manifest),
@@ -358,6 +376,7 @@ def _hello(config: DeviceConfig, session: str, heard_version: int) -> Hello:
         version=importlib.metadata.version("fedpeat"),
         task_id="",
         heard_version=heard_version,
+        battery=battery(),
     )
 
 

@@ -6,6 +6,7 @@
     budget = "256MB"                # peak resident memory of the worker; there is no default
     store = "store"                 # a folder; all that the device keeps lies in it
     threads = 4                     # default: all cores
+    clock = true                    # train with all threads at a lower clock, where a task asks for less power
     quota = "8GB"                   # of the store
     provider = "cpu"                # or "cuda", where the installed onnxruntime has it
     max_packet_bytes = 131072       # what the broker takes, for one that cannot say so itself; it matters to few
@@ -95,6 +96,7 @@ def _token(value: str) -> str:
 class DeviceConfig:
     """All of `device.toml`. `budget_bytes` bounds the worker's resident memory, `quota_bytes` the store.
 
+    With `clock` a task's power is a share of the cores' clock, not of the threads, see `edge_sdk.power`.
     With a `token` the device obeys the coordinator that is named in it, and no other.
     """
 
@@ -105,6 +107,7 @@ class DeviceConfig:
     store: pathlib.Path
     data: DataConfig
     threads: int = number(1, MAX_THREADS, all_cores)
+    clock: bool = False
     quota_bytes: int = text(_size, "8GB", key="quota")
     provider: Provider = Provider.CPU
     tls: TlsFiles | None = None

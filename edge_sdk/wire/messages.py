@@ -185,7 +185,8 @@ class Report:
 
     `peak_bytes` is the largest resident memory of any process that did the task (VmHWM); `predicted_bytes` what the
     plan expected. `step_ms` is the median. `down_bytes`, `up_bytes` are blob bytes on the wire for this task, both
-    directions. `gradient_error` is the manifest's `integers_error` where the plan multiplied in integers, 0 where
+    directions. `clock` is the share of its cores' highest clock that it was let, `battery` the share that is left, 1 on
+    the mains. `gradient_error` is the manifest's `integers_error` where the plan multiplied in integers, 0 where
     gradients were exact.
     """
 
@@ -203,10 +204,14 @@ class Report:
     threads: int
     runtime: str
     gradient_error: float = 0.0
+    clock: float = 1.0
+    battery: float = 1.0
 
     def __post_init__(self) -> None:
-        """Refuse what would fill a ledger's row."""
+        """Refuse what would fill a ledger's row, and what is no share."""
         _short("runtime", self.runtime)
+        _bounded("clock", self.clock, 0.0, 1.0)
+        _bounded("battery", self.battery, 0.0, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,7 +291,8 @@ class NotWelcome:
 class Hello:
     """A device introduces itself: the first that it says after each Welcome.
 
-    `task_id` is the task it is busy with, or empty; `heard_version` the highest version of an offer that it ever took.
+    `task_id` is the task it is busy with, or empty; `heard_version` the highest version of an offer that it ever took;
+    `battery` the share that is left, 1 on the mains.
     """
 
     device: str
@@ -299,6 +305,11 @@ class Hello:
     version: str
     task_id: str
     heard_version: int = 0
+    battery: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse what is no share."""
+        _bounded("battery", self.battery, 0.0, 1.0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,7 @@ from coordinator.registry import Registry
 from coordinator.report import EMULATOR, FULL
 from coordinator.round_states import State
 from coordinator.screen import Screen
+from edge_sdk import power
 from edge_sdk.agent import Agent
 from edge_sdk.config import load_config as load_device
 from edge_sdk.engine.artifact import artifact_in
@@ -50,6 +51,7 @@ from edge_sdk.wire.records import read_record
 from edge_sdk.wire.signed import is_envelope, read_envelope
 from edge_sdk.wire.tensors import read_tensors
 from edge_sdk.wire.transport import Event, MemoryBroker, Received, Transport, Will
+from tests.edge_sdk.test_power import cores
 from tests.integration.conftest import (
     PATIENCE_S,
     ROUNDS,
@@ -314,7 +316,7 @@ class ByRound:
         (1, "a"): Choice("int8", DeltaCodec.INT8, share=3.0, power=0.5),
         (1, "b"): Choice("fp32", DeltaCodec.FP16),
         (2, "a"): Choice("fp32", DeltaCodec.INT4, power=0.5),
-        (2, "b"): Choice("int8", DeltaCodec.INT8),
+        (2, "b"): Choice("int8", DeltaCodec.INT8, power=0.5),
     }
 
     def initial(self) -> Known:
@@ -328,12 +330,13 @@ class ByRound:
 
 
 def test_all_of_a_decision_takes_effect(tmp_path: pathlib.Path, tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Levels, codecs and threads are as chosen, what coarse codecs left out is paid by an exact one, a quarter of the
-    bandwidth is said and set, and the ledger alone is enough to decide it all again.
+    """Levels, codecs and threads or clock are as chosen, what coarse codecs left out is paid by an exact one, a quarter
+    of the bandwidth is said and set, and the ledger alone is enough to decide it all again.
     """
     monkeypatch.setattr(daemon, "policy_or_greedy", lambda _config, _say: ByRound())
+    monkeypatch.setattr(power, "CPUFREQ", cores(tmp_path / "cpufreq", 2_000_000))
     fleet = Fleet(tmp_path, tiny, MemoryBroker())
-    with fleet.device("a", threads=2), fleet.device("b"):
+    with fleet.device("a", threads=2), fleet.device("b", clock=True):
         changes: dict[str, Any] = {"aggregation": {"rule": "freeze-a"}, "transfer": {"megabytes_s": 200.0}}
         assert fleet.serve(**changes) is State.DONE
     history = fleet.history()
@@ -347,6 +350,7 @@ def test_all_of_a_decision_takes_effect(tmp_path: pathlib.Path, tiny: Tiny, monk
         (3, "a"): ("fp32", DeltaCodec.FP32, 2),
         (3, "b"): ("fp32", DeltaCodec.FP32, 1),
     }
+    assert [row.report.clock for row in history.results] == [1, 1, 1, 0.5, 1, 1]
     assert ["75 % of the bandwidth, 1 of 2 threads" in task.words for task in history.tasks[:2]] == [True, False]
     for name in "ab":
         left = read_record(Residual, Outbox(fleet.folder / f"{name}-store" / "outbox").residual, 1 << 24)
