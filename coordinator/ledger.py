@@ -308,7 +308,7 @@ class Ledger:
         return tuple(Trial(*row) for row in self._db.execute(query))
 
     def begin_trial(self, trial: Trial) -> None:
-        """Two policies will decide in turns."""
+        """Two policies will decide in turns. No labelled step, as `end_trial`: nothing is said before or after it."""
         self._write("", "INSERT INTO trials VALUES (?, ?, ?, ?, ?, ?, ?)", *dataclasses.astuple(trial))
 
     def end_trial(self, first_round: int, winner: str, why: str) -> None:
