@@ -1,6 +1,6 @@
 """What the controller is worth, beside every other policy, in fleets that it never saw.
 
-    python -m benchmarks.controller [--quick] [--check]
+    python -m benchmarks.controller [--quick] [--check] [--also FILE ...]
 
 Policies play the same simulated fleets, from seeds that training never uses, around the measured costs of
 `coordinator.controller`'s default_profile.json; the reward is `coordinator.controller.reward`'s default. A seed's value
@@ -8,6 +8,9 @@ is the mean over its fleets; what is told is the mean over five seeds, with its 
 
 - scenarios: 8 devices, twenty rounds, one that is stationary and seven in which something changes;
 - scale: 256 devices, where training saw at most 16; and how long a decision takes for 1,000;
+- room: what an oracle that sees the future finds in fleets of four, beside the controller and the best other: how much
+  there is to be had at all;
+- training seeds: the policies of `--also`, which were trained like the controller with other seeds, in its scenarios;
 - cases: FedPEAT's three, plain federated learning, LoRA without emulators, and emulators, the last by each controller;
 
 What its parts are worth: `python -m benchmarks.controller_ablations`.
@@ -21,7 +24,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import pathlib
 import statistics
 import sys
@@ -32,25 +34,36 @@ from typing import Any, Final
 import numpy as np
 
 from benchmarks import machine
+from benchmarks.controller_page import (
+    CONTROLLER,
+    DEVICES,
+    FEW,
+    JUDGED,
+    MANY,
+    MOST,
+    ORACLE,
+    best_other,
+    page,
+    plot,
+)
 from coordinator.controller.baselines import BASELINES, GREEDY
-from coordinator.controller.compare import Cell, compare, line
-from coordinator.controller.evaluation import average, play
+from coordinator.controller.compare import Cell, Make, compare, line
+from coordinator.controller.evaluation import average, mean_of, play
 from coordinator.controller.fleets import SCENARIOS
+from coordinator.controller.oracle import search
 from coordinator.controller.profile import Profile, load_profile
 from coordinator.controller.reward import Weights
 from coordinator.controller.simulator import World, begin, observe
-from coordinator.controller.worlds import JUDGING, ROUNDS, world
+from coordinator.controller.worlds import JUDGING, world
 from coordinator.policy.learned import DEFAULT, Learned, load_policy
 from edge_sdk.wire.messages import DeltaCodec
 
 ROOT: Final = pathlib.Path(__file__).parent.parent
 RESULTS, PAGE = ROOT / "benchmarks" / "results", ROOT / "docs" / "results" / "controller.md"
-CONTROLLER: Final = "ppo"
-DEVICES, MANY, MOST = 8, 256, 1000
 SEEDS, FLEETS, QUICK_SEEDS, QUICK_FLEETS = 5, 8, 2, 2
 MARGIN: Final = 1.1
-JUDGED: Final = ("stationary", "everything")  # beside the default scenarios: of many devices, and of ablations
 DECIDE_MS, TRAIN_S = 50.0, 20 * 60.0
+ROOM_SEEDS, QUICK_ROOM_SEEDS = 3, 1
 DECISIONS: Final = 20
 
 
@@ -60,8 +73,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="two seeds of two fleets, and files of their own")
     parser.add_argument("--check", action="store_true", help="exit 1 unless what is claimed holds")
     parser.add_argument("--policy", type=pathlib.Path, default=DEFAULT, help="the controller's file")
+    parser.add_argument("--also", type=pathlib.Path, nargs="*", default=[], help="policies of other training seeds")
     asked = parser.parse_args(arguments)
     profile, learned = load_profile(), load_policy(asked.policy)
+    others = [load_policy(path) for path in asked.also]
     seeds, fleets = (QUICK_SEEDS, QUICK_FLEETS) if asked.quick else (SEEDS, FLEETS)
     makes = {CONTROLLER: lambda one: for_world(learned, one), **BASELINES}
     cells = compare(profile, makes, Weights(), DEVICES, range(seeds), tuple(SCENARIOS), fleets=fleets, say=told)
@@ -84,6 +99,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "fleets": fleets,
         "scenarios": [plain(cell) for cell in cells],
         "scale": [plain(cell) for cell in many],
+        "room": room(
+            profile, makes, QUICK_ROOM_SEEDS if asked.quick else ROOM_SEEDS, JUDGED if asked.quick else tuple(SCENARIOS)
+        ),
+        "trained": trained([learned, *others], profile, seeds, fleets) if others else {},
         "cases": cases(profile, makes, seeds, fleets),
         "decide_ms": decide_ms(profile, learned),
     }
@@ -91,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     machine.write_json(RESULTS / f"{name}.json", found)
     plot(found, RESULTS / f"{name}.png")
     if not asked.quick:
-        PAGE.write_text(page(found), encoding="utf-8")
+        PAGE.write_text(page(found, complaints(found)), encoding="utf-8")
     print(f"a decision for {MOST} devices takes {found['decide_ms']:.1f} ms")
     broken = complaints(found)
     for complaint in broken:
@@ -112,6 +131,46 @@ def told(text: str) -> None:
 def plain(cell: Cell) -> dict[str, Any]:
     """For JSON."""
     return {**dataclasses.asdict(cell), "says": line(cell)}
+
+
+def room(
+    profile: Profile, makes: Mapping[str, Make], seeds: int, scenarios: Sequence[str]
+) -> dict[str, dict[str, float]]:
+    """Mean rewards by scenario, of every policy and of the oracle, in one fleet of a few devices for each seed.
+
+    The oracle goes on from its best round alone: what it finds can be had, and more may be.
+    """
+    found = {}
+    for scenario in scenarios:
+        worlds = [
+            world(profile, FEW, SCENARIOS[scenario], (JUDGING, seed, 0, FEW), varied=seed % 2 > 0)
+            for seed in range(seeds)
+        ]
+        rewards = {
+            name: statistics.fmean(play(one, make(one), Weights()).reward for one in worlds)
+            for name, make in makes.items()
+        }
+        rewards[ORACLE] = statistics.fmean(search(one, Weights(), one.rounds, beam=1).reward for one in worlds)
+        found[scenario] = rewards
+        ours, best = rewards[CONTROLLER], best_other(rewards)
+        told(
+            f"{scenario:12} of {FEW}: {CONTROLLER} {ours:.3f}, {best} {rewards[best]:.3f}, oracle {rewards[ORACLE]:.3f}"
+        )
+    return found
+
+
+def trained(policies: Sequence[Learned], profile: Profile, seeds: int, fleets: int) -> dict[str, dict[str, float]]:
+    """By scenario the mean over training seeds, half of its interval, and the least and most of them."""
+    makes: dict[str, Make] = {
+        f"seed {policy.seed}": lambda one, policy=policy: for_world(policy, one)  # type: ignore[misc]
+        for policy in policies
+    }
+    cells = compare(profile, makes, Weights(), DEVICES, range(seeds), tuple(SCENARIOS), fleets=fleets, say=told)
+    found = {}
+    for scenario in SCENARIOS:
+        values = [cell.reward.mean for cell in cells if cell.scenario == scenario]
+        found[scenario] = {**dataclasses.asdict(mean_of(values)), "least": min(values), "most": max(values)}
+    return found
 
 
 def decide_ms(profile: Profile, policy: Learned) -> float:
@@ -190,128 +249,6 @@ def complaints(found: Mapping[str, Any]) -> list[str]:
     if not found["card"].get("wall_s", TRAIN_S + 1) <= TRAIN_S:
         said.append(f"training took {found['card'].get('wall_s', 'an unknown time')} s, {TRAIN_S:.0f} are allowed")
     return said
-
-
-def by_scenario(found: Mapping[str, Any], part: str = "scenarios") -> dict[str, dict[str, dict[str, float]]]:
-    """Rewards by scenario and policy: mean and half of the interval."""
-    rows: dict[str, dict[str, dict[str, float]]] = {}
-    for cell in found[part]:
-        rows.setdefault(cell["scenario"], {})[cell["policy"]] = cell["reward"]
-    return rows
-
-
-def page(found: Mapping[str, Any]) -> str:
-    """docs/results/controller.md."""
-    rewards, card, of = by_scenario(found), found["card"], found["machine"]
-    policies = list(next(iter(rewards.values())))
-    lines = [
-        "# What the controller is worth",
-        "",
-        "`python -m benchmarks.controller --check` makes this page,",
-        "[controller.json](../../benchmarks/results/controller.json) and",
-        "[a plot](../../benchmarks/results/controller.png).",
-        f"{found['seeds']} seeds of {found['fleets']} fleets of {DEVICES} devices, none of which training saw,",
-        f"{ROUNDS} rounds each: the mean reward of a run, with its 95 % interval over seeds. In the last column, the",
-        "controller beside the best other.",
-        "",
-        "| scenario | " + " | ".join(policies) + " | |",
-        "| --- |" + " ---: |" * (len(policies) + 1),
-    ]
-    for scenario, row in rewards.items():
-        best = max(reward["mean"] for name, reward in row.items() if name != CONTROLLER)
-        cells = [f"{reward['mean']:.3f} ± {reward['half']:.3f}" for reward in row.values()]
-        lines.append(f"| {scenario} | " + " | ".join(cells) + f" | {row[CONTROLLER]['mean'] / best - 1:+.0%} |")
-    lines += ["", f"## {MANY} devices", "", "The same weights; training saw at most 16.", ""]
-    for scenario, row in by_scenario(found, "scale").items():
-        told_ = ", ".join(f"{name} {reward['mean']:.3f} ± {reward['half']:.3f}" for name, reward in row.items())
-        lines.append(f"- {scenario}: {told_}")
-    lines += ["", f"A decision for {MOST} devices takes {found['decide_ms']:.0f} ms on one core.", ""]
-    lines += [
-        "## FedPEAT's cases and controllers",
-        "",
-        "Figure 5 of arXiv 2310.17491 in our terms, in the stationary scenario; plain federated learning is given all",
-        "the memory that it wants, and is taken to learn as LoRA does.",
-        "",
-        "| | perplexity | log delay | emulator exchanges | GB | over memory |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    lines += [
-        f"| {row['case']} | {row['perplexity']:.2f} | {row['log_delay']:.2f} | {row['exchanges']:.1f} | "
-        f"{row['bytes'] / 1e9:.2f} | {row['violations']:.1f} |"
-        for row in found["cases"]
-    ]
-    lines += parts_worth(RESULTS / "controller-ablations.json")
-    missed = complaints(found)
-    lines += [
-        "",
-        "## What was wanted and is not so",
-        "",
-        "Wanted is more than the best other in the stationary scenario, and a tenth more in all others.",
-        "",
-        *([f"- {complaint}" for complaint in missed] or ["Nothing."]),
-        "",
-        "The analytic policy knows from the same runs how much a round gains by more people. As measured that is next",
-        "to nothing, and one or two quick devices a round, which both choose, close nearly all of the gap. What an",
-        "oracle would earn beyond that was not searched for.",
-        "",
-        "## From what",
-        "",
-        f"- Trained in {card['wall_s'] / 60:.0f} minutes, {card['steps']:,} simulated rounds, seed {card['seed']}.",
-        f"- Costs: {found['profile']}",
-        f"- The learning curve's error on runs that it was not fitted to: {found['curve_error']:.1%} of the gap.",
-        f"- Machine: {of['cpu']}, {of['cores']} cores, Python {of['python']}.",
-        "",
-    ]
-    return "\n".join(lines)
-
-
-def parts_worth(path: pathlib.Path) -> list[str]:
-    """What `benchmarks.controller_ablations` found; nothing where it was not run."""
-    if not path.is_file():
-        return []
-    ablations = json.loads(path.read_text(encoding="utf-8"))
-    rows = [
-        f"| {name} | "
-        + " | ".join(f"{cell['mean']:.3f} ± {cell['half']:.3f}" for cell in (cells[judged] for judged in JUDGED))
-        + " |"
-        for name, cells in ablations["found"].items()
-    ]
-    return [
-        "",
-        "## What its parts are worth",
-        "",
-        f"`python -m benchmarks.controller_ablations`: each trained anew for {ablations['request']['steps']:,} rounds,",
-        "which is less than the policy above had, with one training seed each. `no sharing` and `no branching` are the",
-        "library's own network, which begins from nothing: to be seen beside `no imitation`. A policy that leaves its",
-        "devices at one level needs no store; the bandit, which tries levels, does.",
-        "",
-        f"| | {' | '.join(JUDGED)} |",
-        "| --- |" + " ---: |" * len(JUDGED),
-        *rows,
-    ]
-
-
-def plot(found: Mapping[str, Any], path: pathlib.Path) -> None:
-    """Rewards by scenario, and the way there in training."""
-    import matplotlib as mpl
-
-    mpl.use("agg")
-    from matplotlib import pyplot as plt
-
-    rewards = by_scenario(found)
-    policies = list(next(iter(rewards.values())))
-    figure, axes = plt.subplots(figsize=(12, 4.5), layout="constrained")
-    width = 0.8 / len(policies)
-    for k, name in enumerate(policies):
-        places = [i + k * width for i in range(len(rewards))]
-        heights = [row[name]["mean"] for row in rewards.values()]
-        errors = [min(row[name]["half"], 1.0) for row in rewards.values()]
-        axes.bar(places, heights, width, yerr=errors, label=name, error_kw={"linewidth": 0.6})
-    axes.set_xticks([i + 0.4 for i in range(len(rewards))], list(rewards))
-    axes.set_ylabel("reward of a run")
-    axes.legend(ncols=5, fontsize=8)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,8 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from benchmarks import machine
-from benchmarks.controller import JUDGED, for_world
+from benchmarks.controller import for_world
+from benchmarks.controller_page import JUDGED
 from coordinator.controller.baselines import BASELINES
 from coordinator.controller.environment import SLOTS, WIDTHS, FleetEnv
 from coordinator.controller.evaluation import average, mean_of, play
