@@ -9,7 +9,12 @@
 - `no branching`: one choice for the whole fleet, of levels x codecs x how many of the fastest take part, by the
   library's default network: plain PPO;
 - `no store`: as it is, where whole emulators are exchanged: what content addressing is worth; and the same for the
-  bandit, which tries levels, beside itself.
+  bandit, which tries levels, beside itself;
+- `seen before`: as it is, but in every round the best of DRAWS joint decisions that it draws, by the reward that the
+  round then has. No policy can know that; it bounds what devices would gain that agree with each other, as where one
+  is decided after the other in the sight of those before it (auto-regressive).
+
+Of what is trained, `--trainings` seeds are trained, and what is told is over them.
 
 Writes benchmarks/results/controller-ablations.json, with --quick controller-ablations-quick.json.
 """
@@ -22,7 +27,7 @@ import pathlib
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import gymnasium
 import numpy as np
@@ -35,12 +40,13 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from benchmarks import machine
 from benchmarks.controller import for_world
 from benchmarks.controller_page import JUDGED
+from coordinator.controller import simulator
 from coordinator.controller.baselines import BASELINES
 from coordinator.controller.environment import SLOTS, WIDTHS, FleetEnv
 from coordinator.controller.evaluation import average, mean_of, play
 from coordinator.controller.fleets import SCENARIOS
 from coordinator.controller.profile import Profile, load_profile
-from coordinator.controller.reward import Weights
+from coordinator.controller.reward import Weights, reward
 from coordinator.controller.simulator import World
 from coordinator.controller.training import CHECKPOINT, Request, train
 from coordinator.controller.worlds import JUDGING, MOST_LEVELS, around, world
@@ -51,7 +57,9 @@ RESULTS: Final = pathlib.Path(__file__).parent / "results"
 DEVICES, SEEDS, FLEETS = 8, 5, 4
 SHARES_OF_FLEET: Final = (0.25, 0.5, 1.0)
 QUICK_STEPS: Final = 4096
+DRAWS: Final = 16
 BANDIT: Final = "ucb"
+Judged: TypeAlias = dict[str, dict[str, float]]  # by scenario: mean, and half of its interval
 
 
 class JointEnv(gymnasium.Env[dict[str, Any], np.int64]):
@@ -120,6 +128,25 @@ def of_policy(policy: Learned) -> Callable[[World], float]:
     return lambda one: average([play(one, for_world(policy, one), Weights())]).reward
 
 
+def of_hindsight(policy: Learned) -> Callable[[World], float]:
+    """The same where the best of DRAWS joint decisions is taken, of each round by itself."""
+
+    def score(one: World) -> float:
+        drawn = [for_world(dataclasses.replace(policy, seed=k), one) for k in range(DRAWS)]
+        state, memory, total = simulator.begin(one), policy.initial(), 0.0
+        for _ in range(one.rounds):
+            seen, ways = simulator.observe(one, state), []
+            for each in drawn:
+                decision, known = each.decide(seen, memory)
+                after, outcomes = simulator.step(one, state, decision)
+                ways.append((reward(outcomes, one.scale, Weights()), after, known))
+            earned, state, memory = max(ways, key=lambda way: way[0])
+            total += earned
+        return total
+
+    return score
+
+
 def of_baseline(name: str) -> Callable[[World], float]:
     """The same for a policy that nobody trained."""
     return lambda one: play(one, BASELINES[name](one), Weights()).reward
@@ -175,42 +202,66 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.controller_ablations", description=description)
     parser.add_argument("--steps", type=int, default=60_000)
     parser.add_argument("--quick", action="store_true", help="a few steps, which say nothing")
+    parser.add_argument("--trainings", type=int, default=3, help="seeds of each training; default: 3")
     asked = parser.parse_args(arguments)
     torch.set_num_threads(1)
     profile = load_profile()
     base = Request(steps=QUICK_STEPS if asked.quick else asked.steps, shown=20 if asked.quick else 400)
-    seeds = 2 if asked.quick else SEEDS
-    found: dict[str, Any] = {}
+    seeds, trainings = (2, 1) if asked.quick else (SEEDS, asked.trainings)
+    found: dict[str, list[Judged]] = {}
 
-    def say(name: str, result: dict[str, Any]) -> None:
-        found[name] = result
+    def say(name: str, result: Judged) -> None:
+        found.setdefault(name, []).append(result)
         print(name, {k: f"{v['mean']:.3f} ± {v['half']:.3f}" for k, v in result.items()}, flush=True)
 
-    with tempfile.TemporaryDirectory() as folder:
-        out = pathlib.Path(folder)
-        for name, request in {
-            "as it is": base,
-            "no imitation": dataclasses.replace(base, shown=0),
-            "no masking": dataclasses.replace(base, masked=False),
-        }.items():
-            policy = train(request, around(profile), Weights(), out / name, lambda _line: None)
-            if request.masked:
-                say(name, judged(of_policy(policy), profile, seeds=seeds))
-                if name == "as it is":
-                    say("no store", judged(of_policy(policy), profile, stored=False, seeds=seeds))
-            else:
-                model = MaskablePPO.load(out / name / CHECKPOINT)
-                say(name, judged(of_model(model, lambda env: env, masked=False), profile, seeds=seeds))
+    for seed in range(trainings):
+        _trained(dataclasses.replace(base, seed=seed), profile, seeds, say)
     for name, stored in {BANDIT: True, f"{BANDIT}, no store": False}.items():
         say(name, judged(of_baseline(BANDIT), profile, stored=stored, seeds=seeds))
-    for name, wrap in {"no sharing": _same, "no branching": JointEnv}.items():
-        say(name, judged(of_model(library(wrap, base, profile), wrap), profile, seeds=seeds))
     file = "controller-ablations-quick.json" if asked.quick else "controller-ablations.json"
     machine.write_json(
         RESULTS / file,
-        {"machine": machine.machine(), "request": dataclasses.asdict(base), "seeds": seeds, "found": found},
+        {
+            "machine": machine.machine(),
+            "request": dataclasses.asdict(base),
+            "seeds": seeds,
+            "trainings": trainings,
+            "found": {name: over(results) for name, results in found.items()},
+        },
     )
     return 0
+
+
+def _trained(request: Request, profile: Profile, seeds: int, say: Callable[[str, Judged], None]) -> None:
+    """Train and judge each variant with this request's seed."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = pathlib.Path(folder)
+        for name, one in {
+            "as it is": request,
+            "no imitation": dataclasses.replace(request, shown=0),
+            "no masking": dataclasses.replace(request, masked=False),
+        }.items():
+            policy = train(one, around(profile), Weights(), out / name, lambda _line: None)
+            if one.masked:
+                say(name, judged(of_policy(policy), profile, seeds=seeds))
+            else:
+                model = MaskablePPO.load(out / name / CHECKPOINT)
+                say(name, judged(of_model(model, lambda env: env, masked=False), profile, seeds=seeds))
+            if one is request:
+                say("no store", judged(of_policy(policy), profile, stored=False, seeds=seeds))
+                say("seen before", judged(of_hindsight(policy), profile, seeds=seeds))
+    for name, wrap in {"no sharing": _same, "no branching": JointEnv}.items():
+        say(name, judged(of_model(library(wrap, request, profile), wrap), profile, seeds=seeds))
+
+
+def over(results: Sequence[Judged]) -> Judged:
+    """Over training seeds where there are some, else over those of judging."""
+    if len(results) == 1:
+        return results[0]
+    return {
+        scenario: dataclasses.asdict(mean_of([result[scenario]["mean"] for result in results]))
+        for scenario in results[0]
+    }
 
 
 def _same(env: FleetEnv) -> FleetEnv:
