@@ -21,9 +21,10 @@ from typing import Final, TypeAlias
 
 import numpy as np
 
-from coordinator.controller.learning import Curve, Floats, value
+from coordinator.controller.learning import Curve, value
 from coordinator.errors import CoordinatorError
 from coordinator.history import History, read_history
+from coordinator.policy.arrays import Floats
 from coordinator.report import FULL
 from edge_sdk.wire.messages import DeltaCodec
 

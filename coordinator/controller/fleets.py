@@ -12,7 +12,7 @@ from typing import Final
 
 import numpy as np
 
-from coordinator.controller.learning import Floats
+from coordinator.policy.arrays import Floats
 
 GROUPS: Final = 4  # of data
 SHAKY: Final = 0.2  # of the devices lose one task in ten, or up to every second

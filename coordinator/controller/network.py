@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from coordinator.controller.environment import SLOTS, WIDTHS
 from coordinator.policy.actions import LEVEL
+from coordinator.policy.arrays import Floats32
 from coordinator.policy.encoder import SHAPES, WIDTH
-from coordinator.policy.features import OF_FLEET, Floats32
+from coordinator.policy.features import OF_FLEET
 
 Seen: TypeAlias = Tensor | dict[str, Tensor]  # as the library has it; ours are always the latter
 Allowed: TypeAlias = NDArray[np.bool_] | Tensor | None

@@ -13,7 +13,7 @@ from typing import Final
 
 import numpy as np
 
-from coordinator.controller.learning import Floats
+from coordinator.policy.arrays import Floats
 
 NOISE_W_PER_HZ: Final = 10 ** ((-174 - 30) / 10)  # thermal, at room temperature
 DOWN_W: Final = 0.2  # of the station, for one channel

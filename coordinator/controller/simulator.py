@@ -17,21 +17,20 @@ import dataclasses
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Final, TypeAlias
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from coordinator.controller import radio
 from coordinator.controller.fleets import GROUPS, Conditions, Population
-from coordinator.controller.learning import Floats, value
+from coordinator.controller.learning import value
 from coordinator.controller.profile import Profile
 from coordinator.controller.reward import Outcomes, Scale
 from coordinator.policy.acquaintance import Acquaintance
+from coordinator.policy.arrays import Bools, Floats
 from coordinator.policy.estimates import Fetching
 from coordinator.policy.types import Answer, Choice, Decision, Observation, Outcome, Terms
-
-Bools: TypeAlias = NDArray[np.bool_]
 
 OVERHEAD_S: Final = 2.0  # of a task, beside what it trains and sends: a worker starts, rows are made
 DECLINE_S: Final = 3.0

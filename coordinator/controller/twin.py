@@ -17,11 +17,11 @@ import numpy as np
 from coordinator.controller import radio
 from coordinator.controller.calibrate import CalibrationError, calibrated, run_of
 from coordinator.controller.fleets import BOARDS, GROUPS, SCENARIOS, Population
-from coordinator.controller.learning import Floats
 from coordinator.controller.profile import Profile
 from coordinator.controller.simulator import World
 from coordinator.controller.worlds import MOST, MOST_LEVELS, ROUNDS, Grounds
 from coordinator.decision_log import read_decisions
+from coordinator.policy.arrays import Floats
 from coordinator.policy.estimates import Usual, known_or
 from coordinator.policy.types import DeviceView, Observation
 

@@ -10,19 +10,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final, TypeAlias
+from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
+from coordinator.policy.arrays import Bools, Ints
 from coordinator.policy.estimates import known_or
 from coordinator.policy.features import Features
 from coordinator.policy.sharing import equal_finish
 from coordinator.policy.types import Choice, Decision, Observation
 from edge_sdk.wire.messages import DeltaCodec
-
-Ints: TypeAlias = NDArray[np.int64]
-Bools: TypeAlias = NDArray[np.bool_]
 
 CODECS: Final = (DeltaCodec.FP32, DeltaCodec.FP16, DeltaCodec.INT8, DeltaCodec.INT4)
 SHARES: Final = (1.0, 0.5, 2.0)

@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Final, TypeAlias
+from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
+from coordinator.policy.arrays import Bools, Floats
 from coordinator.policy.estimates import CODEC_WORTH, Estimates
-from coordinator.policy.fitting import Bools, Known, may_get
+from coordinator.policy.fitting import Known, may_get
 from coordinator.policy.types import DeviceView, Level, Observation
 from edge_sdk.wire.messages import DeltaCodec
-
-Floats: TypeAlias = NDArray[np.float64]
 
 RATES: Final = (1.0, 1e12)  # bytes per second
 SLOWNESS: Final = (1e-6, 1e6)

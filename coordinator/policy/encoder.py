@@ -17,7 +17,8 @@ from typing import Final
 import numpy as np
 
 from coordinator.policy.actions import BESIDE
-from coordinator.policy.features import OF_DEVICE, OF_FLEET, OF_PAIR, Features, Floats32
+from coordinator.policy.arrays import Floats32
+from coordinator.policy.features import OF_DEVICE, OF_FLEET, OF_PAIR, Features
 
 WIDTH: Final = 64
 _DEVICE, _PAIR, _FLEET = len(OF_DEVICE), len(OF_PAIR), len(OF_FLEET)

@@ -10,18 +10,14 @@ import dataclasses
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final, TypeAlias
+from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
+from coordinator.policy.arrays import Bools, Floats, Floats32
 from coordinator.policy.estimates import Estimates, Fetching, Usual, known_or
 from coordinator.policy.fitting import Known, fits
 from coordinator.policy.types import NEVER, DeviceView, Level, Observation, Terms
-
-Floats32: TypeAlias = NDArray[np.float32]
-Floats: TypeAlias = NDArray[np.float64]
-Bools: TypeAlias = NDArray[np.bool_]
 
 LIMIT: Final = 5.0
 LONG_AGO: Final = 10.0  # rounds

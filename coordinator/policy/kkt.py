@@ -33,8 +33,9 @@ from typing import Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from coordinator.policy.costs import Costs, Floats
-from coordinator.policy.fitting import Bools, Known
+from coordinator.policy.arrays import Bools, Floats
+from coordinator.policy.costs import Costs
+from coordinator.policy.fitting import Known
 from coordinator.policy.sharing import finish_s
 from coordinator.policy.types import Choice, Decision, Observation
 from edge_sdk.wire.messages import DeltaCodec
@@ -209,6 +210,8 @@ def _search(options: _Options, people_power: float, between_s: float) -> Picked:
 
     around, best = options.everybody(), options.fastest_alone()
     most, first = rated(best), max(float(options.alone_s.min()), LEAST)
+    if first > options.deadline_s:
+        return best
     last = max(min(options.finish_s(around), options.deadline_s), first)
     for seconds in np.geomspace(last, first, TIMES):
         picked = options.within(float(seconds), options.gains(around, people_power))

@@ -24,8 +24,9 @@ from typing import Final
 
 import numpy as np
 
+from coordinator.policy.arrays import Floats
 from coordinator.policy.by_round import ByRound, lasted_s
-from coordinator.policy.costs import Costs, Floats
+from coordinator.policy.costs import Costs
 from coordinator.policy.estimates import known_or
 from coordinator.policy.fitting import Known
 from coordinator.policy.types import Answer, Choice, Decision, Observation, Outcome, Terms

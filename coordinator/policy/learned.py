@@ -20,10 +20,11 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from coordinator.errors import CoordinatorError
-from coordinator.policy.actions import BESIDE, BRANCHES, LEVEL, Bools, Ints, decision_of, masks
+from coordinator.policy.actions import BESIDE, BRANCHES, LEVEL, decision_of, masks
+from coordinator.policy.arrays import Bools, Floats32, Ints
 from coordinator.policy.encoder import SHAPES, scores
 from coordinator.policy.estimates import Fetching
-from coordinator.policy.features import OF_DEVICE, OF_FLEET, OF_PAIR, Features, Floats32, features
+from coordinator.policy.features import OF_DEVICE, OF_FLEET, OF_PAIR, Features, features
 from coordinator.policy.fitting import Known, last_resort
 from coordinator.policy.types import Choice, Decision, Level, Observation
 

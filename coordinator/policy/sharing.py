@@ -7,12 +7,11 @@ grows and is convex, so that Newton's method comes to T from the left.
 
 from __future__ import annotations
 
-from typing import Final, TypeAlias
+from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats: TypeAlias = NDArray[np.float64]
+from coordinator.policy.arrays import Floats
 
 NEWTON: Final = 60  # steps; each doubles the time that is left, or better
 EXACT: Final = 1e-12

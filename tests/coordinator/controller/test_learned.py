@@ -17,9 +17,10 @@ from coordinator.controller.simulator import begin, observe, step
 from coordinator.controller.training import CHECKPOINT, POLICY, PROGRESS, Request, save, train
 from coordinator.controller.worlds import around
 from coordinator.policy.actions import CODECS
+from coordinator.policy.arrays import Floats32
 from coordinator.policy.encoder import SHAPES, scores
 from coordinator.policy.estimates import Fetching
-from coordinator.policy.features import LIMIT, Floats32, features
+from coordinator.policy.features import LIMIT, features
 from coordinator.policy.fitting import Known
 from coordinator.policy.learned import FORMAT, MEANING, Learned, PolicyFileError, load_policy
 from coordinator.policy.types import DeviceView, Observation, Terms

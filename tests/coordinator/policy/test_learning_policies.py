@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from coordinator.policy.estimates import Estimates
@@ -189,6 +189,7 @@ def test_who_costs_more_time_than_it_brings_is_pruned() -> None:
 
 
 @given(fleets)
+@example([(100, 100_000.0, 19.0, 1), (100, 100_000.0, 19.0, 1)])  # each alone would be a second late
 def test_nobody_has_to_miss_the_deadline(fleet: list[tuple[int, float, float, int]]) -> None:
     """Whoever takes part is done in time, by the estimates, where anybody can be."""
     devices = tuple(
