@@ -26,6 +26,7 @@ by, some are what levels are chosen and refitted by, all others are tuned on.
 EPILOG = """\
 writes into --out:
   ladder.json   all that was measured, and the names on the ladder (docs/ladder.md)
+  profile.json  costs and qualities of the ladder, for `controller train --profile`
   levels.toml   the ladder as [[levels]] for coordinator.toml, best first; --levels takes such a file
   ladder.png    bytes and least memory against the full model's loss
 
