@@ -24,7 +24,7 @@ from types import TracebackType
 from typing import Final, TypeVar
 
 from coordinator.assignment import Decided
-from coordinator.controller.trial import Trial
+from coordinator.controller.duel import Duel
 from coordinator.decision_log import packed
 from coordinator.errors import LedgerError
 from coordinator.events import TaskState
@@ -71,7 +71,7 @@ CREATE TABLE decisions (number INTEGER PRIMARY KEY, round INTEGER NOT NULL, atte
 CREATE TABLE tasks (task_id TEXT PRIMARY KEY, device TEXT NOT NULL, level TEXT NOT NULL, round INTEGER NOT NULL,
     attempt INTEGER NOT NULL, body BLOB NOT NULL, state TEXT NOT NULL, created_at REAL NOT NULL, share REAL NOT NULL,
     words TEXT NOT NULL, FOREIGN KEY (round, attempt) REFERENCES rounds);
-CREATE TABLE trials (first_round INTEGER PRIMARY KEY, base TEXT NOT NULL, tuned TEXT NOT NULL, gap REAL NOT NULL,
+CREATE TABLE duels (first_round INTEGER PRIMARY KEY, base TEXT NOT NULL, tuned TEXT NOT NULL, gap REAL NOT NULL,
     level_bytes INTEGER NOT NULL, winner TEXT NOT NULL DEFAULT '', why TEXT NOT NULL DEFAULT '');
 CREATE TABLE answers (number INTEGER PRIMARY KEY, task_id TEXT NOT NULL UNIQUE REFERENCES tasks, answer BLOB NOT NULL);
 CREATE TABLE results (device TEXT NOT NULL, task_id TEXT NOT NULL REFERENCES tasks, sha256 TEXT NOT NULL,
@@ -302,18 +302,18 @@ class Ledger:
         """What nobody outside can know, and a restart does not change."""
         return str(self._db.execute("SELECT secret FROM run").fetchone()[0])
 
-    def trials(self) -> tuple[Trial, ...]:
+    def duels(self) -> tuple[Duel, ...]:
         """Of tuned policies, oldest first."""
-        query = "SELECT * FROM trials ORDER BY first_round"
-        return tuple(Trial(*row) for row in self._db.execute(query))
+        query = "SELECT * FROM duels ORDER BY first_round"
+        return tuple(Duel(*row) for row in self._db.execute(query))
 
-    def begin_trial(self, trial: Trial) -> None:
-        """Two policies will decide in turns. No labelled step, as `end_trial`: nothing is said before or after it."""
-        self._write("", "INSERT INTO trials VALUES (?, ?, ?, ?, ?, ?, ?)", *dataclasses.astuple(trial))
+    def begin_duel(self, duel: Duel) -> None:
+        """Two policies will decide in turns. No labelled step, as `end_duel`: nothing is said before or after it."""
+        self._write("", "INSERT INTO duels VALUES (?, ?, ?, ?, ?, ?, ?)", *dataclasses.astuple(duel))
 
-    def end_trial(self, first_round: int, winner: str, why: str) -> None:
+    def end_duel(self, first_round: int, winner: str, why: str) -> None:
         """One of them stays."""
-        self._write("", "UPDATE trials SET winner = ?, why = ? WHERE first_round = ?", winner, why, first_round)
+        self._write("", "UPDATE duels SET winner = ?, why = ? WHERE first_round = ?", winner, why, first_round)
 
     def lot(self, round_: int, attempt: int) -> tuple[int, int]:
         """How many devices were present when an attempt began, and how many were drawn."""

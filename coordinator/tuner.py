@@ -1,7 +1,7 @@
 """Tunes the policy while it is in use: from the ledger, in a process of its own, on trial before it stays.
 
 Every so many rounds `fedpeat controller tune` makes another policy of the one that decides, for this run's own fleet.
-The two then decide rounds in turns, see `coordinator.controller.trial`; which of them stays is in the ledger, so that
+The two then decide rounds in turns, see `coordinator.controller.duel`; which of them stays is in the ledger, so that
 a restart goes on with the trial, and never tries what was found to be worse. A tuning that fails changes nothing.
 """
 
@@ -15,9 +15,9 @@ from collections.abc import Callable
 from typing import Final
 
 from coordinator.config import Config
+from coordinator.controller.duel import ROUNDS, Duel, verdict
 from coordinator.controller.earned import Measured, earned
 from coordinator.controller.reward import Weights
-from coordinator.controller.trial import ROUNDS, Trial, verdict
 from coordinator.errors import ConfigError
 from coordinator.history import read_history
 from coordinator.jobs import Done, Failed, Jobs, Line
@@ -53,12 +53,12 @@ class Tuner:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._policies = {first.digest: first}
         self._keep(config.policy.file or DEFAULT, first.digest)
-        self._first, self._trials = first.digest, ledger.trials()
+        self._first, self._duels = first.digest, ledger.duels()
 
     def decides(self, round_: int) -> Learned:
         """The policy for a round that opens."""
-        trial = self._trials[-1] if self._trials else None
-        digest = self._first if trial is None else trial.decides(round_)
+        duel = self._duels[-1] if self._duels else None
+        digest = self._first if duel is None else duel.decides(round_)
         try:
             return self._policy(digest)
         except PolicyFileError as error:
@@ -68,7 +68,7 @@ class Tuner:
     def after(self, round_: int) -> None:
         """A round is over: tune where it is time, there is no trial, and rounds enough are left for one."""
         rounds, due = self._config.rounds.count, round_ % self._tune.every == 0
-        trying = bool(self._trials) and not self._trials[-1].winner
+        trying = bool(self._duels) and not self._duels[-1].winner
         if due and not trying and not self._busy and round_ + 1 + ROUNDS <= rounds:
             self._busy = True
             base = self.decides(round_ + 1)
@@ -90,27 +90,27 @@ class Tuner:
 
     def measured(self) -> None:
         """More is known of what rounds earned: end a trial that is decided."""
-        if not self._trials or self._trials[-1].winner:
+        if not self._duels or self._duels[-1].winner:
             return
-        trial = self._trials[-1]
+        duel = self._duels[-1]
         history, answers = read_history(self._ledger.path), tuple(self._ledger.answers())
-        by = Measured(trial.gap, self._config.rounds.deadline_s, trial.level_bytes, self._weights)
-        said = verdict(trial, {round_: earned(history, answers, round_, by) for round_ in trial.rounds})
+        by = Measured(duel.gap, self._config.rounds.deadline_s, duel.level_bytes, self._weights)
+        said = verdict(duel, {round_: earned(history, answers, round_, by) for round_ in duel.rounds})
         if said is None:
             return
         winner, why = said
-        self._ledger.end_trial(trial.first_round, winner, why)
-        self._trials = self._ledger.trials()
-        stays = "the tuned policy stays" if winner == trial.tuned else "BACK TO THE POLICY BEFORE IT"
-        self._say(f"{stays}: {why}", "bold" if winner == trial.tuned else "bold red")
+        self._ledger.end_duel(duel.first_round, winner, why)
+        self._duels = self._ledger.duels()
+        stays = "the tuned policy stays" if winner == duel.tuned else "BACK TO THE POLICY BEFORE IT"
+        self._say(f"{stays}: {why}", "bold" if winner == duel.tuned else "bold red")
 
     def _begin(self, base: str, tuned: Learned, next_round: int) -> None:
         if next_round + ROUNDS - 1 > self._config.rounds.count:
             self._say("the policy was tuned, too late for a trial: it is not used", "cyan")
             return
         self._policies[tuned.digest] = tuned
-        self._ledger.begin_trial(Trial(next_round, base, tuned.digest, tuned.card["gap"], tuned.card["level_bytes"]))
-        self._trials = self._ledger.trials()
+        self._ledger.begin_duel(Duel(next_round, base, tuned.digest, tuned.card["gap"], tuned.card["level_bytes"]))
+        self._duels = self._ledger.duels()
         last = next_round + ROUNDS - 1
         self._say(f"the policy was tuned; on trial in rounds {next_round} to {last}, in turns with the other", "cyan")
 

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import pytest
 
 from coordinator.config import EvaluationConfig, load_config
+from coordinator.controller.duel import TURNS
 from coordinator.controller.training import save
-from coordinator.controller.trial import TURNS
 from coordinator.errors import ConfigError
 from coordinator.jobs import Done, Failed, Jobs
 from coordinator.ledger import Ledger
@@ -95,18 +95,18 @@ def test_who_earned_less_goes(place: Place) -> None:
     # Of rounds 1 to 4 the losses are 4, 3, 1.5, 1: the first and the fourth, the tuned policy's, gain 1 and less.
     tuner.ended(Done(JOB, (base, tuned)), 1)
     tuner.measured()
-    assert not run.ledger.trials()[-1].winner
+    assert not run.ledger.duels()[-1].winner
     while run.rounds.state.value != "done":
         run.answer(run.asks.pop(0) if run.asks else None)
     tuner.measured()
-    trial = run.ledger.trials()[-1]
-    assert trial.winner == base
+    duel = run.ledger.duels()[-1]
+    assert duel.winner == base
     assert "BACK TO THE POLICY BEFORE IT" in place.said[-1]
     assert tuner.decides(9).digest == place.tuner(run.ledger).decides(9).digest == base
 
 
 def test_a_tuning_that_fails_changes_nothing(place: Place) -> None:
-    """It is said, and the policy stays; so it is where nothing better was found, or it comes too late for a trial."""
+    """It is said, and the policy stays; so it is where nothing better was found, or it comes too late for a duel."""
     run = served(place, 2)
     tuner, base = place.tuner(run.ledger), load_policy().digest
     assert not tuner.ended(Done("another job", None), 3)
@@ -116,7 +116,7 @@ def test_a_tuning_that_fails_changes_nothing(place: Place) -> None:
     assert "nothing better" in place.said[-1]
     assert tuner.ended(Done(JOB, (base, place.tuned())), 19)
     assert "too late" in place.said[-1]
-    assert not run.ledger.trials()
+    assert not run.ledger.duels()
     assert tuner.decides(5).digest == base
 
 

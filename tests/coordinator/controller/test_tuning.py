@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from coordinator.cli import main
 from coordinator.controller import radio, simulator
 from coordinator.controller.calibrate import CalibrationError
+from coordinator.controller.duel import ROUNDS, TURNS, Duel, verdict
 from coordinator.controller.earned import REPEATED, Measured, earned
 from coordinator.controller.reward import Weights
 from coordinator.controller.training import POLICY
-from coordinator.controller.trial import ROUNDS, TURNS, Trial, verdict
 from coordinator.controller.twin import PLACED_M, population, twin_of, width_hz
 from coordinator.history import read_history
 from coordinator.ledger import Ledger
@@ -25,7 +25,7 @@ from coordinator.policy.learned import DEFAULT, load_policy
 from coordinator.policy.types import DeviceView
 from tests.coordinator.test_replay import Run
 
-TRIAL = Trial(first_round=5, base="base", tuned="tuned", gap=1.0, level_bytes=10)
+DUEL = Duel(first_round=5, base="base", tuned="tuned", gap=1.0, level_bytes=10)
 MEASURED = Measured(gap=2.0, deadline_s=1000.0, level_bytes=10_000_000, weights=Weights())
 
 
@@ -33,7 +33,7 @@ def of_turns(tuned: float, base: float, fall: float = 0.0) -> dict[int, float | 
     """What the trial's rounds earned, each less than the one before it by `fall`."""
     return {
         round_: (tuned if turn else base) - k * fall
-        for k, (round_, turn) in enumerate(zip(TRIAL.rounds, TURNS, strict=True))
+        for k, (round_, turn) in enumerate(zip(DUEL.rounds, TURNS, strict=True))
     }
 
 
@@ -42,34 +42,34 @@ def test_the_better_one_stays_whatever_the_trend(tuned: float, base: float, fall
     """What rounds earn falls as a model learns: an even fall favours neither of the two."""
     if abs(tuned - base) < 1e-6:
         return
-    said = verdict(TRIAL, of_turns(tuned, base, fall))
+    said = verdict(DUEL, of_turns(tuned, base, fall))
     assert said is not None
     assert said[0] == ("tuned" if tuned > base else "base")
 
 
 def test_nothing_is_said_before_all_is_measured() -> None:
     """While a round is open or not evaluated yet, the trial goes on; after its turns the other one decides."""
-    for missing in TRIAL.rounds:
-        assert verdict(TRIAL, of_turns(1.0, 0.0) | {missing: None}) is None
-    assert [TRIAL.decides(round_) for round_ in range(4, 11)] == [
+    for missing in DUEL.rounds:
+        assert verdict(DUEL, of_turns(1.0, 0.0) | {missing: None}) is None
+    assert [DUEL.decides(round_) for round_ in range(4, 11)] == [
         "base",
         *("tuned" if turn else "base" for turn in TURNS),
         "base",
         "base",
     ]
-    assert dataclasses.replace(TRIAL, winner="tuned").decides(20) == "tuned"
+    assert dataclasses.replace(DUEL, winner="tuned").decides(20) == "tuned"
 
 
 def test_a_round_that_comes_to_nothing_ends_it() -> None:
     """One of the tuned policy's ends the trial at once; those of the policy before it speak for the tuned one."""
-    said = verdict(TRIAL, {5: REPEATED, 6: None, 7: None, 8: None})
+    said = verdict(DUEL, {5: REPEATED, 6: None, 7: None, 8: None})
     assert said is not None
     assert said[0] == "base"
     assert "round 5" in said[1]
-    said = verdict(TRIAL, {5: 0.1, 6: REPEATED, 7: REPEATED, 8: 0.1})
+    said = verdict(DUEL, {5: 0.1, 6: REPEATED, 7: REPEATED, 8: 0.1})
     assert said is not None
     assert said[0] == "tuned"
-    assert len(TRIAL.rounds) == ROUNDS
+    assert len(DUEL.rounds) == ROUNDS
 
 
 @given(st.lists(st.floats(1e3, 1e9), min_size=1, max_size=5))

@@ -18,7 +18,7 @@ ROUNDS: Final = len(TURNS)
 
 
 @dataclass(frozen=True, slots=True)
-class Trial:
+class Duel:
     """Of the policies with these digests; rounds are measured by `gap`, in nats, and the largest level's `level_bytes`.
 
     `winner` is the digest of the one that stays, once that is known, and `why` says so in words.
@@ -44,12 +44,12 @@ class Trial:
         return self.tuned if round_ in self.rounds and TURNS[round_ - self.first_round] else self.base
 
 
-def verdict(trial: Trial, earned: Mapping[int, float | None]) -> tuple[str, str] | None:
+def verdict(duel: Duel, earned: Mapping[int, float | None]) -> tuple[str, str] | None:
     """Who stays, and why; None as long as rounds are missing. `earned` are the trial's rounds, as far as there are."""
-    turns = dict(zip(trial.rounds, TURNS, strict=True))
+    turns = dict(zip(duel.rounds, TURNS, strict=True))
     for round_, is_tuned in turns.items():
         if is_tuned and earned.get(round_) == REPEATED:
-            return trial.base, f"round {round_}, which the tuned policy decided, came to nothing"
+            return duel.base, f"round {round_}, which the tuned policy decided, came to nothing"
     found = {True: list[float](), False: list[float]()}
     for round_, is_tuned in turns.items():
         value = earned.get(round_)
@@ -58,7 +58,7 @@ def verdict(trial: Trial, earned: Mapping[int, float | None]) -> tuple[str, str]
         if value != REPEATED:
             found[is_tuned].append(value)
     if not found[False]:
-        return trial.tuned, "all rounds of the policy before it came to nothing"
+        return duel.tuned, "all rounds of the policy before it came to nothing"
     tuned, base = (sum(found[who]) / len(found[who]) for who in (True, False))
     words = f"a round of the tuned policy earned {tuned:.4f}, one of the policy before it {base:.4f}"
-    return (trial.tuned if tuned >= base else trial.base), words
+    return (duel.tuned if tuned >= base else duel.base), words
