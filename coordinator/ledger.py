@@ -36,7 +36,7 @@ from coordinator.privacy import Spent
 from coordinator.report import FULL
 from coordinator.task_book import Entry
 from edge_sdk.wire import codec
-from edge_sdk.wire.blobs import Blob
+from edge_sdk.wire.blobs import Blob, make_folder
 from edge_sdk.wire.crash_points import crash_moment
 from edge_sdk.wire.messages import (
     Hello,
@@ -98,7 +98,7 @@ class Ledger:
         Raises LedgerError when another process has it open, or when it is another run's, told by its `digest`.
         """
         self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         self._lock = path.with_suffix(".lock").open("w")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

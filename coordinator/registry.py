@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Final
 
 from coordinator.errors import LedgerError
+from edge_sdk.wire.blobs import make_folder
 from edge_sdk.wire.keys import own_key
 from edge_sdk.wire.messages import Unwelcome
 from edge_sdk.wire.tokens import invite
@@ -82,7 +83,7 @@ class Registry:
 
     def __init__(self, folder: pathlib.Path) -> None:
         """Open it, or begin it. Raises LedgerError, IntegrityError for a damaged key, OSError."""
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         self.signer = own_key(folder / "key")
         self._path = folder / "devices.sqlite"
         self._db = sqlite3.connect(self._path, timeout=BUSY_S, isolation_level=None)

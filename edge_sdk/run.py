@@ -17,6 +17,7 @@ from edge_sdk.errors import ConfigError, DataError
 from edge_sdk.identity import Identity
 from edge_sdk.providers import require
 from edge_sdk.sources import open_source
+from edge_sdk.wire.blobs import make_folder
 from edge_sdk.wire.endpoint import address, check_broker
 from edge_sdk.wire.lifeline import stop_on_signals
 from edge_sdk.wire.manifest import ImageSpec
@@ -109,7 +110,7 @@ def _say(line: str) -> None:
 @contextlib.contextmanager
 def _alone(store: pathlib.Path) -> Iterator[None]:
     """Hold the store's lock. Raises ConfigError where another agent has it."""
-    store.mkdir(parents=True, exist_ok=True)
+    make_folder(store)
     handle = os.open(store / "lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
         try:

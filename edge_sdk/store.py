@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from edge_sdk.wire.blobs import SHA256, Blob, BlobStore
+from edge_sdk.wire.blobs import SHA256, Blob, BlobStore, make_folder
 
 RESERVE_BYTES: Final = 64 * 10**6  # of the disk, never ours: a board whose card is full does not start again
 
@@ -53,7 +53,7 @@ class DeviceStore:
         self, folder: pathlib.Path, quota_bytes: int, free: Callable[[pathlib.Path], int] = free_bytes
     ) -> None:
         """Make the folder if it is not there. Raises OSError."""
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         self.blobs = BlobStore(folder)
         self._quota_bytes, self._free = quota_bytes, free
 

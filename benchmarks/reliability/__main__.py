@@ -3,9 +3,10 @@
     python -m benchmarks.reliability [--quick] [--check] [--seed 1] [--jobs 1] [--inputs 1000000] [--only SECTION]
 
 Kills a process of a real fleet at every labelled step; does every kind of fault to a fleet; gives every decoder bad
-inputs; and does the same to the obvious ways, which are seen to fail. Writes benchmarks/results/reliability.json and
-docs/results/reliability.md; with --quick, a part of each, into reliability-quick.json alone. With --check the status is
-1 when anything was lost, doubled, damaged, accepted or broken, or when the control did not fail.
+inputs; cuts the power, as far as it can be told what that leaves, after every step of a device; and does the same to
+the obvious ways, which are seen to fail. Writes benchmarks/results/reliability.json and docs/results/reliability.md;
+with --quick, a part of each, into reliability-quick.json alone. With --check the status is 1 when anything was lost,
+doubled, damaged, accepted or broken, or when the control did not fail.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from benchmarks.reliability.crashes import Case
 from benchmarks.reliability.decoders import decoders, scratch_folder
 from benchmarks.reliability.faults import KINDS, Fault, inject
 from benchmarks.reliability.faults import QUICK as QUICK_FAULTS
+from benchmarks.reliability.power import cut
+from benchmarks.reliability.power_scenes import CONTROL_NAME, SCENES
 from benchmarks.reliability.promises import promises
 from benchmarks.reliability.scenes import cases
 from benchmarks.reliability.sweep import QUICK as QUICK_CASES
@@ -78,6 +81,8 @@ def _measured(asked: argparse.Namespace, folder: pathlib.Path) -> dict[str, Any]
     if "inputs" in wanted:
         inputs = asked.inputs or (QUICK_INPUTS if asked.quick else 1_000_000)
         found["inputs"] = {"written": _plain(_written()), "made": _plain(fuzz(asked.seed, inputs, asked.jobs))}
+    if "power" in wanted:
+        found["power"] = _power_cuts(asked.seed, folder / "power")
     if {"kills", "faults"} & set(wanted):
         tiny = swept_artifact(folder / "tiny")
         if "faults" in wanted:
@@ -92,6 +97,16 @@ def _kills(asked: argparse.Namespace, tiny: Tiny, folder: pathlib.Path) -> dict[
     wanted = QUICK_CASES if asked.quick else cases()
     done = sweep(wanted, tiny, folder, asked.jobs, _say_case)
     return {"of": len(cases()), "cases": [_plain(case) for case in done], "wall_s": time.monotonic() - began_s}
+
+
+def _power_cuts(seed: int, folder: pathlib.Path) -> list[dict[str, Any]]:
+    """All scenes take seconds, so that --quick is no reason to leave one out. Needs strace."""
+    found = []
+    for name in (*SCENES, CONTROL_NAME):
+        cuts = cut(name, folder / name, seed)
+        print(f"power cuts, {name}: {cuts.steps} steps, {cuts.images} images, broken: {cuts.broken}", flush=True)
+        found.append(_plain(cuts))
+    return found
 
 
 def _faults(asked: argparse.Namespace, tiny: Tiny, folder: pathlib.Path) -> list[dict[str, Any]]:

@@ -8,10 +8,11 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+from benchmarks.reliability.power_scenes import CONTROL_NAME
 from benchmarks.reliability.promises import STATES
 
 Board = dict[str, Any]
-SECTIONS = ("kills", "faults", "inputs", "control")
+SECTIONS = ("kills", "faults", "inputs", "power", "control")
 COUNTS = ("offered", "receipted", "committed", "aggregated", "lost", "duplicated", "blobs", "wrong_blobs")
 
 
@@ -53,6 +54,10 @@ def _amiss(board: Board) -> Iterator[str]:
         if not outcome["passed"]:
             found = f"{outcome['accepted']} accepted, {outcome['crashed']} crashed, {outcome['hung']} hung"
             yield f"bad inputs, {how}: {found}"
+    for cuts in board.get("power", ()):
+        if not cuts["passed"]:
+            what = "; ".join(f"{count} x {lacks}" for lacks, count in cuts["broken"].items())
+            yield f"power cuts, {cuts['scene']}: {what or 'the control did not fail: they prove nothing'}"
     if "control" in board and not board["control"]["bites"]:
         yield "the control did not fail: the faults prove nothing"
 
@@ -109,6 +114,7 @@ def _table(board: Board) -> Iterator[str]:
             if how == "made":
                 grown = inputs["grown_bytes"] / 1e6
                 yield f"| slowest input; memory beyond the start | {inputs['slowest_s']:.2f} s; {grown:.1f} MB | |"
+    yield from _power(board)
     yield ""
     if total["offered"]:
         yield (
@@ -117,6 +123,22 @@ def _table(board: Board) -> Iterator[str]:
             "refused: a sender of what is no delta is among the scenes."
         )
         yield ""
+
+
+def _power(board: Board) -> Iterator[str]:
+    cuts = board.get("power", ())
+    ours = [one for one in cuts if one["scene"] != CONTROL_NAME]
+    if not ours:
+        return
+    steps, images = (sum(one[name] for one in ours) for name in ("steps", "images"))
+    broken = sum(sum(one["broken"].values()) for one in ours)
+    names = ", ".join(one["scene"] for one in ours)
+    yield f"| power cuts: after how many steps, of {names} | {steps} | all |"
+    yield f"| what they may leave: different folders, of which something is lost or wrong in | {images}, {broken} | 0 |"
+    for one in cuts:
+        if one["scene"] == CONTROL_NAME:
+            wrong = sum(one["broken"].values())
+            yield f"| the same of a file replaced without a sync (control) | {wrong} of {one['images']} | not 0 |"
 
 
 def _faults(board: Board) -> Iterator[str]:

@@ -69,7 +69,7 @@ def written_atomically(path: pathlib.Path, step: str = "", *, mode: int = 0o666)
 
     `step` is its name in `crash_points`, here and below.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
@@ -90,7 +90,7 @@ def written_atomically(path: pathlib.Path, step: str = "", *, mode: int = 0o666)
 
 def moved_durably(source: pathlib.Path, target: pathlib.Path, step: str = "") -> None:
     """Give a file on the same file system another name; its bytes are on the disk before that."""
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     crash_moment(step, "unsynced")
     sync_file(source)
     crash_moment(step, "synced")
@@ -98,6 +98,17 @@ def moved_durably(source: pathlib.Path, target: pathlib.Path, step: str = "") ->
     crash_moment(step, "renamed")
     sync_folder(target.parent)
     crash_moment(step, "durable")
+
+
+def make_folder(folder: pathlib.Path) -> None:
+    """Make a folder, and those above it that are missing, if it is not there: what is then kept in it survives a power
+    cut, which a file does not whose folder has no name on the disk.
+    """
+    if folder.is_dir():
+        return
+    make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    sync_folder(folder.parent)
 
 
 def sync_file(path: pathlib.Path) -> None:

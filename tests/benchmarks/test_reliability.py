@@ -25,6 +25,10 @@ GOOD: dict[str, Any] = {
     },
     "faults": [{"kind": "disk full", "injected": 1, "passed": True, "lacks": "", "tally": TALLY, "wall_s": 5.0}],
     "inputs": {"made": {**INPUTS, "grown_bytes": 1_000_000, "slowest_s": 0.1}},
+    "power": [
+        {"scene": "file", "steps": 9, "images": 20, "broken": {}, "passed": True},
+        {"scene": "control", "steps": 9, "images": 20, "broken": {"version 1 is gone": 3}, "passed": True},
+    ],
     "control": {
         "naive_push": {"published": 9, "acknowledged": 9, "received": 3},
         "plain_fedavg": {
@@ -48,7 +52,15 @@ def test_a_good_board_has_nothing_amiss() -> None:
     board = {**GOOD, "amiss": show.amiss(GOOD)}
     assert board["amiss"] == []
     page = show.page(board)
-    for words in ("1 of 1 survived", "8, 8", "disk full", "**3 received**", "promises **open**: 1 of 3: P3"):
+    for words in (
+        "1 of 1 survived",
+        "8, 8",
+        "disk full",
+        "**3 received**",
+        "| 20, 0 |",
+        "3 of 20",
+        "promises **open**: 1 of 3: P3",
+    ):
         assert words in page
 
 
@@ -68,6 +80,8 @@ def test_what_was_not_measured_is_said() -> None:
         (("faults", 0, "tally", "duplicated"), 1),
         (("kills", "cases", 0, "tally", "wrong_blobs"), 1),
         (("inputs", "made", "passed"), False),
+        (("power", 0, "passed"), False),
+        (("power", 1, "passed"), False),
         (("control", "bites"), False),
     ],
 )
