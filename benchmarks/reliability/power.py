@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 import random
 import shutil
+import subprocess
 import sys
 from collections import Counter
 from dataclasses import dataclass
@@ -31,8 +33,11 @@ class Cuts:
 
 
 def available() -> bool:
-    """Whether there is a strace."""
-    return shutil.which("strace") is not None
+    """Whether there is a strace that may trace."""
+    if shutil.which("strace") is None:
+        return False
+    done = subprocess.run(["strace", "-o", os.devnull, sys.executable, "-c", ""], capture_output=True, check=False)
+    return done.returncode == 0
 
 
 def cut(name: str, folder: pathlib.Path, seed: int) -> Cuts:

@@ -13,7 +13,7 @@ from benchmarks.reliability.power import available, cut
 from benchmarks.reliability.power_cuts import FOLDER, Disk, Name, NotFollowed, Tree, Write, follow, found, make, record
 from benchmarks.reliability.power_scenes import CONTROL_NAME, SCENES
 
-needs_strace = pytest.mark.skipif(not available(), reason="no strace: apt-get install strace")
+needs_strace = pytest.mark.skipif(not available(), reason="no strace that may trace: apt-get install strace")
 
 
 def trees(disk: Disk) -> list[Tree]:
