@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import pathlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -37,6 +37,9 @@ from export.reference import Batch, Outcome, ReferenceWalk
 HALF_BITS, HALF_BOUND = 16, 2e-2  # rounding to 11 bits, through all layers of a small model: a few thousandths
 INTEGERS_BOUND = 0.5  # a wrong formula's is about 1; how much less is good enough, whoever trains decides
 BOUND = 1e-4  # over everything seen in float32 by a factor of 3, under any wrong formula by orders of magnitude
+# Some levels, such as half of the blocks refitted, amplify any rounding: torch's own float32 is off by more than that
+# there. No float32 can do better; so many times torch's own error is allowed, and never what might be a wrong formula.
+TIMES_TORCH, MOST = 3.0, 1e-2
 ROWS, TOKENS = 3, 24
 UNLABELLED = 0.3  # of the tokens that could have a label
 
@@ -46,7 +49,7 @@ class Parity:
     """Relative errors of one level: of the loss, and the largest per trained input over all segments.
 
     `kept_in_half` is the largest of any gradient where activations are kept in 16 bits. `in_integers` is what the
-    manifest calls `integers_error`.
+    manifest calls `integers_error`. `torch_off` is the largest error of torch's own float32, where it was asked for.
     """
 
     level: str
@@ -54,6 +57,12 @@ class Parity:
     gradients: Mapping[str, float]
     kept_in_half: float = 0.0
     in_integers: float = 0.0
+    torch_off: float = 0.0
+
+    @property
+    def allowed(self) -> float:
+        """The largest error that is no fault of the graphs."""
+        return max(BOUND, min(TIMES_TORCH * self.torch_off, MOST)) if self.torch_off > 0 else BOUND  # also for NaN
 
     @property
     def errors(self) -> dict[str, float]:
@@ -68,7 +77,7 @@ class Parity:
     @property
     def holds(self) -> bool:
         """Whether all are within the bound. Not so for NaN."""
-        return self.worst <= BOUND and self.kept_in_half <= HALF_BOUND and self.in_integers <= INTEGERS_BOUND
+        return self.worst <= self.allowed and self.kept_in_half <= HALF_BOUND and self.in_integers <= INTEGERS_BOUND
 
 
 def badness(error: float) -> tuple[bool, float]:
@@ -121,11 +130,17 @@ class Oracle:
 def check_parity(oracle: Oracle, store: BlobStore, manifest: Manifest) -> Parity:
     """Compare one level with its model; where it was fitted, with a model that has the tensors of its files.
 
-    Where they disagree, the model in float64 decides: on some batches its float32 alone is off by more than the bound.
+    Where they disagree, the model in float64 decides: on some batches its float32 alone is off by more than the bound,
+    and how far that is says how far any float32 may be.
     """
     fitted = read_fitted(oracle.adapted, store, manifest)
-    parity = _compared(oracle, store, manifest, oracle.outcome(manifest.level, fitted))
-    return parity if parity.holds else _compared(oracle, store, manifest, oracle.exact_outcome(manifest.level, fitted))
+    torchs = oracle.outcome(manifest.level, fitted)
+    parity = _compared(oracle, store, manifest, torchs)
+    if parity.holds:
+        return parity
+    exact = oracle.exact_outcome(manifest.level, fitted)
+    off = [relative_error(torchs.gradients[name], exact.gradients[name]) for name in manifest.trained_shapes()]
+    return replace(_compared(oracle, store, manifest, exact), torch_off=float(np.max(off, initial=0.0)))
 
 
 def _compared(oracle: Oracle, store: BlobStore, manifest: Manifest, wanted: Outcome) -> Parity:
@@ -193,7 +208,7 @@ def require_parity(parity: Parity) -> None:
     if parity.holds:
         return
     found = [
-        (*max(parity.errors.items(), key=lambda item: badness(item[1])), BOUND),
+        (*max(parity.errors.items(), key=lambda item: badness(item[1])), parity.allowed),
         ("a gradient with activations kept in 16 bits", parity.kept_in_half, HALF_BOUND),
         ("the gradient in integers", parity.in_integers, INTEGERS_BOUND),
     ]

@@ -139,6 +139,15 @@ def test_float64_settles_a_disagreement(exported: Exported, monkeypatch: pytest.
     require_parity(check_parity(oracle, exported.store, manifest))
 
 
+def test_no_float32_has_to_be_better_than_torchs() -> None:
+    """Where torch's own float32 is off, so may the graphs be, three times as far; a wrong formula is never allowed."""
+    assert not Parity("half", 0.0, {"x": 4e-4}).holds
+    assert Parity("half", 0.0, {"x": 4e-4}, torch_off=2e-4).holds
+    assert not Parity("half", 0.0, {"x": 7e-4}, torch_off=2e-4).holds
+    assert not Parity("half", 0.0, {"x": 2e-2}, torch_off=1.0).holds
+    assert not Parity("half", 0.0, {"x": 4e-4}, torch_off=float("nan")).holds
+
+
 def test_not_a_number_is_no_parity() -> None:
     """A NaN among the errors is a failure, not the smallest of them."""
     assert not Parity("fp32", 0.0, {"a": float("nan"), "b": 0.0}).holds
