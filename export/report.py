@@ -128,6 +128,5 @@ def verdict(results: Sequence[Parity]) -> str:
     from export.parity import badness
 
     worst = max(results, key=lambda result: badness(result.worst))
-    return (
-        f"largest error {worst.worst:.1e}, of level {worst.level}: {'within' if worst.holds else 'ABOVE'} {worst.allowed:.0e}"
-    )
+    within = "within" if worst.holds else "ABOVE"
+    return f"largest error {worst.worst:.1e}, of level {worst.level}: {within} {worst.allowed:.0e}"
