@@ -214,21 +214,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         found.setdefault(name, []).append(result)
         print(name, {k: f"{v['mean']:.3f} ± {v['half']:.3f}" for k, v in result.items()}, flush=True)
 
-    for seed in range(trainings):
-        _trained(dataclasses.replace(base, seed=seed), profile, seeds, say)
+    file = "controller-ablations-quick.json" if asked.quick else "controller-ablations.json"
     for name, stored in {BANDIT: True, f"{BANDIT}, no store": False}.items():
         say(name, judged(of_baseline(BANDIT), profile, stored=stored, seeds=seeds))
-    file = "controller-ablations-quick.json" if asked.quick else "controller-ablations.json"
-    machine.write_json(
-        RESULTS / file,
-        {
-            "machine": machine.machine(),
-            "request": dataclasses.asdict(base),
-            "seeds": seeds,
-            "trainings": trainings,
-            "found": {name: over(results) for name, results in found.items()},
-        },
-    )
+    for seed in range(trainings):  # each takes minutes: what is known is written after each
+        _trained(dataclasses.replace(base, seed=seed), profile, seeds, say)
+        machine.write_json(
+            RESULTS / file,
+            {
+                "machine": machine.machine(),
+                "request": dataclasses.asdict(base),
+                "seeds": seeds,
+                "trainings": seed + 1,
+                "found": {name: over(results) for name, results in found.items()},
+            },
+        )
     return 0
 
 
