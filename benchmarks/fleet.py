@@ -192,7 +192,7 @@ class Run:
 
     def used(self, version: int) -> list[ResultRow]:
         """The results that made this version of the adapter."""
-        return [row for row in self.history.results if row.round == version and self.history.used(row)]
+        return list(self.history.used(version))
 
     def wire_bytes(self, version: int) -> tuple[int, int]:
         """Down to and up from all devices together, as serialised, in all rounds up to this version."""

@@ -202,7 +202,7 @@ def _figures(kind: str, count: int, run: fleet.Run, killed: _Killed) -> dict[str
 
 
 def _used(run: fleet.Run) -> Counter[tuple[int, str]]:
-    return Counter((row.round, row.device) for row in run.history.results if run.history.used(row))
+    return Counter((row.round, row.device) for row in run.history.results if row.version is not None)
 
 
 def complaint(count: int, committed: Counter[Any], used: Counter[Any], *, was_killed: bool) -> str:

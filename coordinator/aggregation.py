@@ -38,7 +38,8 @@ def aggregation(
     asked: AggregateRound, config: Config, artifact: Artifact, ledger: Ledger, received: BlobStore
 ) -> Callable[[Callable[[Line], None]], Aggregated | NoAdapter]:
     """The job. Raises KeyError for a task without a committed result."""
-    moments, deltas = ledger.moments(asked.round - 1), ledger.deltas(asked.task_ids)
+    moments, weight = ledger.moments(asked.round - 1), config.rounds.weight
+    deltas = [(blob, weight(asked.round - round_)) for blob, round_ in ledger.deltas(asked.task_ids)]
     # In the first round there is nothing before to hold deltas to: they are held to each other.
     sizes = ledger.sizes(asked.round) or ledger.sizes_of(asked.task_ids)
     before, lot = ledger.spent(), ledger.lot(asked.round, asked.attempt)

@@ -1,4 +1,7 @@
-"""What a device's word on a task is to a policy. Pure."""
+"""What a device's word on a task is to a policy. Pure.
+
+`round_` is the round in which it says so, which need not be its task's.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ STARTS_S = 2.0  # of which no step is made: a worker starts, and the first chunk
 MOST_S, MOST_BYTES = 1e6, 1e15  # that are believed of one task: what is reckoned with them stays finite
 
 
-def done(entry: Entry, report: Report, cores: int, allowed_bytes_s: float) -> Answer:
+def done(entry: Entry, round_: int, report: Report, cores: int, allowed_bytes_s: float) -> Answer:
     """A delta that is offered: `finished` adds what is known when it is here. The device has `cores` threads."""
     return Answer(
         entry.device,
@@ -25,7 +28,7 @@ def done(entry: Entry, report: Report, cores: int, allowed_bytes_s: float) -> An
         report.budget_bytes,
         report.peak_bytes,
         wall_s=_within(report.wall_s, MOST_S),
-        round=entry.task.round,
+        round=round_,
         step_s=_within(report.step_ms / 1e3, MOST_S),
         power=_power(report, cores) or entry.choice.power,
         loss=report.loss_before,
@@ -52,26 +55,26 @@ def finished(answer: Answer, examples: int, offered_s: float | None, now_s: floa
     return dataclasses.replace(answer, examples=examples, wire_s=rest_s - starts_s, beside_s=answer.beside_s + starts_s)
 
 
-def declined(entry: Entry, message: TaskDeclined) -> Answer | None:
+def declined(entry: Entry, round_: int, message: TaskDeclined) -> Answer | None:
     """Nothing where the level is not what was wrong."""
     outcome = TOO_LARGE.get(message.reason)
     if outcome is None:
         return None
     sizes = (message.budget_bytes, message.needed_bytes)
-    return Answer(entry.device, entry.choice.level, outcome, *sizes, round=entry.task.round)
+    return Answer(entry.device, entry.choice.level, outcome, *sizes, round=round_)
 
 
-def failed(entry: Entry, message: TaskFailed, budget_bytes: int) -> Answer:
+def failed(entry: Entry, round_: int, message: TaskFailed, budget_bytes: int) -> Answer:
     """A task that went over the budget says so of its level; any other is lost."""
     if message.reason is not FailureReason.OVER_BUDGET:
-        return lost(entry, budget_bytes)
+        return lost(entry, round_, budget_bytes)
     sizes = (budget_bytes, message.peak_bytes)
-    return Answer(entry.device, entry.choice.level, Outcome.OVER_BUDGET, *sizes, round=entry.task.round)
+    return Answer(entry.device, entry.choice.level, Outcome.OVER_BUDGET, *sizes, round=round_)
 
 
-def lost(entry: Entry, budget_bytes: int) -> Answer:
+def lost(entry: Entry, round_: int, budget_bytes: int) -> Answer:
     """Nothing came of a task that was given."""
-    return Answer(entry.device, entry.choice.level, Outcome.LOST, budget_bytes, 0, round=entry.task.round)
+    return Answer(entry.device, entry.choice.level, Outcome.LOST, budget_bytes, 0, round=round_)
 
 
 def _within(value: float, most: float) -> float:

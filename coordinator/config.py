@@ -9,6 +9,7 @@ import json
 import pathlib
 from dataclasses import dataclass
 
+from coordinator.course import MAX_DEVICES, Late, Mode, RoundsConfig
 from coordinator.errors import ConfigError
 from coordinator.guards import ChecksConfig, Estimator, PrivacyConfig
 from coordinator.pace import Pace
@@ -25,8 +26,6 @@ from export.kinds import FACTORS, why_not
 from export.levels import Drop, Refitting
 
 AUTO = "auto"
-MAX_DEVICES = 10_000
-WEEK_S = 7 * 24 * 3600.0
 
 
 def _url_or_auto(value: str) -> str:
@@ -177,26 +176,6 @@ class PublicConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RoundsConfig:
-    """When a round opens and closes.
-
-    The first round waits up to `wait_s` for `devices` of them, and then for `min_devices` as long as it takes. At most
-    `participants` take part in a round, drawn anew for each attempt (0: all that are there). A round closes when every
-    device that took part has answered, or after `deadline_s`; with fewer than `quorum` results it is repeated, at most
-    `attempts` times in all (0: until there are enough).
-    """
-
-    count: int = number(1, 100_000)
-    devices: int = number(1, MAX_DEVICES)
-    min_devices: int = number(1, MAX_DEVICES, 1)
-    participants: int = number(0, MAX_DEVICES, 0)
-    quorum: int = number(1, MAX_DEVICES, 1)
-    deadline_s: float = number(1, WEEK_S, 600)
-    wait_s: float = number(0, WEEK_S, 60)
-    attempts: int = number(0, 1000, 3)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingConfig:
     """What each device does in a round; fields as in `edge_sdk.wire.messages.Task`. `tokens` matter to text alone."""
 
@@ -322,10 +301,21 @@ class Config:
             transfer=TransferConfig(),
             trust=TrustConfig(),
             participant=None,
-            rounds=RoundsConfig(count=1, devices=1),
+            rounds=_what_counts(self.rounds),
             model=dataclasses.replace(self.model, dir=self.model.dir.resolve()),
         )
         return hashlib.sha256(json.dumps(dataclasses.asdict(essence), default=_as_json).encode()).hexdigest()
+
+
+def _what_counts(rounds: RoundsConfig) -> RoundsConfig:
+    """Of when rounds open and close, what decides which results are in an adapter, and with which weight."""
+    one = RoundsConfig(count=1, devices=1)
+    if not rounds.discounts:
+        return one
+    most, exponent = rounds.max_staleness, rounds.staleness_exponent
+    return dataclasses.replace(
+        one, mode=rounds.mode, late=Late.DISCOUNT, max_staleness=most, staleness_exponent=exponent
+    )
 
 
 def load_config(path: pathlib.Path) -> Config:
@@ -357,7 +347,7 @@ def rules_for(kind: str) -> tuple[Rule, ...]:
 def _complaints(config: Config) -> dict[str, bool]:
     """What no single value shows, and whether it applies here."""
     names = [level.name for level in config.levels]
-    task, rounds, adapter, rule = config.model.task, config.rounds, config.adapter, config.aggregation.rule
+    task, adapter, rule = config.model.task, config.adapter, config.aggregation.rule
     codec, rules = config.training.delta_codec, rules_for(adapter.kind)
     no_adapter = why_not(adapter.kind, dataclasses.asdict(adapter), task)
     complaints = {
@@ -376,9 +366,7 @@ def _complaints(config: Config) -> dict[str, bool]:
             task.classifies and len(config.model.labels) < 2  # noqa: PLR2004 - a choice needs two
         ),
         "model.labels are for a classification": not task.classifies and bool(config.model.labels),
-        f"rounds.min_devices is {rounds.min_devices}, more than rounds.devices": rounds.min_devices > rounds.devices,
-        f"rounds.quorum is {rounds.quorum}, more than rounds.devices": rounds.quorum > rounds.devices,
-        f"rounds.quorum is {rounds.quorum}, more than rounds.participants": 0 < rounds.participants < rounds.quorum,
+        **config.rounds.complaints(),
         "training.warmup_steps is more than training.steps": config.training.warmup_steps > config.training.steps,
         "participant.tls is missing; broker.url is mqtts://, and every device has a certificate of its own": (
             config.participant is not None and config.participant.tls is None and config.broker.url.startswith("mqtts:")
@@ -389,6 +377,7 @@ def _complaints(config: Config) -> dict[str, bool]:
         ),
         **_aggregation_complaints(config.aggregation),
         **_estimator_complaints(config),
+        **_late_complaints(config),
         **(_privacy_complaints(config, config.privacy) if config.privacy else {}),
         f"training.delta_codec is {codec.value!r}; aggregation.rule {rule.value!r} keeps no residuals; allowed: "
         f"{', '.join(c.value for c in DeltaCodec if c not in NEEDS_RESIDUAL)}": (
@@ -458,6 +447,21 @@ def _estimator_complaints(config: Config) -> dict[str, bool]:
             estimator is Estimator.MULTI_KRUM
             and len({(level.layers, level.train_last, level.drop) for level in config.levels}) > 1
         ),
+    }
+
+
+def _late_complaints(config: Config) -> dict[str, bool]:
+    """Where a result may count in another round than its own, or who is in one depends on who is fast."""
+    rounds, estimator = config.rounds, config.aggregation.estimator
+    setting = "mode = 'buffered'" if rounds.mode is Mode.BUFFERED else "late = 'discount'"
+    return {
+        f"rounds.{setting} discounts deltas by how late they are; a {estimator.value} knows no weights: leave out "
+        "aggregation.estimator": rounds.discounts and estimator is not Estimator.MEAN,
+        f"rounds.{setting} puts deltas of several rounds into one, which [privacy] cannot account: leave one out": (
+            rounds.discounts and config.privacy is not None
+        ),
+        "rounds.extra takes the fastest of those that were drawn, so that one's data decides who else counts, which "
+        "[privacy] cannot account: leave one out": rounds.extra > 0 and config.privacy is not None,
     }
 
 

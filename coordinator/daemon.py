@@ -397,7 +397,7 @@ class Daemon:
 
     def _on_aggregate(self, found: Aggregated) -> None:
         asked, made = found.asked, found.made
-        self._ledger.commit_adapter(asked.round, asked.attempt, made.blob, made.truncation, made.moments, found.spent)
+        self._ledger.commit_adapter(asked, made.blob, made.truncation, made.moments, found.spent)
         self._flush_traffic()
         lost = f", {made.truncation:.1%} of the product lost to the rank" if made.truncation else ""
         self._screen.line(f"round {asked.round} is aggregated: adapter {made.blob.sha256[:12]}{lost}", "bold")

@@ -14,7 +14,7 @@ from coordinator.privacy import Spent
 from edge_sdk.wire import codec
 from edge_sdk.wire.messages import DeltaCodec, Hello, Report, Task
 
-FORMAT: Final = 5
+FORMAT: Final = 6
 ROW_BYTES: Final = 1 << 20  # a stored message is far smaller
 
 
@@ -22,7 +22,7 @@ ROW_BYTES: Final = 1 << 20  # a stored message is far smaller
 class ResultRow:
     """One accepted delta, and the blob that it is, in the codec that its task asked for.
 
-    `size` is the root mean square of its numbers as it came.
+    `size` is the root mean square of its numbers as it came. It is in that `version` of the adapter, or in none.
     """
 
     round: int
@@ -35,6 +35,12 @@ class ResultRow:
     size: float
     report: Report
     codec: DeltaCodec
+    version: int | None
+
+    @property
+    def staleness(self) -> int:
+        """How many versions late it was for the one that it is in."""
+        return 0 if self.version is None else self.version - self.round
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,9 +132,9 @@ class History:
         """How many rounds were aggregated."""
         return max((adapter.version for adapter in self.adapters), default=0)
 
-    def used(self, row: ResultRow) -> bool:
-        """Whether a result is in an adapter: its attempt was not repeated."""
-        return any((r.round, r.attempt, r.state) == (row.round, row.attempt, "aggregated") for r in self.rounds)
+    def used(self, version: int) -> tuple[ResultRow, ...]:
+        """The results that this version was made of."""
+        return tuple(row for row in self.results if row.version == version)
 
     def evaluated(self, version: int) -> dict[str, EvaluationRow]:
         """What was measured of an adapter version, by kind."""
@@ -178,8 +184,8 @@ def _check_format(path: pathlib.Path, db: sqlite3.Connection) -> None:
 def _read_all(db: sqlite3.Connection) -> History:
     run, name = db.execute("SELECT id, name FROM run").fetchone()
     results = db.execute(
-        "SELECT t.round, t.attempt, r.device, t.level, r.sha256, r.size_bytes, r.examples, r.size, r.report, t.body "
-        "FROM results r JOIN tasks t USING (task_id) ORDER BY t.round, t.attempt, r.device"
+        "SELECT t.round, t.attempt, r.device, t.level, r.sha256, r.size_bytes, r.examples, r.size, r.report, "
+        "r.version, t.body FROM results r JOIN tasks t USING (task_id) ORDER BY t.round, t.attempt, r.device"
     )
     (open_tasks,) = db.execute("SELECT COUNT(*) FROM tasks WHERE state = 'offered'").fetchone()
     return History(
@@ -216,9 +222,10 @@ def _read_all(db: sqlite3.Connection) -> History:
 
 
 def _result(row: Sequence[Any]) -> ResultRow:
-    round_, attempt, device, level, sha256, size_bytes, examples, size, report, task = row
-    report, task = codec.decode(Report, report, ROW_BYTES), codec.decode(Task, task, ROW_BYTES)
-    return ResultRow(round_, attempt, device, level, sha256, size_bytes, examples, size, report, task.delta_codec)
+    report, version, body = row[-3:]
+    task = codec.decode(Task, body, ROW_BYTES)
+    said = codec.decode(Report, report, ROW_BYTES)
+    return ResultRow(*row[:-3], report=said, codec=task.delta_codec, version=version)
 
 
 def _answers(db: sqlite3.Connection) -> Iterator[AnswerRow]:

@@ -5,6 +5,7 @@ Rules:
 - WAL with `synchronous = FULL`: what a method wrote survives a power cut once it has returned;
 - a method is one transaction; a process killed anywhere leaves the state before or after it;
 - `results` is unique by device and task, and an adapter's version is its key: nothing counts twice, however often said;
+- the version that a result is in is written with that version, once;
 - everything the daemon needs to go on is here or is a blob named here; `past` gives it to `rounds`.
 
 Times of day are for people to read; nothing is decided by them.
@@ -27,7 +28,7 @@ from coordinator.assignment import Decided
 from coordinator.controller.duel import Duel
 from coordinator.decision_log import packed
 from coordinator.errors import LedgerError
-from coordinator.events import TaskState
+from coordinator.events import AggregateRound, TaskState
 from coordinator.fleet import Device, Fleet
 from coordinator.history import FORMAT, ROW_BYTES
 from coordinator.plan import Past
@@ -76,7 +77,7 @@ CREATE TABLE duels (first_round INTEGER PRIMARY KEY, base TEXT NOT NULL, tuned T
 CREATE TABLE answers (number INTEGER PRIMARY KEY, task_id TEXT NOT NULL UNIQUE REFERENCES tasks, answer BLOB NOT NULL);
 CREATE TABLE results (device TEXT NOT NULL, task_id TEXT NOT NULL REFERENCES tasks, sha256 TEXT NOT NULL,
     size_bytes INTEGER NOT NULL, examples INTEGER NOT NULL, size REAL NOT NULL, report BLOB NOT NULL,
-    committed_at REAL NOT NULL,
+    committed_at REAL NOT NULL, version INTEGER REFERENCES adapters,
     UNIQUE (device, task_id));
 CREATE TABLE refusals (task_id TEXT PRIMARY KEY REFERENCES tasks, reason TEXT NOT NULL, detail TEXT NOT NULL);
 CREATE TABLE declines (task_id TEXT PRIMARY KEY REFERENCES tasks, reason TEXT NOT NULL, needed_bytes INTEGER NOT NULL,
@@ -209,7 +210,7 @@ class Ledger:
         blob, counted = (delta.sha256, delta.size_bytes), (answer.examples, size)
         values = (answer.device, task_id, *blob, *counted, codec.encode(report), time.time())
         with self._transaction("ledger.commit-result"):
-            self._db.execute("INSERT OR IGNORE INTO results VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)
+            self._db.execute("INSERT OR IGNORE INTO results VALUES (?, ?, ?, ?, ?, ?, ?, ?, NULL)", values)
             self._end(task_id, TaskState.COMMITTED)
             self._answered(task_id, answer)
 
@@ -221,19 +222,19 @@ class Ledger:
 
     def commit_adapter(
         self,
-        round_: int,
-        attempt: int,
+        asked: AggregateRound,
         adapter: Blob,
         truncation: float,
         moments: Blob | None = None,
         spent: Spent | None = None,
     ) -> None:
-        """The round's deltas are now the adapter of version `round_`, with the server optimizer's `moments`.
+        """The results of these tasks are now in the adapter of that round's version, with the optimizer's `moments`.
 
         What it `spent` of the devices' privacy is written with it, or neither is.
 
-        Raises sqlite3.IntegrityError if it has one.
+        Raises sqlite3.IntegrityError if there is such a version, or a result is in another one or is none.
         """
+        round_ = asked.round
         values = (round_, adapter.sha256, adapter.size_bytes, truncation, time.time())
         with self._transaction("ledger.commit-adapter"):
             self._db.execute("INSERT INTO adapters VALUES (?, ?, ?, ?, ?)", values)
@@ -241,8 +242,13 @@ class Ledger:
                 self._db.execute("INSERT INTO moments VALUES (?, ?, ?)", (round_, moments.sha256, moments.size_bytes))
             if spent is not None:
                 self._db.execute("INSERT INTO privacy VALUES (?, ?, ?, ?, ?, ?, ?)", dataclasses.astuple(spent))
+            for task_id in asked.task_ids:
+                counts = "UPDATE results SET version = ? WHERE task_id = ? AND version IS NULL"
+                if self._db.execute(counts, (round_, task_id)).rowcount != 1:
+                    msg = f"the result of {task_id} is in an adapter already, or there is none"
+                    raise sqlite3.IntegrityError(msg)
             done = "UPDATE rounds SET state = 'aggregated' WHERE round = ? AND attempt = ?"
-            self._db.execute(done, (round_, attempt))
+            self._db.execute(done, (round_, asked.attempt))
 
     def evaluation(self, version: int, kind: str, loss: float, accuracy: float | None, rows: int) -> None:
         """A held-out loss of an adapter version was measured."""
@@ -276,7 +282,7 @@ class Ledger:
             adapter=Blob(sha256, size_bytes),
             attempt=attempt if is_open else attempt + 1,
             open=is_open,
-            entries=tuple(self._entries()),
+            entries=tuple(self._entries(version + 1)),
             answers=tuple(self.answers()),
             fleet=Fleet({hello.device: Device(hello, online=False) for hello in self._hellos()}),
             losses=dict(self._db.execute("SELECT version, loss FROM evaluations WHERE kind = ?", (FULL,))),
@@ -291,10 +297,13 @@ class Ledger:
         """Whether a committed result has this delta."""
         return self._db.execute("SELECT 1 FROM results WHERE sha256 = ?", (sha256,)).fetchone() is not None
 
-    def deltas(self, task_ids: tuple[str, ...]) -> tuple[Blob, ...]:
-        """The delta of each of these committed results, ordered by task. Raises KeyError for one that is not."""
-        rows = self._db.execute("SELECT task_id, sha256, size_bytes FROM results")
-        found = {task_id: Blob(sha256, size_bytes) for task_id, sha256, size_bytes in rows}
+    def deltas(self, task_ids: tuple[str, ...]) -> tuple[tuple[Blob, int], ...]:
+        """The delta of each of these committed results and the round of its task, ordered by task.
+
+        Raises KeyError for one that is not committed.
+        """
+        rows = self._db.execute("SELECT task_id, sha256, size_bytes, round FROM results JOIN tasks USING (task_id)")
+        found = {task_id: (Blob(sha256, size_bytes), round_) for task_id, sha256, size_bytes, round_ in rows}
         return tuple(found[task_id] for task_id in sorted(task_ids))
 
     @property
@@ -327,10 +336,7 @@ class Ledger:
 
     def sizes(self, round_: int) -> tuple[float, ...]:
         """Of the deltas in the adapters of the last `SIZE_ROUNDS` versions before this round's."""
-        query = (
-            "SELECT size FROM results JOIN tasks USING (task_id) JOIN rounds USING (round, attempt) "
-            "WHERE rounds.state = 'aggregated' AND round BETWEEN ? AND ?"
-        )
+        query = "SELECT size FROM results WHERE version BETWEEN ? AND ?"
         return tuple(size for (size,) in self._db.execute(query, (round_ - SIZE_ROUNDS, round_ - 1)))
 
     def sizes_of(self, task_ids: tuple[str, ...]) -> tuple[float, ...]:
@@ -338,15 +344,17 @@ class Ledger:
         rows = dict(self._db.execute("SELECT task_id, size FROM results"))
         return tuple(rows[task_id] for task_id in task_ids)
 
-    def _entries(self) -> Iterator[Entry]:
+    def _entries(self, following: int) -> Iterator[Entry]:
+        """Results that are in no version yet count in the `following` one, if they count at all."""
         query = (
-            "SELECT t.device, t.level, t.share, t.attempt, t.body, t.state, r.reason, r.detail "
-            "FROM tasks t LEFT JOIN refusals r USING (task_id) ORDER BY t.rowid"
+            "SELECT t.device, t.level, t.share, t.attempt, t.body, t.state, r.reason, r.detail, d.version FROM tasks t "
+            "LEFT JOIN refusals r USING (task_id) LEFT JOIN results d USING (task_id) ORDER BY t.rowid"
         )
-        for device, level, share, attempt, body, state, reason, detail in self._db.execute(query):
+        for device, level, share, attempt, body, ended, reason, detail, version in self._db.execute(query):
             refusal, task = None if reason is None else RefusalReason(reason), _read(Task, body)
-            choice = Choice(level, task.delta_codec, share, task.power)
-            yield Entry(device, choice, attempt, task, TaskState(state), refusal, detail or "")
+            choice, counts_in = Choice(level, task.delta_codec, share, task.power), version or following
+            word = (TaskState(ended), refusal, detail or "")
+            yield Entry(device, choice, attempt, task, *word, counts_in=counts_in)
 
     def answers(self) -> Iterator[Answer]:
         """What became of tasks, as policies are told it, oldest first."""

@@ -6,7 +6,8 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from coordinator.config import RoundsConfig, TransferConfig
+from coordinator.config import TransferConfig
+from coordinator.course import RoundsConfig
 from coordinator.fleet import Fleet
 from coordinator.guards import ChecksConfig
 from coordinator.policy.types import Answer, Choice, Level, Terms
@@ -49,12 +50,12 @@ class Plan:
         """Those of `chosen` that take part: whoever is needed, and the same others, whenever this attempt of a run with
         this seed is drawn.
         """
-        participants, seed = self.rounds.participants, self.lots or self.tasks.training.seed
-        if not 0 < participants < len(chosen):
+        seats, seed = self.rounds.seats, self.lots or self.tasks.training.seed
+        if not 0 < seats < len(chosen):
             return chosen
         lots = random.Random(f"{seed}.{round_}.{attempt}")  # noqa: S311 - a fair draw, not a secret
         needed = self.needed & chosen.keys()
-        drawn = needed | set(lots.sample(sorted(chosen.keys() - needed), max(participants - len(needed), 0)))
+        drawn = needed | set(lots.sample(sorted(chosen.keys() - needed), max(seats - len(needed), 0)))
         return {device: choice for device, choice in chosen.items() if device in drawn}
 
 

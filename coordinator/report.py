@@ -131,9 +131,10 @@ def _round(history: History, round_: int, attempt: int, state: str) -> dict[str,
 
 
 def _result(row: ResultRow) -> dict[str, Any]:
-    """`examples` is what the delta says, which is what was counted."""
+    """`examples` is what the delta says, which is what was counted; `version` the adapter that it is in, or None."""
     task = {"device": row.device, "level": row.level, "outcome": "done", "size": row.size}
-    return {**task, **dataclasses.asdict(row.report), "examples": row.examples, "delta_codec": row.codec.value}
+    counted = {"delta_codec": row.codec.value, "version": row.version, "staleness": row.staleness}
+    return {**task, **dataclasses.asdict(row.report), "examples": row.examples, **counted}
 
 
 def _privacy(history: History, config: Config) -> dict[str, Any]:

@@ -24,6 +24,7 @@ class Trigger(enum.Enum):
     ENOUGH_DEVICES = "enough devices are there"
     NOBODY_FITS = "no device can take part"
     ALL_ANSWERED = "every device has answered"
+    ENOUGH_RESULTS = "as many results are here as are wanted"
     DEADLINE = "the deadline passed"
     QUORUM = "enough results"
     NO_QUORUM = "too few results"
@@ -43,6 +44,7 @@ TRANSITIONS: Final[dict[State, dict[Trigger, State]]] = {
     },
     State.OPEN: {
         Trigger.ALL_ANSWERED: State.CLOSING,
+        Trigger.ENOUGH_RESULTS: State.CLOSING,
         Trigger.DEADLINE: State.CLOSING,
         Trigger.STOP: State.STOPPED,
     },

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from coordinator.events import TaskState
-from coordinator.history import History
+from coordinator.history import History, ResultRow
 from coordinator.report import EMULATOR, FULL, Check
 from coordinator.rounds import Rounds
 from edge_sdk.wire.messages import DeclineReason
@@ -67,8 +68,9 @@ def board(rounds: Rounds[Any], now_s: float) -> Table:
     title = f"round {rounds.round}, {rounds.state.value}"
     if rounds.attempt > 1:
         title += f", attempt {rounds.attempt}"
-    left_s = max(0, rounds.deadline_at_s - now_s)
-    table = Table(title=f"{title}, {left_s:.0f} s left", title_justify="left")
+    if math.isfinite(rounds.deadline_at_s):
+        title += f", {max(0, rounds.deadline_at_s - now_s):.0f} s left"
+    table = Table(title=title, title_justify="left")
     for heading in ("device", "budget MB", "level", "state", "step", "loss"):
         table.add_column(heading, justify="left" if heading in {"device", "level", "state"} else "right")
     latest = {entry.device: entry for entry in rounds.entries()}
@@ -105,7 +107,7 @@ def result_table(history: History) -> Table:
         report = r.report
         sizes = (report.budget_bytes, report.predicted_bytes, report.peak_bytes)
         traffic = (report.down_bytes, report.up_bytes)
-        loss = f"{report.loss_before:.3f} -> {report.loss_after:.3f}" + ("" if history.used(r) else " (not used)")
+        loss = f"{report.loss_before:.3f} -> {report.loss_after:.3f}" + _counted(r)
         cells = (
             r.level,
             *(f"{s / 1e6:.0f}" for s in sizes),
@@ -117,6 +119,12 @@ def result_table(history: History) -> Table:
     for round_, device, cells in sorted(rows, key=lambda row: row[:2]):
         table.add_row(str(round_), device, *cells)
     return table
+
+
+def _counted(row: ResultRow) -> str:
+    if row.version is None:
+        return " (not used)"
+    return f" ({row.staleness} late)" * (row.staleness > 0)
 
 
 def evaluation_table(history: History, level: str) -> Table:

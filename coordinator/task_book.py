@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -22,9 +23,9 @@ FROZEN = {Rule.LORA_SVD: (), Rule.FREEZE_A: ("lora_A",), Rule.MEAN: ()}
 @dataclass(slots=True)
 class Entry:
     """One task, and what was chosen for it. `offered_s` is when it was made, None where a former process did it;
-    `heard_s` when the device last spoke of it, `progress` what it said while it trained.
+    `heard_s` when the device last spoke of it, `progress` what it said while it trained; it is taken back at `due_s`.
 
-    `refusal` and `detail` say why a delta was refused.
+    `refusal` and `detail` say why a delta was refused. A committed one `counts_in` that version of the adapter.
     """
 
     device: str
@@ -36,6 +37,8 @@ class Entry:
     detail: str = ""
     offered_s: float | None = None
     heard_s: float = 0.0
+    due_s: float = math.inf
+    counts_in: int = 0
     progress: TaskProgress | None = None
 
     def receipt(self) -> Receipt | None:
@@ -53,12 +56,16 @@ class Entry:
 
 
 class TaskBook:
-    """The tasks by id, and those of each attempt: looking at the current one costs the same after years."""
+    """The tasks by id, those of each attempt, those that count in each version, and those without an end: looking at
+    the current ones costs the same after years.
+    """
 
     def __init__(self, entries: Iterable[Entry]) -> None:
         """Begin with what the ledger holds."""
         self._entries: dict[str, Entry] = {}
         self._attempts: defaultdict[tuple[int, int], list[Entry]] = defaultdict(list)
+        self._counting: defaultdict[int, list[Entry]] = defaultdict(list)
+        self._unfinished: dict[str, Entry] = {}
         self._owing: set[str] = set()
         for entry in entries:
             self.add(entry)
@@ -76,8 +83,27 @@ class TaskBook:
         """A new task."""
         self._entries[entry.task.task_id] = entry
         self._attempts[entry.task.round, entry.attempt].append(entry)
+        if entry.state is TaskState.COMMITTED:
+            self._counting[entry.counts_in].append(entry)
+        elif not entry.state.final:
+            self._unfinished[entry.task.task_id] = entry
         if entry.task.residual:
             self._owing.add(entry.device)
+
+    def commit(self, entry: Entry, version: int) -> None:
+        """Its result is here, and will be in that version of the adapter. Once more changes nothing."""
+        if entry.state is not TaskState.COMMITTED:
+            entry.state, entry.counts_in = TaskState.COMMITTED, version
+            self._counting[version].append(entry)
+
+    def counting_in(self, version: int) -> tuple[Entry, ...]:
+        """Those with a result for this version, as they came."""
+        return tuple(self._counting.get(version, ()))
+
+    def unfinished(self) -> tuple[Entry, ...]:
+        """Those of which something may still come, oldest first."""
+        self._unfinished = {name: entry for name, entry in self._unfinished.items() if not entry.state.final}
+        return tuple(self._unfinished.values())
 
     def may_owe(self, device: str) -> bool:
         """Whether the device may have a residual of this run: it was given a task that leaves one."""
@@ -90,12 +116,15 @@ class TaskBook:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Whose task it is, and which: the `number`-th of `device` in an attempt at a round."""
+    """Whose task it is, and which: the `number`-th of `device` in an attempt at a round. From the same adapter it has
+    `given` so many deltas before.
+    """
 
     device: str
     round: int
     attempt: int
     number: int = 0
+    given: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +160,7 @@ class TaskMaker:
             schedule=training.schedule,
             warmup_steps=training.warmup_steps,
             clip_norm=training.clip_norm,
-            seed=_seed(training.seed, place.round, place.device),
+            seed=_seed(training.seed, place),
             freeze=FROZEN[self.rule],
             deadline_s=left_s,
             integer_gradients=training.integer_gradients,
@@ -150,6 +179,10 @@ def with_time_left(task: Task, left_s: float) -> Task:
     return dataclasses.replace(task, deadline_s=max(0.0, left_s))
 
 
-def _seed(seed: int, round_: int, device: str) -> int:
-    """A seed of its own for each device and round: devices that draw the same rows would add nothing to each other."""
-    return int.from_bytes(hashlib.sha256(f"{seed}.{round_}.{device}".encode()).digest()[:4], "big")
+def _seed(seed: int, place: Place) -> int:
+    """A seed of its own for each device and round: devices that draw the same rows would add nothing to each other, nor
+    would a device that draws its own once more.
+    """
+    again = f".{place.given}" * bool(place.given)
+    name = f"{seed}.{place.round}.{place.device}{again}"
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")

@@ -146,7 +146,7 @@ class Fleet:
 def _count(tally: Tally, history: History, heard: Heard) -> None:
     """Compare the ledger with what was heard on the broker."""
     committed = [(row.round, row.attempt, row.device) for row in history.results]
-    used = [row for row in history.results if history.used(row)]
+    used = [row for row in history.results if row.version is not None]
     answered = heard.accepted | heard.refused
     tally.offered, tally.receipted = len(heard.offered), len(answered & heard.offered)
     tally.committed, tally.aggregated = len(committed), len(used)

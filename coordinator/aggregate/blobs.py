@@ -39,18 +39,19 @@ def aggregate_blobs(
     received: BlobStore,
     adapter: Blob,
     moments: Blob | None,
-    deltas: Iterable[Blob],
+    deltas: Iterable[tuple[Blob, float]],
     size_limit: float | None = None,
     private: Private | None = None,
 ) -> NextAdapter | NoAggregate:
     """Aggregate the `deltas` in `received`, which were validated when they came, into a new adapter in `store`.
 
-    `moments` came with `adapter`; a delta larger than `size_limit` is scaled down to it. Raises IntegrityError for a
-    blob that is not what it was, OSError, and ValueError should the result not be finite. Gives NoAggregate where the
-    configured estimator does not hold.
+    `moments` came with `adapter`. Of each delta's change counts the part that is with it; one larger than `size_limit`
+    is scaled down to that before. Raises IntegrityError for a blob that is not what it was, OSError, and ValueError
+    should the result not be finite. Gives NoAggregate where the configured estimator does not hold.
     """
     past = {} if moments is None else _read(store, moments)
-    came = _contributions(store, received, adapter, deltas)
+    starts = _Starts(store, adapter, wanted=not config.rule.keeps_coordinates)
+    came = _contributions(starts, received, deltas)
     result = aggregate(config, _read(store, adapter), came, past, size_limit, private)
     if isinstance(result, NoAggregate):
         return result
@@ -80,13 +81,24 @@ def _keep(store: BlobStore, tensors: Mapping[str, Array], step: str) -> Blob:
         return store.adopt(path, step)
 
 
+class _Starts:
+    """What devices were given that deltas are changes of: read once, and only where it is `wanted`."""
+
+    def __init__(self, store: BlobStore, adapter: Blob, *, wanted: bool) -> None:
+        self._store, self._wanted = store, wanted
+        self._known: dict[str, dict[str, Array] | None] = {adapter.sha256: None}
+
+    def of(self, sha256: str) -> dict[str, Array] | None:
+        """The adapter of another round, or at a lower rank; None for the one that is aggregated into."""
+        if self._wanted and sha256 not in self._known:
+            path = self._store.path(sha256)
+            self._known[sha256] = _read(self._store, Blob(sha256, path.stat().st_size))
+        return self._known.get(sha256)
+
+
 def _contributions(
-    store: BlobStore, received: BlobStore, adapter: Blob, deltas: Iterable[Blob]
+    starts: _Starts, received: BlobStore, deltas: Iterable[tuple[Blob, float]]
 ) -> Iterator[Contribution]:
-    starts: dict[str, dict[str, Array] | None] = {adapter.sha256: None}
-    for blob in deltas:
+    for blob, scale in deltas:
         file, delta = decode_delta(received.read(blob), blob.size_bytes)
-        if file.adapter not in starts:  # the adapter at a lower rank
-            path = store.path(file.adapter)
-            starts[file.adapter] = _read(store, Blob(file.adapter, path.stat().st_size))
-        yield Contribution(delta, file.examples, starts[file.adapter])
+        yield Contribution(delta, file.examples, starts.of(file.adapter), scale)

@@ -12,6 +12,8 @@ The factors come out balanced, `B = Q_l U sqrt(S)`, `A = sqrt(S) (Q_r V)'`: neit
 - A device of a lower rank is given the best approximation of that rank. What it changed there, its product less the
   one that it was given, is added to the product as it was: a low rank takes nothing away.
 - A device that did not train a module counts there with the product as it was, or not at all; see `mean`.
+- A device that comes late was given the product of its own round. What it changed there is added, less of it the later
+  it comes (`scale`), to the product as it is. Its factors would mean nothing beside others than those it was given.
 - A server's learning rate other than 1 goes from the product as it was so far towards the mean, or beyond it.
 - Where nobody changed a module, its factors stay bit for bit: a decomposition would only rotate them.
 - A direction in which P is zero gets a zero column in B and a unit row, scaled like its neighbours, in A. Zeros on both
@@ -76,19 +78,19 @@ def init(adapter: Mapping[str, Array]) -> State:
     return State(mean.init(adapter), {})
 
 
-def accumulate(state: State, delta: Delta, weight: float, start: Mapping[str, Array]) -> State:
-    """With one more device, which was given `start`: the adapter, or the adapter at a lower rank.
+def accumulate(state: State, delta: Delta, weight: float, start: Mapping[str, Array], scale: float = 1.0) -> State:
+    """With one more device, which was given `start`: the adapter, at a lower rank perhaps, or one before it.
 
     A module of which only one factor moved has the other as it was.
     """
     stacks = dict(state.stacks)
     modules = {name.removesuffix(suffix) for name in delta.tensors for suffix in (A, B) if name.endswith(suffix)}
     for module in sorted(modules):
-        left, right = _product(state.plain.adapter, start, delta, module)
+        left, right = _product(state.plain.adapter, start, delta, module, scale)
         changed = any(np.any(delta.tensors[module + f]) for f in (A, B) if module + f in delta.tensors)
         stacks[module] = _stacked(stacks.get(module), weight * left, right, weight, changed=changed)
     others = {name: array for name, array in delta.tensors.items() if not name.endswith((A, B))}
-    return State(mean.accumulate(state.plain, Delta(others), weight), stacks)
+    return State(mean.accumulate(state.plain, Delta(others) * scale, weight), stacks)
 
 
 def finish(state: State, over: MeanOver, rate: float) -> tuple[dict[str, Array], Truncation]:
@@ -147,14 +149,14 @@ def _moved(stack: Stack, a: Array, b: Array, rate: float, whole: float) -> tuple
 
 
 def _product(
-    adapter: Mapping[str, Array], start: Mapping[str, Array], delta: Delta, module: str
+    adapter: Mapping[str, Array], start: Mapping[str, Array], delta: Delta, module: str, scale: float
 ) -> tuple[Array, Array]:
-    """The product of the adapter with what a device made of `start`, as factors, float64."""
+    """`P + scale (P_i - P_0)` as factors, float64: the adapter's product, and what a device made of that of `start`."""
     a, b = (_after(start, delta, module + factor) for factor in (A, B))
-    if start is adapter:
+    if start is adapter and scale == 1:
         return b, a
     given, whole = ({f: each[module + f].astype(np.float64) for f in (A, B)} for each in (start, adapter))
-    return np.hstack([b, -given[B], whole[B]]), np.vstack([a, given[A], whole[A]])
+    return np.hstack([scale * b, -scale * given[B], whole[B]]), np.vstack([a, given[A], whole[A]])
 
 
 def _after(adapter: Mapping[str, Array], delta: Delta, name: str) -> Array:

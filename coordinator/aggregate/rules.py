@@ -18,11 +18,14 @@ from edge_sdk.wire.tensors import Array
 
 @dataclass(frozen=True, slots=True)
 class Contribution:
-    """A device's delta and its weight. `start` is what it was given, None where that was the adapter itself."""
+    """A device's delta and its weight. `start` is what it was given, None where that was the adapter itself, or where
+    the rule has no use for it. Of its change that part counts which `scale` is; less than all where it comes late.
+    """
 
     delta: Delta
     examples: int
     start: Mapping[str, Array] | None = None
+    scale: float = 1.0
 
     def within(self, clip_norm: float, size_limit: float | None) -> Contribution:
         """With its delta scaled down to both bounds, of its norm and of its size; 0 and None are none."""
@@ -96,7 +99,7 @@ def aggregate(
     stacks = lora.init(adapter)
     for contribution in clipped:
         start = adapter if contribution.start is None else contribution.start
-        stacks = lora.accumulate(stacks, contribution.delta, contribution.examples, start)
+        stacks = lora.accumulate(stacks, contribution.delta, contribution.examples, start, contribution.scale)
     factors, truncation = lora.finish(stacks, config.mean_over, config.rate)
     moved, kept = server_optimizers.step(config, adapter, mean.finish(stacks.plain, config.mean_over), moments)
     return Aggregate(moved | factors, kept, truncation.relative)
@@ -107,7 +110,7 @@ def _mean(
 ) -> dict[str, Array]:
     state = mean.init(adapter)
     for contribution in contributions:
-        state = mean.accumulate(state, contribution.delta, contribution.examples)
+        state = mean.accumulate(state, contribution.delta * contribution.scale, contribution.examples)
     return mean.finish(state, config.mean_over)
 
 

@@ -84,11 +84,7 @@ def run_of(path: pathlib.Path) -> Run:
 def of_history(name: str, history: History) -> Run:
     """The run, as far as it is aggregated. Raises CalibrationError where nothing can be learned from it."""
     rounds = tuple(
-        tuple(
-            Part(row.device, row.examples, row.level, row.codec, row.report.steps)
-            for row in history.results
-            if row.round == number and history.used(row)
-        )
+        tuple(Part(row.device, row.examples, row.level, row.codec, row.report.steps) for row in history.used(number))
         for number in range(1, history.done + 1)
     )
     return checked(Run(name, rounds, tuple(history.loss(version, FULL) for version in range(history.done + 1))))

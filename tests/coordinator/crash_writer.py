@@ -10,7 +10,8 @@ import pathlib
 import sys
 
 from coordinator.answers import finished
-from coordinator.config import RoundsConfig, Rule, TrainingConfig
+from coordinator.config import Rule, TrainingConfig
+from coordinator.course import RoundsConfig
 from coordinator.events import (
     AdapterReady,
     AggregateRound,
@@ -57,8 +58,8 @@ def answer(ledger: Ledger, instruction: Instruction) -> list[Event]:
         return [ResultCommitted(task_id, answer)]
     if isinstance(instruction, AggregateRound):
         blobs = ledger.deltas(instruction.task_ids)
-        adapter = blob_of(b"".join(blob.sha256.encode() for blob in blobs))
-        ledger.commit_adapter(instruction.round, instruction.attempt, adapter, 0.0)
+        adapter = blob_of(b"".join(blob.sha256.encode() for blob, _ in blobs))
+        ledger.commit_adapter(instruction, adapter, 0.0)
         print(f"adapter {instruction.round}", flush=True)  # noqa: T201 - what the test reads
         return [AdapterReady(instruction.round, adapter)]
     if isinstance(instruction, SendReceipt) and instruction.receipt.accepted:

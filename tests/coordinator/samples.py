@@ -7,15 +7,8 @@ import pathlib
 
 import numpy as np
 
-from coordinator.config import (
-    AggregationConfig,
-    Config,
-    LevelConfig,
-    ModelConfig,
-    RoundsConfig,
-    Rule,
-    TrainingConfig,
-)
+from coordinator.config import AggregationConfig, Config, LevelConfig, ModelConfig, Rule, TrainingConfig
+from coordinator.course import RoundsConfig
 from coordinator.policy.types import Answer, Outcome
 from edge_sdk.wire.blobs import Blob, blob_of
 from edge_sdk.wire.delta import Delta, encode_delta, pack_array

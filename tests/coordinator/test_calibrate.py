@@ -24,6 +24,7 @@ from coordinator.controller.calibrate import (
 from coordinator.controller.calibrate_cli import add_calibrate
 from coordinator.controller.learning import Curve
 from coordinator.controller.profile import load_profile
+from coordinator.events import AggregateRound
 from coordinator.history import read_history
 from coordinator.ledger import Ledger
 from coordinator.policy.types import Choice, Level
@@ -145,7 +146,7 @@ def ledger(tmp_path: pathlib.Path) -> pathlib.Path:
             if (round_, attempt) == (2, 1):
                 ledger.repeat_round(2, 1, "too few")
                 continue
-            ledger.commit_adapter(round_, attempt, blob_of(b"%d" % round_), 0.0)
+            ledger.commit_adapter(AggregateRound(round_, attempt, blob_of(b""), (task,)), blob_of(b"%d" % round_), 0.0)
             ledger.evaluation(round_, "full", 4.0 - 0.1 * round_, None, 10)
     return path
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from coordinator.answers import STARTS_S, finished
-from coordinator.config import RoundsConfig, Rule, TrainingConfig, TransferConfig
+from coordinator.config import Rule, TrainingConfig, TransferConfig
+from coordinator.course import RoundsConfig
 from coordinator.events import (
     AdapterReady,
     FetchDelta,

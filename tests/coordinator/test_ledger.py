@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from coordinator.errors import LedgerError
-from coordinator.events import TaskState
+from coordinator.events import AggregateRound, TaskState
 from coordinator.history import read_history
 from coordinator.ledger import Ledger
 from coordinator.policy.types import Answer, Choice, Outcome
@@ -48,6 +48,11 @@ def begun(tmp_path: pathlib.Path) -> Ledger:
         ledger.hello(make_hello(device))
         ledger.give_task(device, Choice("large"), 1, make_task(f"t.{device}"))
     return ledger
+
+
+def asked(round_: int, *task_ids: str) -> AggregateRound:
+    """What an adapter is made of."""
+    return AggregateRound(round_, 1, DELTA, task_ids)
 
 
 def test_a_new_ledger_has_no_past(tmp_path: pathlib.Path) -> None:
@@ -89,30 +94,52 @@ def test_a_result_counts_once(tmp_path: pathlib.Path) -> None:
     with begun(tmp_path) as ledger:
         ledger.commit_result("t.a", DELTA, 0.1, make_report(), make_answer())
         ledger.commit_result("t.a", blob_of(b"other"), 0.2, make_report(), make_answer())
-        assert ledger.deltas(("t.a",)) == (DELTA,)
+        assert ledger.deltas(("t.a",)) == ((DELTA, 1),)
         assert [ledger.is_committed(blob.sha256) for blob in (DELTA, blob_of(b"other"))] == [True, False]
 
 
 def test_an_adapter_is_made_once(tmp_path: pathlib.Path) -> None:
     """A round cannot be aggregated twice."""
     with begun(tmp_path) as ledger:
-        ledger.commit_adapter(1, 1, DELTA, 0.1)
+        ledger.commit_adapter(asked(1), DELTA, 0.1)
         with pytest.raises(sqlite3.IntegrityError):
-            ledger.commit_adapter(1, 1, DELTA, 0.1)
+            ledger.commit_adapter(asked(1), DELTA, 0.1)
         past = ledger.past()
     assert past is not None
     assert (past.version, past.adapter, past.open) == (1, DELTA, False)
 
 
+def test_a_result_is_in_one_adapter(tmp_path: pathlib.Path) -> None:
+    """The version that a result is in is written with the version; in another it cannot be, nor can what is not there.
+
+    What is in none when the coordinator is started again counts in the one that follows.
+    """
+    with begun(tmp_path) as ledger:
+        for device in "ab":
+            ledger.commit_result(f"t.{device}", DELTA, 0.1, make_report(), make_answer(device))
+        ledger.commit_adapter(asked(1, "t.a"), DELTA, 0.1)
+        for tasks in (("t.a",), ("t.b", "t.a"), ("t.c",)):
+            with pytest.raises(sqlite3.IntegrityError, match="is in an adapter already, or there is none"):
+                ledger.commit_adapter(asked(2, *tasks), DELTA, 0.1)
+    with opened(tmp_path) as ledger:
+        past = ledger.past()
+        assert past is not None
+        assert past.version == 1
+        assert {e.device: e.counts_in for e in past.entries if e.state is TaskState.COMMITTED} == {"a": 1, "b": 2}
+        ledger.commit_adapter(asked(2, "t.b"), DELTA, 0.1)
+        history = read_history(ledger.path)
+    assert {(row.device, row.version, row.staleness) for row in history.results} == {("a", 1, 0), ("b", 2, 1)}
+
+
 def test_moments_go_with_their_adapter(tmp_path: pathlib.Path) -> None:
     """What the server optimizer kept is found by version after a restart; a version without any says so."""
     with begun(tmp_path) as ledger:
-        ledger.commit_adapter(1, 1, DELTA, 0.0, blob_of(b"moments 1"))
+        ledger.commit_adapter(asked(1), DELTA, 0.0, blob_of(b"moments 1"))
         ledger.open_round(2, 1, 2, 2)
         with pytest.raises(sqlite3.IntegrityError):
-            ledger.commit_adapter(1, 1, DELTA, 0.0, blob_of(b"other moments"))
+            ledger.commit_adapter(asked(1), DELTA, 0.0, blob_of(b"other moments"))
     with opened(tmp_path) as ledger:
-        ledger.commit_adapter(2, 1, DELTA, 0.0)
+        ledger.commit_adapter(asked(2), DELTA, 0.0)
         assert [ledger.moments(version) for version in (0, 1, 2)] == [None, blob_of(b"moments 1"), None]
 
 
@@ -172,13 +199,13 @@ def test_history_has_it_all(tmp_path: pathlib.Path) -> None:
         ledger.decline(TaskDeclined("t.b", DeclineReason.OVER_BUDGET, 300 * MB, 100 * MB, "no"), TOO_LARGE)
         over = Answer("c", "large", Outcome.OVER_BUDGET, 100 * MB, 120 * MB, round=1)
         ledger.failure(TaskFailed("t.c", FailureReason.OVER_BUDGET, 120 * MB, "killed"), 100 * MB, over)
-        ledger.commit_adapter(1, 1, DELTA, 0.25)
+        ledger.commit_adapter(asked(1, "t.a"), DELTA, 0.25)
         ledger.evaluation(0, "full", 3.5, None, 10)
         ledger.traffic("a", 100, 10)
         ledger.traffic("a", 100, 10)
         history = read_history(tmp_path / "ledger.sqlite")
     assert [(r.device, r.level, r.report) for r in history.results] == [("a", "large", make_report())]
-    assert history.used(history.results[0])
+    assert history.used(1) == history.results
     assert [(a.device, a.kind, a.bytes) for a in history.answers] == [
         *(("b", "declined", 300 * MB), ("c", "failed", 120 * MB)),
     ]

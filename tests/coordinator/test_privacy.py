@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from coordinator import privacy
 from coordinator.aggregate.rules import Aggregate, Contribution, Private, aggregate
-from coordinator.config import AdapterConfig, AggregationConfig, Config, ParticipantConfig, RoundsConfig, Rule
-from coordinator.events import GiveTask, HelloHeard
+from coordinator.config import AdapterConfig, AggregationConfig, Config, ParticipantConfig, Rule
+from coordinator.course import RoundsConfig
+from coordinator.events import AggregateRound, GiveTask, HelloHeard
 from coordinator.guards import PrivacyConfig
 from coordinator.history import read_history
 from coordinator.ledger import Ledger
@@ -255,7 +256,9 @@ def test_it_goes_on_counting_after_a_restart(tmp_path: pathlib.Path) -> None:
             secret = ledger.secret
             ledger.open_round(row.round, 1, row.present, row.drawn)
             assert ledger.lot(row.round, 1) == (100, 20)
-            ledger.commit_adapter(row.round, 1, blob_of(b"%d" % row.round), 0.0, None, row)
+            ledger.commit_adapter(
+                AggregateRound(row.round, 1, blob_of(b""), ()), blob_of(b"%d" % row.round), 0.0, None, row
+            )
     with Ledger(tmp_path / "ledger.sqlite", "test", "digest") as ledger:
         assert ledger.spent() == tuple(rows)
         assert ledger.secret == secret

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pathlib
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coordinator.config import RoundsConfig, Rule, TrainingConfig
+from coordinator.config import Rule, TrainingConfig
+from coordinator.course import RoundsConfig
 from coordinator.events import (
     AggregateRound,
     GiveTask,
@@ -40,7 +42,7 @@ CHECKS = ChecksConfig(strikes=2, quarantine_rounds=3)
 class Scene:
     """Rounds over a real ledger; device b's deltas are refused, a's accepted."""
 
-    def __init__(self, path: pathlib.Path, now_s: float = 0.0, **rounds: int) -> None:
+    def __init__(self, path: pathlib.Path, now_s: float = 0.0, **rounds: Any) -> None:
         self.now_s = now_s
         self.ledger = Ledger(path, "test", "digest")
         self.ledger.begin(blob_of(b"0"))

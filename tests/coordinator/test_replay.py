@@ -9,8 +9,9 @@ import pytest
 
 from coordinator.answers import finished
 from coordinator.cli import main
-from coordinator.config import RoundsConfig, Rule, TrainingConfig, load_config
+from coordinator.config import Rule, TrainingConfig, load_config
 from coordinator.controller.replay import lines, replay
+from coordinator.course import RoundsConfig
 from coordinator.decision_log import packed, read_decisions, unpacked
 from coordinator.errors import LedgerError
 from coordinator.events import (
@@ -108,7 +109,7 @@ class Run:
             self.tell(ResultCommitted(asked.task.task_id, answer))
         elif isinstance(asked, AggregateRound):
             made = blob_of(f"adapter {asked.round}".encode())
-            self.ledger.commit_adapter(asked.round, asked.attempt, made, 0.0)
+            self.ledger.commit_adapter(asked, made, 0.0)
             self.ledger.evaluation(asked.round, "full", 3.0 / asked.round, None, 8)
             self.tell(LossMeasured(asked.round, 3.0 / asked.round))
             self.tell(AdapterReady(asked.round, made))

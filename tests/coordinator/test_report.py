@@ -10,7 +10,9 @@ import sys
 
 import pytest
 
-from coordinator.config import Config, EvaluationConfig, RoundsConfig
+from coordinator.config import Config, EvaluationConfig
+from coordinator.course import RoundsConfig
+from coordinator.events import AggregateRound
 from coordinator.history import History, read_history
 from coordinator.ledger import Ledger
 from coordinator.policy.types import Choice
@@ -38,7 +40,7 @@ def played(tmp_path: pathlib.Path, *, peak_bytes: int = 90 * MB, full_loss: floa
         report = report_of(peak_bytes=peak_bytes)
         ledger.commit_result("t.a", blob_of(b"delta"), 0.1, report, make_answer("a", report))
         ledger.decline(TaskDeclined("t.b", DeclineReason.OVER_BUDGET, 300 * MB, 100 * MB, "no"))
-        ledger.commit_adapter(1, 1, blob_of(b"1"), 0.25)
+        ledger.commit_adapter(AggregateRound(1, 1, blob_of(b"0"), ("t.a",)), blob_of(b"1"), 0.25)
         for version, kind, loss in (
             (0, "full", 3.0),
             (0, "emulator", 3.1),

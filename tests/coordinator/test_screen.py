@@ -6,7 +6,8 @@ import io
 
 from rich.console import Console
 
-from coordinator.config import RoundsConfig, Rule, TrainingConfig
+from coordinator.config import Rule, TrainingConfig
+from coordinator.course import RoundsConfig
 from coordinator.events import HelloHeard, ProgressHeard
 from coordinator.plan import Past, Plan
 from coordinator.policy.largest_that_fits import LargestThatFits

@@ -148,7 +148,7 @@ def play(config: AggregationConfig, store: BlobStore, adapter: Blob, rounds: int
     made = [NextAdapter(adapter, None, 0.0)]
     for round_ in range(rounds):
         before = made[-1]
-        deltas = [delivered(store, before.blob, 10 * round_ + k) for k in range(2)]
+        deltas = [(delivered(store, before.blob, 10 * round_ + k), 1.0) for k in range(2)]
         after = aggregate_blobs(config, store, store, before.blob, before.moments, deltas)
         assert isinstance(after, NextAdapter)
         made.append(after)
@@ -173,7 +173,7 @@ def test_moments_are_what_the_next_round_goes_on_from(tmp_path: pathlib.Path, co
     made = play(config, store, adapter, rounds=2)
     moments = made[1].moments
     assert moments is not None
-    delta = delivered(store, made[1].blob, 99)
+    delta = (delivered(store, made[1].blob, 99), 1.0)
     with_them = aggregate_blobs(config, store, store, made[1].blob, moments, [delta])
     without = aggregate_blobs(config, store, store, made[1].blob, None, [delta])
     assert isinstance(with_them, NextAdapter)

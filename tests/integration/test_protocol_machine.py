@@ -11,12 +11,15 @@ import dataclasses
 import pathlib
 import tempfile
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 from coordinator.answers import finished
-from coordinator.config import RoundsConfig, Rule, TrainingConfig
+from coordinator.config import Rule, TrainingConfig
+from coordinator.course import Late as LateRule
+from coordinator.course import Mode, RoundsConfig
 from coordinator.events import (
     AdapterReady,
     AggregateRound,
@@ -65,6 +68,7 @@ from tests.edge_sdk.wire.lines import SHM
 
 EXAMPLES, STEPS = 40, 60
 ROUNDS = 2
+LATE_ROUNDS, MOST = 4, 2  # and how many versions late a result may be
 DEVICES = ("a", "b")
 INDEX = st.integers(0, 1 << 16)
 
@@ -143,6 +147,8 @@ class Device:
 class Fleet(RuleBasedStateMachine):
     """A coordinator over a real ledger, two devices, and all messages between them under way at once."""
 
+    COURSE = RoundsConfig(count=ROUNDS, devices=2, quorum=1, deadline_s=300, wait_s=10, attempts=1000)
+
     def __init__(self) -> None:
         super().__init__()
         self.stack = contextlib.ExitStack()
@@ -175,9 +181,8 @@ class Fleet(RuleBasedStateMachine):
 
     def plan(self) -> Plan:
         """Two rounds of one level."""
-        rounds = RoundsConfig(count=ROUNDS, devices=2, quorum=1, deadline_s=300, wait_s=10, attempts=1000)
         tasks = TaskMaker(self.ledger.run, TrainingConfig(steps=2, tokens=16), Rule.LORA_SVD)
-        return Plan(rounds, tasks, (Level("fp32", 50 * MB),), {"fp32": blob_of(b"manifest")})
+        return Plan(self.COURSE, tasks, (Level("fp32", 50 * MB),), {"fp32": blob_of(b"manifest")})
 
     def resume(self, _past: Past) -> None:
         """Time lets an open round that was complete close."""
@@ -323,7 +328,7 @@ class Fleet(RuleBasedStateMachine):
             self.coordinator_is_killed()
             return
         made = blob_of(f"adapter {asked.round}".encode())
-        self.ledger.commit_adapter(asked.round, asked.attempt, made, 0.0)
+        self.ledger.commit_adapter(asked, made, 0.0)
         assert asked.round not in self.aggregated
         self.aggregated[asked.round] = asked.task_ids
         if killed == "after":
@@ -361,8 +366,15 @@ class Fleet(RuleBasedStateMachine):
         assert self.accepted <= committed
         for one in self.devices.values():
             assert one.forgotten <= committed
+        written = self.ledger._db.execute("SELECT task_id, version FROM results WHERE version IS NOT NULL").fetchall()
+        assert dict(written) == {task_id: version for version, tasks in self.aggregated.items() for task_id in tasks}
+        self.what_counts_is_as_late_as_it_may()
+
+    def what_counts_is_as_late_as_it_may(self) -> None:
+        """Each result is in the round of its task, and each device once in a round."""
         names = [(round_, task_id.rsplit(".", 1)[1]) for round_, tasks in self.aggregated.items() for task_id in tasks]
         assert len(set(names)) == len(names), "a device counts twice in a round"
+        assert all(_round_of(task_id) == round_ for round_, tasks in self.aggregated.items() for task_id in tasks)
 
     def teardown(self) -> None:
         """The faults stop: all rounds are done, every result has its word, and the ledger agrees."""
@@ -372,10 +384,15 @@ class Fleet(RuleBasedStateMachine):
             self.goes_well()
         assert self.rounds.state is State.DONE
         assert not any(one.kept for one in self.devices.values())
-        assert sorted(self.aggregated) == list(range(1, ROUNDS + 1))
+        assert sorted(self.aggregated) == list(range(1, self.COURSE.count + 1))
         self.nothing_counts_twice_and_nothing_accepted_is_lost()
+        self.nothing_is_left()
         self.ledger.close()
         self.stack.close()
+
+    def nothing_is_left(self) -> None:
+        """The results of an attempt that was repeated are in no adapter; no task is open."""
+        assert not self.ledger._db.execute("SELECT 1 FROM tasks WHERE state = 'offered'").fetchall()
 
     def goes_well(self) -> None:
         """Time passes, everybody is connected, and everything arrives once, in order."""
@@ -393,9 +410,45 @@ class Fleet(RuleBasedStateMachine):
         self.aggregates("")
 
 
-def test_whatever_happens_every_result_counts_once() -> None:
+class Late(Fleet):
+    """The same fleet, in which a result counts that is late: not in its own round, and no device is waited for."""
+
+    COURSE = dataclasses.replace(
+        Fleet.COURSE, count=LATE_ROUNDS, participants=1, extra=1, late=LateRule.DISCOUNT, max_staleness=MOST
+    )
+
+    def what_counts_is_as_late_as_it_may(self) -> None:
+        """No result counts before its task was made, nor more versions later than is allowed."""
+        for version, tasks in self.aggregated.items():
+            assert all(0 <= version - _round_of(task_id) <= MOST for task_id in tasks)
+
+    def nothing_is_left(self) -> None:
+        """Whatever was accepted is in an adapter, also what came when its round was over, or repeated."""
+        super().nothing_is_left()
+        assert not self.ledger._db.execute("SELECT 1 FROM results WHERE version IS NULL").fetchall()
+
+
+class Buffered(Late):
+    """The same fleet, which never waits: every two results are a version, whoever they are from."""
+
+    COURSE = dataclasses.replace(
+        Fleet.COURSE, count=LATE_ROUNDS, mode=Mode.BUFFERED, buffer=2, max_staleness=MOST, deadline_s=100
+    )
+
+    def nothing_is_left(self) -> None:
+        """Each version is of two results at least."""
+        super().nothing_is_left()
+        assert all(len(tasks) >= 2 for tasks in self.aggregated.values())
+
+
+def _round_of(task_id: str) -> int:
+    return int(task_id.split(".")[1])
+
+
+@pytest.mark.parametrize("fleet", [Fleet, Late, Buffered])
+def test_whatever_happens_every_result_counts_once(fleet: type[Fleet]) -> None:
     """Messages lost, doubled and reordered, brokers emptied, both sides killed anywhere: all complete, once."""
     run_state_machine_as_test(
-        Fleet,
+        fleet,
         settings=settings(max_examples=EXAMPLES, stateful_step_count=STEPS, suppress_health_check=list(HealthCheck)),
     )
