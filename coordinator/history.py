@@ -222,10 +222,10 @@ def _read_all(db: sqlite3.Connection) -> History:
 
 
 def _result(row: Sequence[Any]) -> ResultRow:
-    report, version, body = row[-3:]
-    task = codec.decode(Task, body, ROW_BYTES)
-    said = codec.decode(Report, report, ROW_BYTES)
-    return ResultRow(*row[:-3], report=said, codec=task.delta_codec, version=version)
+    *told, report, version, body = row
+    said, task = codec.decode(Report, report, ROW_BYTES), codec.decode(Task, body, ROW_BYTES)
+    values = (*told, said, task.delta_codec, version)
+    return ResultRow(*values)
 
 
 def _answers(db: sqlite3.Connection) -> Iterator[AnswerRow]:

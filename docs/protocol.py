@@ -19,7 +19,7 @@ import typing
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
-from coordinator import rounds, validate
+from coordinator import desk, rounds, tasks, validate
 from coordinator.round_states import TRANSITIONS as STATE_TRANSITIONS
 from coordinator.round_states import State
 from docs.meanings import FIELDS, VALUES
@@ -238,9 +238,9 @@ def bounds() -> str:
         ("RESEND_S", session, "after which a device offers its results again"),
         ("PROGRESS_S", session, "between two progress messages"),
         ("REMEMBERED", session, "declines and failures that a device remembers"),
-        ("SILENCE_S", rounds, "silence after which an offer is repeated"),
-        ("BUSY_S", rounds, "the same after `busy`"),
-        ("GRACE_S", rounds, "after the deadline, for deltas that are being fetched"),
+        ("SILENCE_S", desk, "silence after which an offer is repeated"),
+        ("BUSY_S", desk, "the same after `busy`"),
+        ("GRACE_S", tasks, "after the deadline, for deltas that are being fetched"),
         ("REPEAT_S", rounds, "before a round is tried again"),
     ]
     found = ((f"`{name}`", f"{getattr(module, name):,}", f"`{module.__name__}`", what) for name, module, what in rows)

@@ -345,3 +345,43 @@ def test_one_boosted_delta_moves_no_more_than_its_limit(seed: int, boost: float)
         wanted = aggregate(config, start, [honest, held]).adapter
         for name, array in wanted.items():
             np.testing.assert_allclose(bounded[name], array, atol=1e-5)
+
+
+@given(seeds, st.floats(0, 1), st.integers(1, 1000))
+@settings(max_examples=40)
+def test_what_comes_late_is_added_to_what_there_is_now(seed: int, scale: float, weight: int) -> None:
+    """A device that was given an older adapter adds the change that it made of that one's product, less of it, to the
+    product as it is; what is in time counts whole. So it is with A frozen, and with tensors that are no factors.
+    """
+    now, then = adapter(1, modules=1), adapter(2, modules=1)
+    late, fresh = change(then, seed), change(now, seed + 1)
+    for config, only in ((SVD, ""), (FREEZE_A, "lora_B")):
+        if only:  # A is the same in all rounds
+            then["block.0/q.lora_A"] = now["block.0/q.lora_A"]
+            late, fresh = change(then, seed, only=only), change(now, seed + 1, only=only)
+        came = [Contribution(late, weight, then, scale), Contribution(fresh, 7)]
+        result = dict(aggregate(config, now, came).adapter)
+        before = product(now, "block.0/q")
+        changes = [
+            product(after(of, d), "block.0/q") - product(of, "block.0/q") for of, d in ((then, late), (now, fresh))
+        ]
+        dense = before + (weight * scale * changes[0] + 7 * changes[1]) / (weight + 7)
+        values = np.linalg.svd(dense)[1]
+        lost = np.linalg.norm(values[RANK:]) if config is SVD else 0.0
+        assert np.linalg.norm(product(result, "block.0/q") - dense) == pytest.approx(lost, abs=2e-4)
+        if not only:
+            wanted = now["head/weight"] + (
+                weight * scale * late.tensors["head/weight"] + 7 * fresh.tensors["head/weight"]
+            ) / (weight + 7)
+            np.testing.assert_allclose(result["head/weight"], wanted, atol=1e-6)
+
+
+def test_factors_of_another_round_mean_nothing_alone() -> None:
+    """A late device that changed nothing changes nothing, although the factors it was given are others than now."""
+    now, then = adapter(1), adapter(2)
+    nothing, fresh = 0.0 * change(then, 3), change(now, 4)
+    both = [Contribution(nothing, 1, then, 0.5), Contribution(fresh, 1)]
+    alone = [Contribution(0.0 * fresh, 1), Contribution(fresh, 1)]
+    one, other = (dict(aggregate(SVD, now, came).adapter) for came in (both, alone))
+    for module in ("block.0/q", "block.1/q"):
+        np.testing.assert_allclose(product(one, module), product(other, module), atol=1e-5)

@@ -32,7 +32,7 @@ from coordinator.task_book import Entry, Place, TaskMaker
 from edge_sdk.wire.blobs import blob_of
 from edge_sdk.wire.messages import DeclineReason, DeltaCodec, FailureReason, ResultOffer
 from tests.coordinator.samples import make_report
-from tests.coordinator.test_rounds import ARTIFACTS, DELTA, LEVELS, Scene, only
+from tests.coordinator.scene import ARTIFACTS, DELTA, LEVELS, Scene, only
 
 FP32, INT8, INT4 = DeltaCodec.FP32, DeltaCodec.INT8, DeltaCodec.INT4
 

@@ -325,6 +325,51 @@ def test_privacy_that_cannot_hold_is_refused(
         load(tmp_path, text)
 
 
+PRIVATE = "[aggregation]\nrule = 'freeze-a'\n[privacy]\nnoise_multiplier = 1\nclip_norm = 1\ndelta = 1e-5\n"
+
+
+@pytest.mark.parametrize(
+    ("rounds", "other", "complaint"),
+    [
+        ("extra = 2", "", "rounds.extra is beside rounds.participants: set how many results a round is made of"),
+        ("mode = 'buffered'", "", "rounds.mode is 'buffered', which needs rounds.buffer"),
+        ("buffer = 2", "", "rounds.buffer is for rounds.mode = 'buffered'"),
+        (
+            "mode = 'buffered'\nbuffer = 2\nparticipants = 3",
+            "",
+            "free device trains: leave out rounds.participants",
+        ),
+        ("mode = 'buffered'\nbuffer = 2\nquorum = 2", "", "how many results are enough: leave out rounds.quorum"),
+        ("late = 'maybe'", "", "rounds.late is 'maybe'; allowed: refuse, discount"),
+        ("late = 'discount'\nmax_staleness = 0", "", "rounds.max_staleness is 0; it must be from 1 to 1000"),
+        (
+            "late = 'discount'\nquorum = 3",
+            "[aggregation]\nrule = 'freeze-a'\nestimator = 'median'\nbyzantine = 1\n",
+            "rounds.late = 'discount' discounts deltas by how late they are; a median knows no weights",
+        ),
+        ("late = 'discount'", PRIVATE, "rounds.late = 'discount' puts deltas of several rounds into one"),
+        ("mode = 'buffered'\nbuffer = 2", PRIVATE, "rounds.mode = 'buffered' puts deltas of several rounds into one"),
+        ("participants = 3\nextra = 1", PRIVATE, "one's data decides who else counts, which [privacy] cannot account"),
+    ],
+)
+def test_rounds_that_cannot_hold_are_refused(tmp_path: pathlib.Path, rounds: str, other: str, complaint: str) -> None:
+    """A setting without its other half, or one for which there is no estimator or no accounting: one line."""
+    text = CONFIG.replace("devices = 5\n", f"devices = 5\n{rounds}\n") + other
+    with pytest.raises(ConfigError, match=re.escape(complaint)):
+        load(tmp_path, text)
+
+
+def test_what_counts_is_the_run(tmp_path: pathlib.Path) -> None:
+    """Rounds in step may be continued with more patience or more devices; with late results, or a buffer, it is
+    another run.
+    """
+    courses = ("", "participants = 3\nextra = 1", "late = 'discount'", "mode = 'buffered'\nbuffer = 2")
+    texts = [CONFIG.replace("devices = 5\n", f"devices = 5\n{rounds}\n") for rounds in courses]
+    plain, *others = (load(tmp_path, text).digest() for text in texts)
+    assert others[0] == plain
+    assert len({plain, *others}) == 3
+
+
 def test_a_missing_file_is_said(tmp_path: pathlib.Path) -> None:
     """No file gives one line, too."""
     with pytest.raises(ConfigError, match="cannot be read"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -36,8 +37,8 @@ from edge_sdk.wire.messages import FailureReason, RefusalReason, ResultOffer, Ta
 from tests.coordinator.samples import make_report
 from tests.coordinator.scene import DELTA, Scene, only, opened
 
-LATE = {"late": Late.DISCOUNT, "max_staleness": 2}
-FILLS = {"mode": Mode.BUFFERED, "buffer": 2, "count": 3, "max_staleness": 2}
+LATE: dict[str, Any] = {"late": Late.DISCOUNT, "max_staleness": 2}
+FILLS: dict[str, Any] = {"mode": Mode.BUFFERED, "buffer": 2, "count": 3, "max_staleness": 2}
 
 
 def offer(scene: Scene, device: str, task: Task) -> list[Instruction]:
@@ -239,7 +240,7 @@ def test_extra_devices_go_on_where_late_results_count() -> None:
 # ---- a buffer
 
 
-def filling(**changes: object) -> Scene:
+def filling(**changes: Any) -> Scene:
     """Two devices at work, of whose results every two make a version."""
     return opened(**{**FILLS, **changes})
 
