@@ -73,7 +73,7 @@ from coordinator.screen import Screen, board
 from coordinator.scribe import write_down
 from coordinator.task_book import TaskMaker
 from coordinator.tuner import Tuner
-from coordinator.validate import Accepted, Expected, check_delta, expected
+from coordinator.validate import Accepted, Expected, Refused, check_delta, expected
 from edge_sdk.wire.blobs import BlobStore
 from edge_sdk.wire.chunks import chunk_bytes_within
 from edge_sdk.wire.crash_points import crash_point
@@ -343,6 +343,8 @@ class Daemon:
         wanted = fetched.wanted
         data = self._received.read(wanted.delta)
         verdict = check_delta(data, self._expected(wanted))
+        if isinstance(verdict, Accepted) and not self._artifact.store.has(wanted.task.adapter):
+            verdict = Refused(RefusalReason.WRONG_ROUND, "the adapter that it started from is not here any more")
         if not isinstance(verdict, Accepted):
             if not self._ledger.is_committed(wanted.delta.sha256):  # another's good delta has another's right to stay
                 self._received.remove(wanted.delta.sha256)

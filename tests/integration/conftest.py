@@ -19,12 +19,17 @@ import numpy as np
 import pytest
 
 from benchmarks.demo import write_toml
+from coordinator.aggregate.blobs import NextAdapter, aggregate_blobs
 from coordinator.builder import build
-from coordinator.config import load_config
+from coordinator.config import Config, load_config
+from coordinator.errors import LedgerError
 from coordinator.history import History, read_history
 from coordinator.jobs import Jobs
+from coordinator.ledger import Ledger
+from coordinator.places import artifact_folder, ledger_path, received_folder
 from edge_sdk.data import write_image_folder
 from edge_sdk.wire import crash_points
+from edge_sdk.wire.blobs import Blob, BlobStore
 from tests.brokers import BrokerProcess, FleetMosquitto, Mosquitto
 from tests.models import CORPUS, tiny_model
 
@@ -246,3 +251,32 @@ def assert_counted_once(history: History, rounds: int = ROUNDS) -> None:
     counted = [(row.round, row.device) for row in history.results]
     assert len(set(counted)) == len(counted)
     assert {round_ for round_, _device in counted} == set(range(1, rounds + 1))
+
+
+def rounds_done(processes: Processes) -> int:
+    """How many rounds the ledger has."""
+    try:
+        return max((adapter.version for adapter in processes.history().adapters), default=0)
+    except LedgerError:  # the coordinator is only just starting
+        return 0
+
+
+def assert_each_adapter_follows(config: Config, *, moments: bool = False) -> None:
+    """Aggregated again from the blobs in the ledger, every version comes out as it is there, and so do its moments.
+
+    Each result counts with the weight that its staleness has, and is in one version.
+    """
+    store, received = BlobStore(artifact_folder(config)), BlobStore(received_folder(config))
+    history = read_history(ledger_path(config))
+    adapters = [Blob(adapter.sha256, adapter.size_bytes) for adapter in history.adapters]
+    with Ledger(ledger_path(config), config.name, config.digest()) as ledger:
+        for version in range(1, len(adapters)):
+            rows = ledger._db.execute("SELECT task_id FROM results WHERE version = ?", (version,))
+            tasks = tuple(task_id for (task_id,) in rows)
+            assert len(tasks) == len(history.used(version))
+            deltas = [(blob, config.rounds.weight(version - round_)) for blob, round_ in ledger.deltas(tasks)]
+            before = adapters[version - 1], ledger.moments(version - 1)
+            made = aggregate_blobs(config.aggregation, store, received, *before, deltas)
+            assert isinstance(made, NextAdapter)
+            assert (made.blob, made.moments) == (adapters[version], ledger.moments(version))
+            assert (made.moments is not None) == moments

@@ -9,40 +9,20 @@ from typing import Any
 import pytest
 
 from benchmarks.reliability.crashes import run_case
-from coordinator.aggregate.blobs import NextAdapter, aggregate_blobs
 from coordinator.cli import main
 from coordinator.config import load_config
-from coordinator.errors import LedgerError
-from coordinator.ledger import Ledger
-from coordinator.places import artifact_folder, ledger_path, received_folder
-from edge_sdk.wire.blobs import Blob, BlobStore
-from tests.integration.conftest import ROUNDS, Processes, Tiny, assert_counted_once, device_table, wait_until
+from tests.integration.conftest import (
+    ROUNDS,
+    Processes,
+    Tiny,
+    assert_counted_once,
+    assert_each_adapter_follows,
+    device_table,
+    rounds_done,
+    wait_until,
+)
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
-
-
-def rounds_done(processes: Processes) -> int:
-    """How many rounds the ledger has."""
-    try:
-        return max((adapter.version for adapter in processes.history().adapters), default=0)
-    except LedgerError:  # the coordinator is only just starting
-        return 0
-
-
-def assert_each_adapter_follows(processes: Processes) -> None:
-    """Aggregated again from the blobs in the ledger, every version comes out as it is there, and so do its moments."""
-    config, history = load_config(processes.folder / "coordinator.toml"), processes.history()
-    store, received = BlobStore(artifact_folder(config)), BlobStore(received_folder(config))
-    adapters = [Blob(adapter.sha256, adapter.size_bytes) for adapter in history.adapters]
-    with Ledger(ledger_path(config), config.name, config.digest()) as ledger:
-        for version in range(1, len(adapters)):
-            used = history.used(version)
-            deltas = [(Blob(row.sha256, row.size_bytes), 1.0) for row in used]
-            before = adapters[version - 1], ledger.moments(version - 1)
-            made = aggregate_blobs(config.aggregation, store, received, *before, deltas)
-            assert isinstance(made, NextAdapter)
-            assert (made.blob, made.moments) == (adapters[version], ledger.moments(version))
-            assert made.moments is not None
 
 
 def test_nobody_is_killed(processes: Processes) -> None:
@@ -80,7 +60,7 @@ def test_the_coordinator_is_killed_in_round_two(processes: Processes) -> None:
     processes.serve(aggregation=fedadam)
     assert processes.finish() == 0, processes.log("coordinator")
     assert_counted_once(processes.history())
-    assert_each_adapter_follows(processes)
+    assert_each_adapter_follows(load_config(processes.folder / "coordinator.toml"), moments=True)
     assert "continuing at round 2" in processes.log("coordinator")
     assert main(["controller", "replay", "--config", str(processes.folder / "coordinator.toml")]) == 0
 
