@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import dataclasses
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -62,8 +63,16 @@ class Assignment(Generic[S]):
         self._sits_out = {name: session for name, session in self._sits_out.items() if session}
         self._left_out = {}
 
-    def decide(self, devices: Iterable[Device], fleet: Iterable[Device], terms: Terms) -> Decided | None:
+    def decide(
+        self,
+        devices: Iterable[Device],
+        fleet: Iterable[Device],
+        terms: Terms,
+        barred: Mapping[str, frozenset[str]],
+    ) -> Decided | None:
         """What each of `devices`, some of the `fleet`, gets that takes part; None where none of them does.
+
+        None gets a level that it is `barred` from.
 
         Whom the policy left out is asked about again in the next attempt, or when it comes back as another session.
         """
@@ -73,7 +82,8 @@ class Assignment(Generic[S]):
         answers = tuple(self._answers)
         self._answers.clear()
         self._acquaintance = self._acquaintance.after(answers)
-        seen = Observation(self._views(asked), self._levels, answers, self._views(fleet), terms)
+        views = tuple(dataclasses.replace(v, barred=barred.get(v.name, v.barred)) for v in self._views(asked))
+        seen = Observation(views, self._levels, answers, self._views(fleet), terms)
         decision, self._state = self._policy.decide(seen, self._state)
         fresh, self._fresh = self._fresh, False
         sessions = {device.hello.device: device.hello.session for device in asked}

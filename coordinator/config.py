@@ -15,6 +15,7 @@ from coordinator.guards import ChecksConfig, Estimator, PrivacyConfig
 from coordinator.pace import Pace
 from coordinator.policy.settings import PolicyConfig, policy_complaints
 from coordinator.registry import Enrolment
+from coordinator.rollout import RolloutConfig
 from edge_sdk.wire.codecs import NEEDS_RESIDUAL
 from edge_sdk.wire.endpoint import TlsFiles, broker_url
 from edge_sdk.wire.manifest import BITS, NAME, TaskType
@@ -288,6 +289,7 @@ class Config:
     public: PublicConfig | None = None
     participant: ParticipantConfig | None = None
     privacy: PrivacyConfig | None = None
+    rollout: RolloutConfig | None = None
 
     def digest(self) -> str:
         """What makes two configurations the same run: all but where it runs, with whom, and how it waits.
@@ -378,6 +380,7 @@ def _complaints(config: Config) -> dict[str, bool]:
         **_aggregation_complaints(config.aggregation),
         **_estimator_complaints(config),
         **_late_complaints(config),
+        **(config.rollout.complaints(names, config.rounds.quorum) if config.rollout else {}),
         **(_privacy_complaints(config, config.privacy) if config.privacy else {}),
         f"training.delta_codec is {codec.value!r}; aggregation.rule {rule.value!r} keeps no residuals; allowed: "
         f"{', '.join(c.value for c in DeltaCodec if c not in NEEDS_RESIDUAL)}": (

@@ -449,6 +449,7 @@ class Daemon:
             checks=self._config.checks,
             lots=self._ledger.secret if self._config.privacy else "",
             transfer=self._config.transfer,
+            rollout=self._config.rollout,
         )
 
     def _level(self, built: BuiltLevel) -> Level:

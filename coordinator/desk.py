@@ -127,6 +127,7 @@ class Desk(Generic[S]):
         answer = answers.failed(entry, self._tasks.stage.gathers, message, budget_bytes)
         yield RecordFailure(entry.device, entry.choice.level, budget_bytes, message, answer)
         self._tasks.assignment.observe(answer)
+        yield from self._tasks.tried(entry, message.reason, now_s)
         if message.reason is FailureReason.OVER_BUDGET:
             yield from self._tasks.give(entry.device, now_s)
         else:
@@ -149,7 +150,7 @@ class Desk(Generic[S]):
         elif (known := self._receipt(entry)) is not None:
             yield SendReceipt(event.device, known)
         else:
-            entry.state, entry.heard_s = TaskState.FETCHING, now_s
+            entry.state, entry.heard_s, entry.report = TaskState.FETCHING, now_s, message.report
             self._tasks.fleet = self._tasks.fleet.with_battery(event.device, message.report.battery)
             yield self._fetch(entry, message)
 
@@ -159,14 +160,17 @@ class Desk(Generic[S]):
         self._tasks.assignment.observe(event.answer)
         if (receipt := self._receipt(entry)) is not None:
             yield SendReceipt(entry.device, receipt)
+        if entry.report is not None:
+            yield from self._tasks.tried(entry, entry.report, now_s)
         yield from self._tasks.give(entry.device, now_s)
 
-    def _on_refused(self, event: ResultRefused, _now_s: float) -> Iterator[Instruction]:
+    def _on_refused(self, event: ResultRefused, now_s: float) -> Iterator[Instruction]:
         entry = self._tasks.book[event.task_id]
         entry.state, entry.refusal, entry.detail = TaskState.REFUSED, event.reason, event.detail
         self._tasks.assignment.sit_out(entry.device)
         if (receipt := self._receipt(entry)) is not None:
             yield SendReceipt(entry.device, receipt)
+        yield from self._tasks.tried(entry, event.reason, now_s)
         self._tasks.quarantine = self._tasks.quarantine.with_refusal(entry.device, entry.task.round)
         if spell := self._tasks.quarantine.spell(entry.device, self._tasks.stage.round):
             yield SitOut(spell)

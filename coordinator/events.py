@@ -14,6 +14,7 @@ from typing import Any
 from coordinator.assignment import Decided
 from coordinator.policy.types import Answer, Choice, Policy
 from coordinator.quarantine import Spell
+from coordinator.rollout import Verdict
 from edge_sdk.wire.blobs import Blob
 from edge_sdk.wire.messages import (
     Hello,
@@ -301,6 +302,13 @@ class SitOut:
 
 
 @dataclass(frozen=True, slots=True)
+class RecordVerdict:
+    """Write what is said of a level, and say it."""
+
+    verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True)
 class RepeatRound:
     """Write that this attempt came to nothing, and say why."""
 
@@ -343,6 +351,7 @@ Instruction = (
     | SendReceipt
     | SetRates
     | SitOut
+    | RecordVerdict
     | RepeatRound
     | AggregateRound
     | Finish

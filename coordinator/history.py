@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from coordinator.errors import LedgerError
 from coordinator.privacy import Spent
+from coordinator.rollout import Verdict
 from edge_sdk.wire import codec
 from edge_sdk.wire.messages import DeltaCodec, Hello, Report, Task
 
@@ -125,6 +126,7 @@ class History:
     evaluations: tuple[EvaluationRow, ...]
     traffic: tuple[TrafficRow, ...]
     spent: tuple[Spent, ...]
+    verdicts: tuple[Verdict, ...]
     open_tasks: int
 
     @property
@@ -217,8 +219,15 @@ def _read_all(db: sqlite3.Connection) -> History:
             for row in db.execute("SELECT device, sent_bytes, received_bytes FROM traffic ORDER BY device")
         ),
         spent=tuple(Spent(*row) for row in db.execute("SELECT * FROM privacy ORDER BY version")),
+        verdicts=verdicts(db),
         open_tasks=open_tasks,
     )
+
+
+def verdicts(db: sqlite3.Connection) -> tuple[Verdict, ...]:
+    """What was said of levels, in that order."""
+    rows = db.execute("SELECT level, halted, why FROM verdicts ORDER BY said_at, level")
+    return tuple(Verdict(level, bool(halted), why) for level, halted, why in rows)
 
 
 def _result(row: Sequence[Any]) -> ResultRow:

@@ -30,16 +30,18 @@ from coordinator.decision_log import packed
 from coordinator.errors import LedgerError
 from coordinator.events import AggregateRound, TaskState
 from coordinator.fleet import Device, Fleet
-from coordinator.history import FORMAT, ROW_BYTES
+from coordinator.history import FORMAT, ROW_BYTES, verdicts
 from coordinator.plan import Past
 from coordinator.policy.types import Answer, Choice
 from coordinator.privacy import Spent
 from coordinator.report import FULL
+from coordinator.rollout import Trial, Verdict, counts
 from coordinator.task_book import Entry
 from edge_sdk.wire import codec
 from edge_sdk.wire.blobs import Blob, make_folder
 from edge_sdk.wire.crash_points import crash_moment
 from edge_sdk.wire.messages import (
+    FailureReason,
     Hello,
     RefusalReason,
     Report,
@@ -84,6 +86,7 @@ CREATE TABLE declines (task_id TEXT PRIMARY KEY REFERENCES tasks, reason TEXT NO
     budget_bytes INTEGER NOT NULL, detail TEXT NOT NULL);
 CREATE TABLE failures (task_id TEXT PRIMARY KEY REFERENCES tasks, reason TEXT NOT NULL, peak_bytes INTEGER NOT NULL,
     budget_bytes INTEGER NOT NULL, detail TEXT NOT NULL);
+CREATE TABLE verdicts (level TEXT PRIMARY KEY, halted INTEGER NOT NULL, why TEXT NOT NULL, said_at REAL NOT NULL);
 CREATE TABLE evaluations (version INTEGER NOT NULL, kind TEXT NOT NULL, loss REAL NOT NULL, accuracy REAL,
     rows INTEGER NOT NULL, PRIMARY KEY (version, kind));
 CREATE TABLE traffic (device TEXT PRIMARY KEY, sent_bytes INTEGER NOT NULL, received_bytes INTEGER NOT NULL);
@@ -250,6 +253,11 @@ class Ledger:
             done = "UPDATE rounds SET state = 'aggregated' WHERE round = ? AND attempt = ?"
             self._db.execute(done, (round_, asked.attempt))
 
+    def verdict(self, verdict: Verdict) -> None:
+        """What was said of a level; the first one stays."""
+        values = (verdict.level, verdict.halted, verdict.why, time.time())
+        self._write("ledger.verdict", "INSERT OR IGNORE INTO verdicts VALUES (?, ?, ?, ?)", *values)
+
     def evaluation(self, version: int, kind: str, loss: float, accuracy: float | None, rows: int) -> None:
         """A held-out loss of an adapter version was measured."""
         values = (version, kind, loss, accuracy, rows)
@@ -285,6 +293,8 @@ class Ledger:
             entries=tuple(self._entries(version + 1)),
             answers=tuple(self.answers()),
             fleet=Fleet({hello.device: Device(hello, online=False) for hello in self._hellos()}),
+            trials=tuple(self._trials()),
+            verdicts=verdicts(self._db),
             losses=dict(self._db.execute("SELECT version, loss FROM evaluations WHERE kind = ?", (FULL,))),
         )
 
@@ -355,6 +365,19 @@ class Ledger:
             choice, counts_in = Choice(level, task.delta_codec, share, task.power), version or following
             word = (TaskState(ended), refusal, detail or "")
             yield Entry(device, choice, attempt, task, *word, counts_in=counts_in)
+
+    def _trials(self) -> Iterator[Trial]:
+        """How tasks have ended that were not declined, taken back or lost."""
+        query = "SELECT task_id, device, level, reason FROM failures JOIN tasks USING (task_id)"
+        for task_id, device, level, reason in self._db.execute(query):
+            if counts(failure := FailureReason(reason)):
+                yield Trial(task_id, device, level, failure)
+        query = "SELECT task_id, device, level, reason FROM refusals JOIN tasks USING (task_id)"
+        for task_id, device, level, reason in self._db.execute(query):
+            yield Trial(task_id, device, level, RefusalReason(reason))
+        query = "SELECT task_id, r.device, level, report FROM results r JOIN tasks USING (task_id)"
+        for task_id, device, level, report in self._db.execute(query):
+            yield Trial(task_id, device, level, _read(Report, report))
 
     def answers(self) -> Iterator[Answer]:
         """What became of tasks, as policies are told it, oldest first."""

@@ -12,6 +12,7 @@ from coordinator.events import (
     OpenRound,
     RecordDecline,
     RecordFailure,
+    RecordVerdict,
     RepeatRound,
     SitOut,
 )
@@ -51,9 +52,6 @@ def narrate(instruction: Instruction) -> tuple[str, str] | None:
 
 
 def _about_the_course(instruction: Instruction) -> tuple[str, str] | None:
-    if isinstance(instruction, SitOut):
-        spell = instruction.spell
-        return f"{spell.device}: too many deltas refused; gets no task until round {spell.last} is over", "bold red"
     if isinstance(instruction, RepeatRound):
         return f"round {instruction.round} came to nothing: {instruction.why}", "yellow"
     if isinstance(instruction, AggregateRound):
@@ -62,4 +60,17 @@ def _about_the_course(instruction: Instruction) -> tuple[str, str] | None:
         return "all rounds are done", "bold"
     if isinstance(instruction, GiveUp):
         return f"given up: {instruction.why}", "bold red"
+    return _about_trust(instruction)
+
+
+def _about_trust(instruction: Instruction) -> tuple[str, str] | None:
+    if isinstance(instruction, SitOut):
+        spell = instruction.spell
+        return f"{spell.device}: too many deltas refused; gets no task until round {spell.last} is over", "bold red"
+    if isinstance(instruction, RecordVerdict) and instruction.verdict.halted:
+        verdict = instruction.verdict
+        return f"level {verdict.level} is halted, and given to no device any more: {verdict.why}", "bold red"
+    if isinstance(instruction, RecordVerdict):
+        verdict = instruction.verdict
+        return f"level {verdict.level} is open to all devices: {verdict.why}", "bold"
     return None

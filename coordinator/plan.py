@@ -11,6 +11,7 @@ from coordinator.course import RoundsConfig
 from coordinator.fleet import Fleet
 from coordinator.guards import ChecksConfig
 from coordinator.policy.types import Answer, Choice, Level, Terms
+from coordinator.rollout import RolloutConfig, Trial, Verdict
 from coordinator.task_book import Entry, TaskMaker
 from edge_sdk.wire.blobs import Blob
 
@@ -20,7 +21,7 @@ class Plan:
     """What does not change in a run: `artifacts` are the manifests of the `levels`, which are best first.
 
     No round opens without all of the `needed` devices. `lots` are drawn with that; else with the training's seed.
-    `transfer` is what there is to share out.
+    `transfer` is what there is to share out, `rollout` how new levels are tried.
     """
 
     rounds: RoundsConfig
@@ -31,6 +32,7 @@ class Plan:
     checks: ChecksConfig = field(default_factory=ChecksConfig)
     lots: str = ""
     transfer: TransferConfig = field(default_factory=TransferConfig)
+    rollout: RolloutConfig | None = None
 
     def terms(self, round_: int, adapter: Blob, losses: Mapping[int, float]) -> Terms:
         """What holds for the tasks of a round that starts from `adapter`, when these held-out losses are known."""
@@ -63,7 +65,8 @@ class Plan:
 class Past:
     """What the ledger remembers: `version` rounds are done and gave `adapter`; the next `attempt` may be `open`.
 
-    `narrowed` is what levels of a lower rank get in the adapter's place, `losses` are held-out ones by version.
+    `narrowed` is what levels of a lower rank get in the adapter's place, `losses` are held-out ones by version;
+    `trials` and `verdicts` are of levels.
     """
 
     version: int
@@ -75,3 +78,5 @@ class Past:
     fleet: Fleet = field(default_factory=Fleet)
     narrowed: Mapping[str, Blob] = field(default_factory=dict)
     losses: Mapping[int, float] = field(default_factory=dict)
+    trials: tuple[Trial, ...] = ()
+    verdicts: tuple[Verdict, ...] = ()

@@ -5,6 +5,7 @@
                  "decisions": [{"device", "level", "words", "state"}]}],
      "privacy": {"guarantee", "epsilon", "delta", "doubts", "covers", "rounds": [...]} or null,
      "quarantine": [{"device", "first", "last"}],
+     "rollout": [{"level", "halted", "why"}],
      "evaluations": [{"version", "full_loss", "emulator_loss", ...}], "traffic": [...],
      "checks": [{"name", "passed", "detail"}], "versions": {...}}
 
@@ -53,6 +54,7 @@ def make_report(history: History, config: Config, status: str, found: Sequence[C
         "rounds": [_round(history, row.round, row.attempt, row.state) for row in history.rounds],
         "privacy": None if config.privacy is None else _privacy(history, config),
         "quarantine": [dataclasses.asdict(spell) for spell in _quarantine(history, config)],
+        "rollout": [dataclasses.asdict(verdict) for verdict in history.verdicts],
         "evaluations": list(_evaluations(history, config)),
         "traffic": [dataclasses.asdict(row) for row in history.traffic],
         "checks": [dataclasses.asdict(check) for check in found],

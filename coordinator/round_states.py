@@ -32,6 +32,7 @@ class Trigger(enum.Enum):
     ADAPTER_READY = "the next adapter is there"
     NO_ADAPTER = "the results have no such middle as was asked for"
     LAST_ADAPTER_READY = "the last adapter is there"
+    ALL_HALTED = "every level is halted"
     STOP = "somebody asked to stop"
 
 
@@ -40,18 +41,21 @@ TRANSITIONS: Final[dict[State, dict[Trigger, State]]] = {
         Trigger.ENOUGH_DEVICES: State.OPEN,
         Trigger.NOBODY_FITS: State.WAITING,
         Trigger.ATTEMPTS_SPENT: State.GAVE_UP,
+        Trigger.ALL_HALTED: State.GAVE_UP,
         Trigger.STOP: State.STOPPED,
     },
     State.OPEN: {
         Trigger.ALL_ANSWERED: State.CLOSING,
         Trigger.ENOUGH_RESULTS: State.CLOSING,
         Trigger.DEADLINE: State.CLOSING,
+        Trigger.ALL_HALTED: State.GAVE_UP,
         Trigger.STOP: State.STOPPED,
     },
     State.CLOSING: {
         Trigger.QUORUM: State.AGGREGATING,
         Trigger.NO_QUORUM: State.WAITING,
         Trigger.ATTEMPTS_SPENT: State.GAVE_UP,
+        Trigger.ALL_HALTED: State.GAVE_UP,
         Trigger.STOP: State.STOPPED,
     },
     State.AGGREGATING: {

@@ -154,6 +154,12 @@ class Rounds(Generic[S]):
     def _advance(self, now_s: float) -> Iterator[Instruction]:
         """Make every transition that is due; one may make another due: a round is closed, then counted."""
         yield from self._tasks.take_back_due(now_s)
+        yield from self._tasks.judge_levels(now_s)
+        end = self._tasks.rollout.end()
+        if end is not None and Trigger.ALL_HALTED in TRANSITIONS[self.state]:
+            yield from self._tasks.cancel_all("every level is halted")
+            self._stage.go(Trigger.ALL_HALTED)
+            yield GiveUp(end)
         while True:
             before = (self.state, self.round, self.attempt)
             if self.state is State.WAITING:

@@ -10,6 +10,7 @@ from coordinator.events import (
     RecordDecision,
     RecordDecline,
     RecordFailure,
+    RecordVerdict,
     RepeatRound,
 )
 from coordinator.ledger import Ledger
@@ -30,5 +31,7 @@ def write_down(ledger: Ledger, instruction: Instruction) -> None:
         ledger.decline(instruction.message, instruction.answer)
     elif isinstance(instruction, RecordFailure):
         ledger.failure(instruction.message, instruction.budget_bytes, instruction.answer)
+    elif isinstance(instruction, RecordVerdict):
+        ledger.verdict(instruction.verdict)
     elif isinstance(instruction, RepeatRound):
         ledger.repeat_round(instruction.round, instruction.attempt, instruction.why)

@@ -14,7 +14,7 @@ from coordinator.events import TaskState
 from coordinator.policy.types import Choice
 from edge_sdk.wire.blobs import Blob
 from edge_sdk.wire.codecs import NEEDS_RESIDUAL
-from edge_sdk.wire.messages import DeltaCodec, Receipt, RefusalReason, Task, TaskProgress
+from edge_sdk.wire.messages import DeltaCodec, Receipt, RefusalReason, Report, Task, TaskProgress
 
 OFFERED = (DeltaCodec.FP32, DeltaCodec.FP16, DeltaCodec.INT8, DeltaCodec.INT4)  # to policies, beside the configured one
 FROZEN = {Rule.LORA_SVD: (), Rule.FREEZE_A: ("lora_A",), Rule.MEAN: ()}
@@ -25,7 +25,8 @@ class Entry:
     """One task, and what was chosen for it. `offered_s` is when it was made, None where a former process did it;
     `heard_s` when the device last spoke of it, `progress` what it said while it trained; it is taken back at `due_s`.
 
-    `refusal` and `detail` say why a delta was refused. A committed one `counts_in` that version of the adapter.
+    `refusal` and `detail` say why a delta was refused; `report` came with one that was offered. A committed one
+    `counts_in` that version of the adapter.
     """
 
     device: str
@@ -40,6 +41,7 @@ class Entry:
     due_s: float = math.inf
     counts_in: int = 0
     progress: TaskProgress | None = None
+    report: Report | None = None
 
     def receipt(self) -> Receipt | None:
         """The final word on this task's result, or None while there is none."""

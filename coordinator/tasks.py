@@ -15,16 +15,27 @@ from typing import Final, Generic, TypeVar
 from coordinator import answers
 from coordinator.assignment import Assignment, Decided
 from coordinator.course import Course, Seen
-from coordinator.events import CancelTask, GiveTask, Instruction, OfferAgain, RecordDecision, SetRates, TaskState
+from coordinator.events import (
+    CancelTask,
+    GiveTask,
+    Instruction,
+    OfferAgain,
+    RecordDecision,
+    RecordVerdict,
+    SetRates,
+    TaskState,
+)
 from coordinator.fleet import Device
 from coordinator.plan import Past, Plan
 from coordinator.policy.types import Choice, Policy
 from coordinator.policy.words import in_words
 from coordinator.quarantine import Quarantine
 from coordinator.rates import parts, rates
+from coordinator.rollout import Ended, Rollout, Trial, counts
 from coordinator.round_states import State
 from coordinator.stage import Stage
 from coordinator.task_book import Entry, Place, TaskBook, with_time_left
+from edge_sdk.wire.messages import FailureReason
 
 S = TypeVar("S")
 
@@ -44,6 +55,8 @@ class Tasks(Generic[S]):
         refused = ((e.device, e.task.round) for e in past.entries if e.state is TaskState.REFUSED)
         self.quarantine = Quarantine.of(plan.checks, refused)
         self.fleet = past.fleet.with_all_offline()
+        needs_bytes = {level.name: level.needs_bytes for level in plan.levels}
+        self.rollout = Rollout.of(plan.rollout, needs_bytes, past.trials, past.verdicts)
         self.rates: dict[str, float] = {}
         self._expected_back = self._sent_away() if past.open else set()
         for entry in self.book.unfinished():
@@ -117,7 +130,11 @@ class Tasks(Generic[S]):
         """What each of those that are free gets; `lacks` of them are needed."""
         stage = self.stage
         terms = self.plan.terms(stage.round, stage.adapter, stage.losses)
-        return self.assignment.decide(self.free(devices), self.fleet, dataclasses.replace(terms, least=lacks))
+        asked, online = self.free(devices), {device.hello.device for device in self.fleet.online()}
+        budgets = {device.hello.device: device.hello.budget_bytes for device in asked}
+        at_work = ((entry.device, entry.choice.level) for entry in self.book.unfinished())
+        barred = self.rollout.barred(budgets, online, at_work)
+        return self.assignment.decide(asked, self.fleet, dataclasses.replace(terms, least=lacks), barred)
 
     def new_attempt(self) -> None:
         """Those who sat out one attempt take part again."""
@@ -189,6 +206,25 @@ class Tasks(Generic[S]):
         """The same task, with the time that is left."""
         entry.heard_s = now_s
         return OfferAgain(entry.device, with_time_left(entry.task, entry.due_s - now_s))
+
+    # ---- levels that are tried
+
+    def tried(self, entry: Entry, ended: Ended, now_s: float) -> Iterator[Instruction]:
+        """A task has ended in a way that says something of its level."""
+        if not isinstance(ended, FailureReason) or counts(ended):
+            self.rollout = self.rollout.with_trial(Trial(entry.task.task_id, entry.device, entry.choice.level, ended))
+            yield from self.judge_levels(now_s)
+
+    def judge_levels(self, now_s: float) -> Iterator[Instruction]:
+        """Say what is due to be said of levels; a halted one's devices get another task."""
+        for verdict in self.rollout.due():
+            self.rollout = self.rollout.with_verdict(verdict)
+            yield RecordVerdict(verdict)
+            at_it = [e for e in self.book.unfinished() if verdict.halted and e.choice.level == verdict.level]
+            for entry in at_it:
+                yield self.cancel(entry, f"level {verdict.level} is halted")
+            for entry in at_it:
+                yield from self.give(entry.device, now_s)
 
     # ---- taking tasks back
 

@@ -71,6 +71,8 @@ class _Kill:
         changes: dict[str, Any] = {}
         if case.scene is Scene.EVALUATES:
             changes["evaluation"] = {"path": _held_out(folder), "rows": 2}
+        elif case.scene is Scene.TRIES:
+            changes["rollout"] = {"canary": 1, "tasks": 1, "levels": ["fp32"]}
         self.fleet = Fleet(tiny, folder, stack, ROUNDS_OF.get(case.scene), **changes)
         self._case, self._stack = case, stack
         self._armed = "coordinator" if case.process == COORDINATOR else "a"

@@ -28,6 +28,7 @@ class Scene(enum.Enum):
     REPEATS = "the same, and the quorum needs both devices"
     REFUSED = "a third device sends what is no delta"
     STOPPED = "somebody asks the coordinator to stop while tasks are open"
+    TRIES = "a level is tried by one device first"
     EVALUATES = "the adapter is measured after each round"
     FINISHES = "until checkpoint and report are there"
 
@@ -39,6 +40,7 @@ _OF_STEP: Final = {
     "ledger.repeat-round": Scene.REPEATS,
     "ledger.refuse-result": Scene.REFUSED,
     "ledger.cancel-task": Scene.STOPPED,
+    "ledger.verdict": Scene.TRIES,
     "ledger.evaluation": Scene.EVALUATES,
     "report": Scene.FINISHES,
     "checkpoint": Scene.FINISHES,

@@ -6,7 +6,8 @@
    budget has grown past what was seen.
 3. A level whose files had no room in the device's store is not offered again, nor one whose files are as large; what
    the store lacks does not change between rounds.
-4. Where none fits, the smallest is offered once all the same: the prediction was made on another machine, and only the
+4. A level that the device is barred from does not fit it.
+5. Where none fits, the smallest is offered once all the same: the prediction was made on another machine, and only the
    device knows. Its answer is an observation like any other, so it is not asked again while nothing changed.
 """
 
@@ -74,7 +75,7 @@ def fits(devices: Sequence[DeviceView], levels: Sequence[Level], known: Known) -
     found: Bools = needs[None, :] <= budgets[:, None]
     said = {name for name, _ in (*known.exceeded, *known.no_room)}  # of others the predictions are all there is
     for row, device in enumerate(devices):
-        if device.name in said:
+        if device.name in said or device.barred:
             names = {level.name for level in fitting(device, levels, known)}
             found[row] = [level.name in names for level in levels]
     return found
@@ -90,7 +91,7 @@ def may_get(devices: Sequence[DeviceView], levels: Sequence[Level], known: Known
 
 
 def _with_room(device: DeviceView, levels: Iterable[Level], known: Known) -> tuple[Level, ...]:
-    levels = tuple(levels)
+    levels = tuple(level for level in levels if level.name not in device.barred)
     too_big = min((level.size_bytes for level in levels if (device.name, level.name) in known.no_room), default=None)
     return tuple(level for level in levels if too_big is None or level.size_bytes < too_big)
 

@@ -58,7 +58,7 @@ class DeviceView:
     starts, rows are measured; `examples` the weight of its last delta; `loss` what it measured on rows of its own
     before it last trained, in nats. `holds` names the levels whose files it has. It was given a task `asked` times, and
     `answered` so many with a delta, the last in round `last_round`. `battery` is the share that is left, 1 on the
-    mains.
+    mains. It may not be given the levels in `barred`: they are tried elsewhere first, or halted.
     """
 
     name: str
@@ -75,6 +75,7 @@ class DeviceView:
     last_round: int = NEVER
     last_level: str = ""
     beside_s: float = 0.0
+    barred: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,6 +59,7 @@ TRANSACTIONS: Final = (
     "ledger.commit-result",
     "ledger.refuse-result",
     "ledger.commit-adapter",
+    "ledger.verdict",
     "ledger.evaluation",
     "ledger.traffic",
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, TypeVar
 
 from coordinator.answers import finished
@@ -23,6 +24,7 @@ from coordinator.events import (
 from coordinator.plan import Past, Plan
 from coordinator.policy.largest_that_fits import LargestThatFits
 from coordinator.policy.types import Level, Policy
+from coordinator.rollout import RolloutConfig
 from coordinator.round_states import State
 from coordinator.rounds import Rounds
 from coordinator.task_book import TaskMaker
@@ -52,6 +54,7 @@ class Scene:
         needed: frozenset[str] = frozenset(),
         seed: int = 0,
         policy: Policy[Any] | None = None,
+        rollout: RolloutConfig | None = None,
         **rounds: Any,
     ) -> None:
         config = RoundsConfig(**{"count": 2, "devices": 2, "wait_s": 10, "deadline_s": 100, **rounds})
@@ -59,7 +62,10 @@ class Scene:
         self.now_s, self.asked = 1000.0, list[Instruction]()
         past = past or Past(0, blob_of(b"adapter 0"))
         self.rounds = Rounds(
-            Plan(config, tasks, LEVELS, ARTIFACTS, needed), policy or LargestThatFits(), past, self.now_s
+            Plan(config, tasks, LEVELS, ARTIFACTS, needed, rollout=rollout),
+            policy or LargestThatFits(),
+            past,
+            self.now_s,
         )
 
     def tell(self, event: Event, *, after_s: float = 0.0) -> list[Instruction]:
@@ -77,10 +83,15 @@ class Scene:
         """The task that the device was given last."""
         return [i.task for i in self.asked if isinstance(i, GiveTask) and i.device == device][-1]
 
-    def deliver(self, device: str, task: Task | None = None) -> list[Instruction]:
+    def deliver(self, device: str, task: Task | None = None, *, loss: float = 2.5) -> list[Instruction]:
         """The device's delta is offered, fetched, and committed: for its last task, or that one."""
         task_id = (task or self.task(device)).task_id
-        (asked,) = only(FetchDelta, self.tell(ResultHeard(device, ResultOffer(task_id, DELTA, make_report()))))
+        (asked,) = only(
+            FetchDelta,
+            self.tell(
+                ResultHeard(device, ResultOffer(task_id, DELTA, dataclasses.replace(make_report(), loss_after=loss)))
+            ),
+        )
         return self.tell(ResultCommitted(task_id, finished(asked.answer, 5, asked.offered_s, self.now_s)))
 
     def aggregate(self) -> list[Instruction]:

@@ -359,6 +359,23 @@ def test_rounds_that_cannot_hold_are_refused(tmp_path: pathlib.Path, rounds: str
         load(tmp_path, text)
 
 
+@pytest.mark.parametrize(
+    ("rollout", "complaint"),
+    [
+        ("canary = 1\nlevels = ['int4']", "rollout.levels has int4; there is no such level"),
+        ("canary = 1.5", "rollout.canary is 1.5; give a whole number of devices, or a share below 1"),
+        ("canary = 0", "rollout.canary is 0; it must be from 1e-06 to 10000"),
+        ("canary = 1", "rollout.canary is 1, fewer than rounds.quorum, 2, and every level begins with them"),
+        ("tasks = 4", "rollout.canary is missing"),
+    ],
+)
+def test_a_rollout_that_cannot_hold_is_refused(tmp_path: pathlib.Path, rollout: str, complaint: str) -> None:
+    """A level that there is not, or fewer canaries than a round needs: one line."""
+    text = CONFIG.replace("devices = 5\n", "devices = 5\nquorum = 2\n") + f"[rollout]\n{rollout}\n"
+    with pytest.raises(ConfigError, match=re.escape(complaint)):
+        load(tmp_path, text)
+
+
 def test_what_counts_is_the_run(tmp_path: pathlib.Path) -> None:
     """Rounds in step may be continued with more patience or more devices; with late results, or a buffer, it is
     another run.

@@ -12,7 +12,7 @@ from coordinator.config import load_config
 from coordinator.history import History
 from coordinator.round_states import State
 from edge_sdk.wire.transport import MemoryBroker
-from tests.integration.conftest import Processes, Tiny, assert_each_adapter_follows, rounds_done, wait_until
+from tests.integration.conftest import TOKENS, Processes, Tiny, assert_each_adapter_follows, rounds_done, wait_until
 from tests.integration.test_in_memory import Fleet
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
@@ -73,3 +73,22 @@ def test_a_buffer_fills_without_a_frozen_device(processes: Processes) -> None:
     assert {row.device for row in history.results} <= {"a", "b", "c"}
     assert all(check["passed"] for check in processes.report()["checks"])
     assert_each_adapter_follows(load_config(processes.folder / "coordinator.toml"))
+
+
+def test_a_level_that_harms_is_halted(tmp_path: pathlib.Path, tiny: Tiny) -> None:
+    """With a learning rate at which loss rises, the level that is tried is halted after its first task; the run goes on
+    with the other one, and the ledger says so.
+    """
+    fleet = Fleet(tmp_path, tiny, MemoryBroker())
+    training = {"steps": 3, "batch": 2, "tokens": TOKENS, "learning_rate": 3.0}
+    rollout = {"canary": 1, "tasks": 2, "max_failures": 0.0, "max_loss_rise": 0.0, "levels": ["fp32"]}
+    rounds = {"count": 2, "devices": 2, "deadline_s": 60.0, "wait_s": 30.0}
+    with fleet.device("a"), fleet.device("b"):
+        assert fleet.serve(rounds=rounds, training=training, rollout=rollout) is State.DONE
+    history = fleet.history()
+    (verdict,) = history.verdicts
+    assert (verdict.level, verdict.halted) == ("fp32", True)
+    assert "1 of 1 canary tasks failed" in verdict.why
+    given = [(task.round, task.level) for task in history.tasks]
+    assert given.count((1, "fp32")) == 1
+    assert {level for round_, level in given if round_ == 2} == {"int8"}
