@@ -2,11 +2,11 @@
 
     python -m benchmarks.reliability [--quick] [--check] [--seed 1] [--jobs 1] [--inputs 1000000] [--only SECTION]
 
-Kills a process of a real fleet at every labelled step; does every kind of fault to a fleet; gives every decoder bad
-inputs; cuts the power, as far as it can be told what that leaves, after every step of a device; and does the same to
-the obvious ways, which are seen to fail. Writes benchmarks/results/reliability.json and docs/results/reliability.md;
-with --quick, a part of each, into reliability-quick.json alone. With --check the status is 1 when anything was lost,
-doubled, damaged, accepted or broken, or when the control did not fail.
+Kills a process of a real fleet at every labelled step; does every kind of fault to a fleet; slows one device of four
+down; gives every decoder bad inputs; cuts the power, as far as it can be told what that leaves, after every step of a
+device; and does the same to the obvious ways, which are seen to fail. Writes benchmarks/results/reliability.json and
+docs/results/reliability.md; with --quick, a part of each, into reliability-quick.json alone. With --check the status is
+1 when anything was lost, doubled, damaged, accepted or broken, or when the control did not fail.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from benchmarks import machine
-from benchmarks.reliability import control, show
+from benchmarks.reliability import control, show, stragglers
 from benchmarks.reliability.bad_inputs import Outcome, fuzz, read_one
 from benchmarks.reliability.corpus import corpus
 from benchmarks.reliability.crashes import Case
@@ -83,10 +83,12 @@ def _measured(asked: argparse.Namespace, folder: pathlib.Path) -> dict[str, Any]
         found["inputs"] = {"written": _plain(_written()), "made": _plain(fuzz(asked.seed, inputs, asked.jobs))}
     if "power" in wanted:
         found["power"] = _power_cuts(asked.seed, folder / "power")
-    if {"kills", "faults"} & set(wanted):
+    if {"kills", "faults", "stragglers"} & set(wanted):
         tiny = swept_artifact(folder / "tiny")
         if "faults" in wanted:
             found["faults"] = _faults(asked, tiny, folder / "faults")
+        if "stragglers" in wanted:
+            found["stragglers"] = stragglers.as_json(stragglers.straggle(tiny, folder / "stragglers"))
         if "kills" in wanted:
             found["kills"] = _kills(asked, tiny, folder / "kills")
     return found

@@ -12,7 +12,7 @@ from benchmarks.reliability.power_scenes import CONTROL_NAME
 from benchmarks.reliability.promises import STATES
 
 Board = dict[str, Any]
-SECTIONS = ("kills", "faults", "inputs", "power", "control")
+SECTIONS = ("kills", "faults", "stragglers", "inputs", "power", "control")
 COUNTS = ("offered", "receipted", "committed", "aggregated", "lost", "duplicated", "blobs", "wrong_blobs")
 
 
@@ -60,6 +60,8 @@ def _amiss(board: Board) -> Iterator[str]:
             yield f"power cuts, {cuts['scene']}: {what or 'the control did not fail: they prove nothing'}"
     if "control" in board and not board["control"]["bites"]:
         yield "the control did not fail: the faults prove nothing"
+    if "stragglers" in board and not board["stragglers"]["bites"]:
+        yield "plain rounds were not the slowest beside a slow device: the other courses prove nothing"
 
 
 def page(board: Board) -> str:
@@ -76,6 +78,7 @@ def page(board: Board) -> str:
         "",
         *_table(board),
         *_faults(board),
+        *_stragglers(board),
         *_control(board),
         *_promises(board),
         *_problems(board),
@@ -151,6 +154,26 @@ def _faults(board: Board) -> Iterator[str]:
         counts = f"{tally['offered']} offered, {tally['receipted']} receipted, {tally['aggregated']} aggregated"
         yield f"| {fault['kind']} | {fault['injected']} | {survived} | {counts} | {fault['wall_s']:.0f} |"
     yield ""
+
+
+def _stragglers(board: Board) -> Iterator[str]:
+    if "stragglers" not in board:
+        return
+    head = (
+        "one of four devices is ten times slower",
+        "versions",
+        "seconds for each",
+        "results used",
+        "of the slow one",
+    )
+    yield from (f"| {' | '.join(head)} |", "|---|---|---|---|---|")
+    for row in board["stragglers"]["courses"]:
+        late = f", {row['staleness']:.1f} versions late in the mean" if row["staleness"] else ""
+        yield (
+            f"| {row['course']} | {row['versions']} | {row['version_s']:.1f} | {row['results']} | {row['slow']}{late} |"
+        )
+    loads = [row["load"] for row in board["stragglers"]["courses"]]
+    yield from ("", f"All on one machine, with {min(loads):.0f} to {max(loads):.0f} processes that wanted to run.", "")
 
 
 def _control(board: Board) -> Iterator[str]:

@@ -24,6 +24,29 @@ GOOD: dict[str, Any] = {
         "cases": [{"process": "agent", "label": "chunk.written", "passed": True, "tally": TALLY, "wall_s": 5.0}],
     },
     "faults": [{"kind": "disk full", "injected": 1, "passed": True, "lacks": "", "tally": TALLY, "wall_s": 5.0}],
+    "stragglers": {
+        "courses": [
+            {
+                "course": "plain",
+                "versions": 4,
+                "version_s": 26.0,
+                "results": 16,
+                "slow": 4,
+                "staleness": 0.0,
+                "load": 8,
+            },
+            {
+                "course": "buffer",
+                "versions": 9,
+                "version_s": 3.0,
+                "results": 12,
+                "slow": 1,
+                "staleness": 2.0,
+                "load": 9,
+            },
+        ],
+        "bites": True,
+    },
     "inputs": {"made": {**INPUTS, "grown_bytes": 1_000_000, "slowest_s": 0.1}},
     "power": [
         {"scene": "file", "steps": 9, "images": 20, "broken": {}, "passed": True},
@@ -59,6 +82,7 @@ def test_a_good_board_has_nothing_amiss() -> None:
         "**3 received**",
         "| 20, 0 |",
         "3 of 20",
+        "1, 2.0 versions late",
         "promises **open**: 1 of 3: P3",
     ):
         assert words in page
@@ -83,6 +107,7 @@ def test_what_was_not_measured_is_said() -> None:
         (("power", 0, "passed"), False),
         (("power", 1, "passed"), False),
         (("control", "bites"), False),
+        (("stragglers", "bites"), False),
     ],
 )
 def test_whatever_is_amiss_is_said(path: tuple[str | int, ...], value: object) -> None:
