@@ -58,6 +58,10 @@ def _amiss(board: Board) -> Iterator[str]:
         if not cuts["passed"]:
             what = "; ".join(f"{count} x {lacks}" for lacks, count in cuts["broken"].items())
             yield f"power cuts, {cuts['scene']}: {what or 'the control did not fail: they prove nothing'}"
+    yield from _controls_that_hold(board)
+
+
+def _controls_that_hold(board: Board) -> Iterator[str]:
     if "control" in board and not board["control"]["bites"]:
         yield "the control did not fail: the faults prove nothing"
     if "stragglers" in board and not board["stragglers"]["bites"]:
