@@ -11,10 +11,10 @@ reviews after the last round. A seed deals out the reviews and orders them, for 
 - Attacks: all numbers NaN; what was learned, ten times as long and backwards; noise ten times as long; learning from
   flipped labels; and "a little is enough", liars who agree on what is just inside of what honest devices send.
 
-`--check` exits 1 unless, as means of the seeds: NaN is refused; the control ends worse than it began against a flipped
-sign; nothing else ends more than 1 % above the loss that it began with; and norm bound, median and trimmed mean end
-below it without liars, against a flipped sign and against noise. Multi-Krum leaves out nearly half of the deltas, and
-need not learn in so few rounds. Writes benchmarks/results/attacks.json and .png, with --quick attacks-quick.*, and
+`--check` exits 1 unless, as means of the seeds: NaN is refused; a flipped sign at least doubles the control's loss;
+nothing else ends more than 5 % above the loss that it began with; and the mean and the norm bound end below it without
+liars. So few rounds lower the loss by one or two per cent, which is less than seeds differ by: that the other defences
+learn as well is more than they show. Writes benchmarks/results/attacks.json and .png, with --quick attacks-quick.*, and
 docs/results/attacks.md.
 """
 
@@ -42,8 +42,7 @@ E = TypeVar("E", bound=enum.Enum)
 ROOT: Final = pathlib.Path(__file__).parent.parent
 RESULTS, PAGE = ROOT / "benchmarks" / "results", ROOT / "docs" / "results" / "attacks.md"
 DEVICES, LIARS, ALPHA, RATE = 9, 2, 5.0, 3e-2
-HARM: Final = 0.01  # a share of the loss
-MUST_LEARN: Final = {Attack.NONE.value, Attack.NAN.value, Attack.SIGN_FLIP.value, Attack.NOISE.value}
+HARM, BROKEN = 0.05, 1.0  # shares of the loss: what a defence may lose, and what the control has to
 LEVEL: Final = {"name": "fp32", "bits": 32, "train_last": 3}
 
 
@@ -57,7 +56,7 @@ class Defence(enum.Enum):
     MULTI_KRUM = "multi-krum"
 
 
-LEARNERS: Final = {Defence.NORM_BOUND.value, Defence.MEDIAN.value, Defence.TRIMMED_MEAN.value}
+LEARNERS: Final = {Defence.MEAN.value, Defence.NORM_BOUND.value}
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +71,7 @@ class Effort:
     held_out: int
 
 
-FULL: Final = Effort((0, 1, 2), 10, 8, 8, 48, 512)
+FULL: Final = Effort((0, 1, 2), 6, 4, 8, 24, 256)
 QUICK: Final = Effort((0,), 4, 4, 8, 24, 256)
 
 
@@ -208,11 +207,11 @@ def complaints(outcomes: Sequence[Outcome]) -> list[str]:
         if attack == Attack.NAN.value and not all(one.refused for one in same):
             found.append(f"{defence}: a NaN was not refused")
         if attack == Attack.SIGN_FLIP.value and control:
-            if learned >= 0:
+            if learned > -BROKEN * begun:
                 found.append("the control withstands a flipped sign: the attack shows nothing")
         elif learned < -HARM * begun:
             found.append(f"{defence} ends worse than it began against {attack}")
-        elif learned <= 0 and attack in MUST_LEARN and defence in LEARNERS:
+        elif learned <= 0 and attack == Attack.NONE.value and defence in LEARNERS:
             found.append(f"{defence} does not learn against {attack}")
     return found
 
@@ -278,9 +277,11 @@ accuracy):
 - `a-little-is-enough` sends the mean of {SHADOWS} runs on the liars' own data, less z standard deviations of each
   number, z from the paper.
 
-So short a run lowers the loss by little, and one seed says nothing of which defence is better: what it shows is that a
-flipped sign breaks the control, and none of the defences. Multi-Krum keeps {DEVICES - LIARS - 2} of {DEVICES} deltas,
-and learns least.
+So short a run lowers the loss by little, less than seeds differ by. What it shows: a flipped sign breaks the control,
+and no defence. What it does not show is a defence that learns as if there were no liars: against a flipped sign and
+noise the coordinate-wise ones end a little above where they began, the norm bound and multi-Krum about there or below;
+flipped labels, {LIARS} of {DEVICES} devices', cost every one of them what it would have learned. Multi-Krum keeps
+{DEVICES - LIARS - 2} of {DEVICES} deltas, and learns least without liars.
 
 What it means for a configuration: [robustness.md](../robustness.md).
 """

@@ -54,6 +54,7 @@ from edge_sdk.supervisor import Post, WorkerEvent, WorkerFailed, WorkerFinished,
 from edge_sdk.wire.blobs import Blob, BlobStore, blob_of_file
 from edge_sdk.wire.manifest import MAX_MANIFEST_BYTES
 from edge_sdk.wire.messages import FailureReason, Report
+from edge_sdk.wire.privacy import rows_at_once
 from edge_sdk.wire.transport import MemoryBroker, Transport, Will
 from edge_sdk.worker import Failure, deliver, do, learn, report_of
 
@@ -100,9 +101,8 @@ class Engine:
         if order.prepare:
             obey(order.prepare)
         artifact = self._levels[task.artifact.sha256]
-        limits = Limits(
-            task.batch, task.tokens, order.budget_bytes, 1, order.correction, integers=task.integer_gradients
-        )
+        at_once = rows_at_once(task.batch, task.example_noise)
+        limits = Limits(at_once, task.tokens, order.budget_bytes, 1, order.correction, integers=task.integer_gradients)
         plan = planned(artifact.manifest, limits)
         walk = self._walk(artifact, plan)
         learned = learn(order, walk, progress)

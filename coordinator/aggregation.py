@@ -16,6 +16,7 @@ from coordinator.events import AggregateRound, NoAdapter
 from coordinator.jobs import Line
 from coordinator.ledger import Ledger
 from coordinator.privacy import Bounds, Spent, Standing, expected_devices, standing
+from coordinator.secure.opening import opening
 from coordinator.task_book import FROZEN
 from edge_sdk.wire.blobs import Blob, BlobStore
 from edge_sdk.wire.crash_points import crash_point
@@ -44,12 +45,16 @@ def aggregation(
     sizes = ledger.sizes(asked.round) or ledger.sizes_of(asked.task_ids)
     before, lot = ledger.spent(), ledger.lot(asked.round, asked.attempt)
     private = _private(config, artifact, before)
+    opened = opening(asked, config, artifact, ledger, received) if config.secure is not None else None
     size_limit = None if private else config.checks.size_limit(sizes)
 
     def work(_say: Callable[[Line], None]) -> Aggregated | NoAdapter:
         crash_point("aggregate.begun")
+        found = opened() if opened is not None else deltas
+        if isinstance(found, NoAdapter):
+            return found
         made = aggregate_blobs(
-            config.aggregation, artifact.store, received, asked.adapter, moments, deltas, size_limit, private
+            config.aggregation, artifact.store, received, asked.adapter, moments, found, size_limit, private
         )
         crash_point("aggregate.made")
         if isinstance(made, NoAggregate):
@@ -72,10 +77,10 @@ def narrowed(artifact: Artifact, adapter: Blob) -> dict[str, Blob]:
 
 def _private(config: Config, artifact: Artifact, before: tuple[Spent, ...]) -> Private | None:
     """Under [privacy], the bound that the version before left, and all that may train at any level."""
-    if config.privacy is None:
+    if config.central_privacy is None:
         return None
-    clip_norm = before[-1].next_clip_norm if before else config.privacy.clip_norm
+    clip_norm = before[-1].next_clip_norm if before else config.central_privacy.clip_norm
     shapes = dict[str, tuple[int, ...]]()
     for built in artifact.levels.values():
         shapes |= built.manifest.trained_shapes(FROZEN[config.aggregation.rule])
-    return Private(config.privacy, Bounds(clip_norm, expected_devices(config)), shapes)
+    return Private(config.central_privacy, Bounds(clip_norm, expected_devices(config)), shapes)

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from coordinator.errors import ConfigError, CoordinatorError
-from coordinator.registry import Registered, Registry
+from coordinator.registry import DeviceState, Registered, Registry
 from edge_sdk.wire.errors import WireError, os_error_line
 from edge_sdk.wire.keys import fingerprint
 from edge_sdk.wire.topics import check_device
@@ -173,7 +173,9 @@ def _add_devices(parser: argparse.ArgumentParser) -> None:
         command = commands.add_parser(name, help=help_)
         command.add_argument("device", metavar="NAME")
         command.set_defaults(run=run)
-    commands.add_parser("list", help="names, states and keys").set_defaults(run=_devices)
+    command = commands.add_parser("list", help="names, states and keys")
+    command.add_argument("--keys", action="store_true", help="a roster of the enrolled: names and whole keys alone")
+    command.set_defaults(run=_devices)
 
 
 def _registry(arguments: argparse.Namespace) -> Registry:
@@ -213,10 +215,19 @@ def _judged(device: str, found: Registered | None) -> int:
 
 def _devices(arguments: argparse.Namespace) -> int:
     with _registry(arguments) as registry:
+        if arguments.keys:
+            return _roster(registry)
         for device in registry.devices():
             print(_device_line(device))
         for name in registry.invited():
             print(f"{name:24} invited")
+    return 0
+
+
+def _roster(registry: Registry) -> int:
+    for device in registry.devices():
+        if device.state is DeviceState.ENROLLED:
+            print(f"{device.device} {device.key.hex()}")
     return 0
 
 

@@ -9,17 +9,21 @@ import json
 import pathlib
 from dataclasses import dataclass
 
+from coordinator import privacy_complaints
 from coordinator.course import MAX_DEVICES, Late, Mode, RoundsConfig
 from coordinator.errors import ConfigError
-from coordinator.guards import ChecksConfig, Estimator, PrivacyConfig
+from coordinator.guards import ChecksConfig, Estimator, PrivacyConfig, Where
 from coordinator.pace import Pace
 from coordinator.policy.settings import PolicyConfig, policy_complaints
 from coordinator.registry import Enrolment
 from coordinator.rollout import RolloutConfig
+from coordinator.secure.complaints import secure_complaints
+from coordinator.secure.config import SecureConfig
 from edge_sdk.wire.codecs import NEEDS_RESIDUAL
 from edge_sdk.wire.endpoint import TlsFiles, broker_url
 from edge_sdk.wire.manifest import BITS, NAME, TaskType
 from edge_sdk.wire.messages import MAX_BATCH, MAX_STEPS, MAX_TOKENS, DeltaCodec, OptimizerKind, Schedule
+from edge_sdk.wire.privacy import ExampleNoise
 from edge_sdk.wire.settings import SettingsError, matching, number, read_settings, text
 from edge_sdk.wire.topics import DEVICE, FLEET, NAME_RULE
 from edge_sdk.wire.transport import MAX_PACKET_BYTES, MIN_PACKET_BYTES
@@ -290,6 +294,19 @@ class Config:
     participant: ParticipantConfig | None = None
     privacy: PrivacyConfig | None = None
     rollout: RolloutConfig | None = None
+    secure: SecureConfig | None = None
+
+    @property
+    def central_privacy(self) -> PrivacyConfig | None:
+        """The noise that the coordinator adds; None where devices do, or nobody."""
+        return self.privacy if self.privacy is not None and self.privacy.where is Where.COORDINATOR else None
+
+    @property
+    def example_noise(self) -> ExampleNoise | None:
+        """The noise that devices add to their steps."""
+        if self.privacy is None or self.privacy.where is Where.COORDINATOR:
+            return None
+        return ExampleNoise(self.privacy.clip_norm, self.privacy.noise_multiplier)
 
     def digest(self) -> str:
         """What makes two configurations the same run: all but where it runs, with whom, and how it waits.
@@ -381,7 +398,9 @@ def _complaints(config: Config) -> dict[str, bool]:
         **_estimator_complaints(config),
         **_late_complaints(config),
         **(config.rollout.complaints(names, config.rounds.quorum) if config.rollout else {}),
-        **(_privacy_complaints(config, config.privacy) if config.privacy else {}),
+        **(privacy_complaints.central_complaints(config, config.central_privacy) if config.central_privacy else {}),
+        **privacy_complaints.device_complaints(config),
+        **(secure_complaints(config, config.secure) if config.secure else {}),
         f"training.delta_codec is {codec.value!r}; aggregation.rule {rule.value!r} keeps no residuals; allowed: "
         f"{', '.join(c.value for c in DeltaCodec if c not in NEEDS_RESIDUAL)}": (
             codec in NEEDS_RESIDUAL and not rule.keeps_coordinates
@@ -461,24 +480,10 @@ def _late_complaints(config: Config) -> dict[str, bool]:
         f"rounds.{setting} discounts deltas by how late they are; a {estimator.value} knows no weights: leave out "
         "aggregation.estimator": rounds.discounts and estimator is not Estimator.MEAN,
         f"rounds.{setting} puts deltas of several rounds into one, which [privacy] cannot account: leave one out": (
-            rounds.discounts and config.privacy is not None
+            rounds.discounts and config.central_privacy is not None
         ),
         "rounds.extra takes the fastest of those that were drawn, so that one's data decides who else counts, which "
-        "[privacy] cannot account: leave one out": rounds.extra > 0 and config.privacy is not None,
-    }
-
-
-def _privacy_complaints(config: Config, privacy: PrivacyConfig) -> dict[str, bool]:
-    aggregation = config.aggregation
-    quiet = 2 * privacy.count_noise <= privacy.noise_multiplier
-    return {
-        f"[privacy] needs a bound on what a device adds; where both of LoRA's factors train it is none on the product: "
-        f"set aggregation.rule = 'freeze-a', not {aggregation.rule.value!r}": not aggregation.rule.keeps_coordinates,
-        f"[privacy] is for the mean; how far one device moves the {aggregation.estimator.value} is not bounded by its "
-        "norm: leave out aggregation.estimator": aggregation.estimator is not Estimator.MEAN,
-        "aggregation.clip_norm is beside privacy.clip_norm: leave it out": aggregation.clip_norm > 0,
-        f"privacy.count_noise is {privacy.count_noise:g}; with a quantile and this noise_multiplier it must be more "
-        f"than {privacy.noise_multiplier / 2:g}": privacy.quantile > 0 and privacy.noise_multiplier > 0 and quiet,
+        "[privacy] cannot account: leave one out": rounds.extra > 0 and config.central_privacy is not None,
     }
 
 

@@ -37,6 +37,7 @@ from coordinator.events import (
     HelloHeard,
     Instruction,
     LossMeasured,
+    MaskingHeard,
     NoAdapter,
     OfferAgain,
     OpenRound,
@@ -50,6 +51,7 @@ from coordinator.events import (
     SendReceipt,
     SetRates,
     StopAsked,
+    TellMasking,
     Tick,
     UsePolicy,
 )
@@ -71,9 +73,11 @@ from coordinator.round_states import State
 from coordinator.rounds import Rounds
 from coordinator.screen import Screen, board
 from coordinator.scribe import write_down
+from coordinator.secure.config import BLIND
+from coordinator.secure.opening import summed_shapes, terms_of
 from coordinator.task_book import TaskMaker
 from coordinator.tuner import Tuner
-from coordinator.validate import Accepted, Expected, Refused, check_delta, expected
+from coordinator.validate import Accepted, Expected, Refused, check_delta, check_masked, expected
 from edge_sdk.wire.blobs import BlobStore
 from edge_sdk.wire.chunks import chunk_bytes_within
 from edge_sdk.wire.crash_points import crash_point
@@ -94,6 +98,7 @@ from edge_sdk.wire.messages import (
     TaskProgress,
     TransferRefused,
 )
+from edge_sdk.wire.secure.said import MaskKeys, MaskShares, UnmaskShares
 from edge_sdk.wire.topics import Topics
 from edge_sdk.wire.transport import Connected, Disconnected, Received, Transport
 
@@ -148,6 +153,9 @@ class Daemon:
         if past.version or past.open:
             done = past.version >= config.rounds.count
             self._screen.line("all rounds are done already" if done else f"continuing at round {past.version + 1}")
+        if config.secure is not None:
+            summed_shapes(config, artifact)  # before anybody trains in vain
+            screen.line(BLIND, "yellow")
         self._events: deque[Event] = deque()
         self._connected, self._next_tick_s = False, 0.0
 
@@ -267,6 +275,8 @@ class Daemon:
             self._tell(FailureHeard(device, message))
         elif isinstance(message, ResultOffer):
             self._tell(ResultHeard(device, message))
+        elif isinstance(message, (MaskKeys, MaskShares, UnmaskShares)):
+            self._on_masking(device, message)
         elif isinstance(message, ChunkRequest):
             refusal = self._publisher.asked(device, message)
             if refusal is not None:
@@ -277,6 +287,11 @@ class Daemon:
             self._collected(self._collector.refused(device, message))
         else:
             self._drop(f"{device}: a {type(message).__name__} is not for the coordinator")
+
+    def _on_masking(self, device: str, message: MaskKeys | MaskShares | UnmaskShares) -> None:
+        known = self._registry.device(device)
+        if known is not None:
+            self._tell(MaskingHeard(device, known.key, message))
 
     def _on_hello(self, hello: Hello) -> None:
         if hello.device not in self._rounds.fleet:
@@ -318,6 +333,8 @@ class Daemon:
         elif isinstance(instruction, CancelTask):
             self._collector.forget(instruction.device, instruction.task_id)
             self._send(instruction.device, TaskCancel(instruction.task_id, instruction.reason))
+        elif isinstance(instruction, TellMasking):
+            self._send(instruction.device, instruction.message)
         elif isinstance(instruction, SendReceipt):
             self._send(instruction.device, instruction.receipt)
             crash_point("receipt.sent")
@@ -342,7 +359,8 @@ class Daemon:
     def _judge(self, fetched: Fetched) -> None:
         wanted = fetched.wanted
         data = self._received.read(wanted.delta)
-        verdict = check_delta(data, self._expected(wanted))
+        expects, masked = self._expected(wanted), wanted.task.masking is not None
+        verdict = check_masked(data, expects, wanted.report.examples) if masked else check_delta(data, expects)
         if isinstance(verdict, Accepted) and not self._artifact.store.has(wanted.task.adapter):
             verdict = Refused(RefusalReason.WRONG_ROUND, "the adapter that it started from is not here any more")
         if not isinstance(verdict, Accepted):
@@ -356,7 +374,8 @@ class Daemon:
         self._ledger.commit_result(task_id, wanted.delta, verdict.size, report, answer)
         loss = f"loss {report.loss_before:.3f} -> {report.loss_after:.3f}"
         peak = f"peak {report.peak_bytes / 1e6:.0f} of {report.budget_bytes / 1e6:.0f} MB"
-        size = f"{len(data) / 1e6:.2f} MB in {wanted.task.delta_codec.value}"
+        how = "masked" if masked else f"in {wanted.task.delta_codec.value}"
+        size = f"{len(data) / 1e6:.2f} MB {how}"
         what = f"delta of {size}, {wanted.level}, {report.steps} steps, {loss}, {peak}"
         self._screen.line(f"{wanted.device}: {what}", "green")
         self._tell(ResultCommitted(task_id, answer))
@@ -369,7 +388,7 @@ class Daemon:
     def _expected(self, wanted: FetchDelta) -> Expected:
         checks, limit = self._config.checks, None
         # Under [privacy] nobody else's data decides whether a delta counts: its own bound alone holds it.
-        if checks.over_norm is OverNorm.REFUSE and self._config.privacy is None:
+        if checks.over_norm is OverNorm.REFUSE and self._config.central_privacy is None:
             limit = checks.size_limit(self._ledger.sizes(wanted.task.round))
         return expected(wanted.task, wanted.device, self._manifest(wanted.level), limit)
 
@@ -442,12 +461,18 @@ class Daemon:
         training = dataclasses.replace(training, tokens=tokens)
         return Plan(
             rounds=self._config.rounds,
-            tasks=TaskMaker(self._ledger.run, training, self._config.aggregation.rule),
+            tasks=TaskMaker(
+                self._ledger.run,
+                training,
+                self._config.aggregation.rule,
+                terms_of(self._config),
+                self._config.example_noise,
+            ),
             levels=tuple(self._level(built) for built in levels.values()),
             artifacts={name: built.blob for name, built in levels.items()},
             needed=frozenset({self._config.participant.device} if self._config.participant else ()),
             checks=self._config.checks,
-            lots=self._ledger.secret if self._config.privacy else "",
+            lots=self._ledger.secret if self._config.central_privacy else "",
             transfer=self._config.transfer,
             rollout=self._config.rollout,
         )

@@ -112,7 +112,7 @@ class Desk(Generic[S]):
         if answer is not None:
             self._tasks.assignment.observe(answer)
             yield from self._tasks.give(entry.device, now_s)
-        elif message.reason is DeclineReason.INCOMPATIBLE:
+        elif message.reason in {DeclineReason.INCOMPATIBLE, DeclineReason.PRIVACY}:
             self._tasks.assignment.sit_out(entry.device, self._tasks.fleet.devices[entry.device].hello.session)
         else:
             self._tasks.assignment.sit_out(entry.device)
@@ -149,7 +149,7 @@ class Desk(Generic[S]):
             yield SendReceipt(event.device, receipt)
         elif (known := self._receipt(entry)) is not None:
             yield SendReceipt(event.device, known)
-        else:
+        elif entry.task.masking is None or entry.state is not TaskState.OFFERED:  # a masked one has joined a sum before
             entry.state, entry.heard_s, entry.report = TaskState.FETCHING, now_s, message.report
             self._tasks.fleet = self._tasks.fleet.with_battery(event.device, message.report.battery)
             yield self._fetch(entry, message)

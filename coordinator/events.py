@@ -15,6 +15,7 @@ from coordinator.assignment import Decided
 from coordinator.policy.types import Answer, Choice, Policy
 from coordinator.quarantine import Spell
 from coordinator.rollout import Verdict
+from coordinator.secure.steps import Fact
 from edge_sdk.wire.blobs import Blob
 from edge_sdk.wire.messages import (
     Hello,
@@ -28,12 +29,17 @@ from edge_sdk.wire.messages import (
     TaskFailed,
     TaskProgress,
 )
+from edge_sdk.wire.secure.said import MaskInbox, MaskKeys, MaskPeers, MaskShares, UnmaskCall, UnmaskShares
 
 
 class TaskState(enum.Enum):
-    """How far a task is. All but the first two are final; `lost` is one that its round was closed without."""
+    """How far a task is. All but the first three are final; `lost` is one that its round was closed without.
+
+    A device that has `trained` waits for the others of its secure sum.
+    """
 
     OFFERED = "offered"
+    TRAINED = "trained"
     FETCHING = "fetching"
     COMMITTED = "committed"
     REFUSED = "refused"
@@ -45,7 +51,12 @@ class TaskState(enum.Enum):
     @property
     def final(self) -> bool:
         """Whether nothing more can come of it."""
-        return self not in {TaskState.OFFERED, TaskState.FETCHING}
+        return self not in {TaskState.OFFERED, TaskState.TRAINED, TaskState.FETCHING}
+
+    @property
+    def answered(self) -> bool:
+        """Whether an open round need not wait for it."""
+        return self.final or self is TaskState.TRAINED
 
 
 # ---- events
@@ -101,6 +112,15 @@ class ProgressHeard:
 
     device: str
     message: TaskProgress
+
+
+@dataclass(frozen=True, slots=True)
+class MaskingHeard:
+    """`device` says something of a secure sum; `identity` is the key that it is enrolled with."""
+
+    device: str
+    identity: bytes
+    message: MaskKeys | MaskShares | UnmaskShares
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +198,7 @@ Event = (
     | DeclineHeard
     | FailureHeard
     | ProgressHeard
+    | MaskingHeard
     | ResultHeard
     | ResultCommitted
     | ResultRefused
@@ -318,6 +339,31 @@ class RepeatRound:
 
 
 @dataclass(frozen=True, slots=True)
+class RecordMasking:
+    """Write what became of the secure sum of an attempt."""
+
+    round: int
+    attempt: int
+    fact: Fact
+
+
+@dataclass(frozen=True, slots=True)
+class TellMasking:
+    """Say this to a device of a secure sum."""
+
+    device: str
+    message: MaskPeers | MaskInbox | UnmaskCall
+
+
+@dataclass(frozen=True, slots=True)
+class SayLiar:
+    """Say that what a device of a secure sum has sent counts for nothing."""
+
+    device: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class AggregateRound:
     """Make the next adapter of these committed tasks' deltas; then say AdapterReady."""
 
@@ -353,6 +399,9 @@ Instruction = (
     | SitOut
     | RecordVerdict
     | RepeatRound
+    | RecordMasking
+    | TellMasking
+    | SayLiar
     | AggregateRound
     | Finish
     | GiveUp

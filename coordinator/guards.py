@@ -62,9 +62,19 @@ class ChecksConfig:
         return self.norm_factor * median or None
 
 
+class Where(enum.Enum):
+    """Who adds the noise, and so who has to be trusted: the coordinator, to its sums of deltas, which hides devices; or
+    each device, to its steps, which hides its single examples.
+    """
+
+    COORDINATOR = "coordinator"
+    DEVICE = "device"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrivacyConfig:
-    """Differential privacy of devices, by the coordinator; see `coordinator.privacy`.
+    """Differential privacy; see `coordinator.privacy`, and `coordinator.example_privacy` where devices add the noise:
+    of each example's gradient `clip_norm` is the bound then, and of a step's sum `noise_multiplier` the noise.
 
     The norm of each delta is held to `clip_norm`, and Gaussian noise of `noise_multiplier` times that is added to their
     sum. With a `quantile` (0: none) the bound moves from round to round, at the rate `clip_rate`, to where such a share
@@ -72,6 +82,7 @@ class PrivacyConfig:
     is told for.
     """
 
+    where: Where = Where.COORDINATOR
     noise_multiplier: float = number(0, 1e6)
     clip_norm: float = number(1e-9, 1e9)
     delta: float = number(1e-15, 0.5)

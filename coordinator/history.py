@@ -15,7 +15,7 @@ from coordinator.rollout import Verdict
 from edge_sdk.wire import codec
 from edge_sdk.wire.messages import DeltaCodec, Hello, Report, Task
 
-FORMAT: Final = 6
+FORMAT: Final = 7
 ROW_BYTES: Final = 1 << 20  # a stored message is far smaller
 
 
@@ -189,7 +189,7 @@ def _read_all(db: sqlite3.Connection) -> History:
         "SELECT t.round, t.attempt, r.device, t.level, r.sha256, r.size_bytes, r.examples, r.size, r.report, "
         "r.version, t.body FROM results r JOIN tasks t USING (task_id) ORDER BY t.round, t.attempt, r.device"
     )
-    (open_tasks,) = db.execute("SELECT COUNT(*) FROM tasks WHERE state = 'offered'").fetchone()
+    (open_tasks,) = db.execute("SELECT COUNT(*) FROM tasks WHERE state IN ('offered', 'trained')").fetchone()
     return History(
         run=run,
         name=name,

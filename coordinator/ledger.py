@@ -36,6 +36,7 @@ from coordinator.policy.types import Answer, Choice
 from coordinator.privacy import Spent
 from coordinator.report import FULL
 from coordinator.rollout import Trial, Verdict, counts
+from coordinator.secure.steps import FACTS, Fact, Joined
 from coordinator.task_book import Entry
 from edge_sdk.wire import codec
 from edge_sdk.wire.blobs import Blob, make_folder
@@ -87,6 +88,8 @@ CREATE TABLE declines (task_id TEXT PRIMARY KEY REFERENCES tasks, reason TEXT NO
 CREATE TABLE failures (task_id TEXT PRIMARY KEY REFERENCES tasks, reason TEXT NOT NULL, peak_bytes INTEGER NOT NULL,
     budget_bytes INTEGER NOT NULL, detail TEXT NOT NULL);
 CREATE TABLE verdicts (level TEXT PRIMARY KEY, halted INTEGER NOT NULL, why TEXT NOT NULL, said_at REAL NOT NULL);
+CREATE TABLE masking (number INTEGER PRIMARY KEY, round INTEGER NOT NULL, attempt INTEGER NOT NULL, kind TEXT NOT NULL,
+    body BLOB NOT NULL);
 CREATE TABLE evaluations (version INTEGER NOT NULL, kind TEXT NOT NULL, loss REAL NOT NULL, accuracy REAL,
     rows INTEGER NOT NULL, PRIMARY KEY (version, kind));
 CREATE TABLE traffic (device TEXT PRIMARY KEY, sent_bytes INTEGER NOT NULL, received_bytes INTEGER NOT NULL);
@@ -183,7 +186,7 @@ class Ledger:
         One that has an end keeps it, and one that is not its own is none of ours.
         """
         state = TaskState.CANCELLED if answer is None else TaskState.LOST
-        cancel = "UPDATE tasks SET state = ? WHERE task_id = ? AND device = ? AND state = 'offered'"
+        cancel = "UPDATE tasks SET state = ? WHERE task_id = ? AND device = ? AND state IN ('offered', 'trained')"
         with self._transaction("ledger.cancel-task"):
             done = self._db.execute(cancel, (state.value, task_id, device)).rowcount
             if done:
@@ -216,6 +219,15 @@ class Ledger:
             self._db.execute("INSERT OR IGNORE INTO results VALUES (?, ?, ?, ?, ?, ?, ?, ?, NULL)", values)
             self._end(task_id, TaskState.COMMITTED)
             self._answered(task_id, answer)
+
+    def masking(self, round_: int, attempt: int, fact: Fact) -> None:
+        """What became of the secure sum of an attempt; a device that has joined it has trained."""
+        values = (round_, attempt, type(fact).__name__, codec.encode(fact))
+        with self._transaction("ledger.masking"):
+            self._db.execute("INSERT INTO masking VALUES (NULL, ?, ?, ?, ?)", values)
+            if isinstance(fact, Joined):
+                trained = "UPDATE tasks SET state = ? WHERE task_id = ? AND device = ? AND state = 'offered'"
+                self._db.execute(trained, (TaskState.TRAINED.value, fact.keys.task_id, fact.device))
 
     def refuse_result(self, task_id: str, reason: RefusalReason, detail: str) -> None:
         """A delta was checked and must not be used."""
@@ -295,6 +307,7 @@ class Ledger:
             fleet=Fleet({hello.device: Device(hello, online=False) for hello in self._hellos()}),
             trials=tuple(self._trials()),
             verdicts=verdicts(self._db),
+            masking=self.masking_of(version + 1, attempt) if is_open else (),
             losses=dict(self._db.execute("SELECT version, loss FROM evaluations WHERE kind = ?", (FULL,))),
         )
 
@@ -302,6 +315,11 @@ class Ledger:
         """What the server optimizer kept when it made this version of the adapter; None where it keeps nothing."""
         row = self._db.execute("SELECT sha256, size_bytes FROM moments WHERE version = ?", (version,)).fetchone()
         return None if row is None else Blob(*row)
+
+    def masking_of(self, round_: int, attempt: int) -> tuple[Fact, ...]:
+        """What became of the secure sum of an attempt, in order."""
+        query = "SELECT kind, body FROM masking WHERE round = ? AND attempt = ? ORDER BY number"
+        return tuple(_read(FACTS[kind], body) for kind, body in self._db.execute(query, (round_, attempt)))
 
     def is_committed(self, sha256: str) -> bool:
         """Whether a committed result has this delta."""

@@ -12,10 +12,13 @@ from coordinator.events import (
     OpenRound,
     RecordDecline,
     RecordFailure,
+    RecordMasking,
     RecordVerdict,
     RepeatRound,
+    SayLiar,
     SitOut,
 )
+from coordinator.secure.steps import Begun, Called, Going, Joined
 from edge_sdk.wire.messages import Hello
 
 
@@ -73,4 +76,20 @@ def _about_trust(instruction: Instruction) -> tuple[str, str] | None:
     if isinstance(instruction, RecordVerdict):
         verdict = instruction.verdict
         return f"level {verdict.level} is open to all devices: {verdict.why}", "bold"
+    return _about_masking(instruction)
+
+
+def _about_masking(instruction: Instruction) -> tuple[str, str] | None:
+    if isinstance(instruction, SayLiar):
+        return f"{instruction.device}: what it says of the secure sum does not count: {instruction.why}", "red"
+    fact = instruction.fact if isinstance(instruction, RecordMasking) else None
+    if isinstance(fact, Joined):
+        return f"{fact.device}: has trained, and waits for the secure sum", ""
+    if isinstance(fact, Begun):
+        most = max(map(len, fact.neighbours.values()))
+        return f"secure sum of {len(fact.neighbours)} devices, each masked with {most} others", ""
+    if isinstance(fact, Going):
+        return f"secure sum: {len(fact.devices)} devices have dealt out their secrets, and mask", ""
+    if isinstance(fact, Called):
+        return f"secure sum: {len(fact.alive)} masked deltas are here; asking for the shares that open it", ""
     return None

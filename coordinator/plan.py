@@ -12,6 +12,7 @@ from coordinator.fleet import Fleet
 from coordinator.guards import ChecksConfig
 from coordinator.policy.types import Answer, Choice, Level, Terms
 from coordinator.rollout import RolloutConfig, Trial, Verdict
+from coordinator.secure.steps import Fact
 from coordinator.task_book import Entry, TaskMaker
 from edge_sdk.wire.blobs import Blob
 
@@ -66,7 +67,7 @@ class Past:
     """What the ledger remembers: `version` rounds are done and gave `adapter`; the next `attempt` may be `open`.
 
     `narrowed` is what levels of a lower rank get in the adapter's place, `losses` are held-out ones by version;
-    `trials` and `verdicts` are of levels.
+    `trials` and `verdicts` are of levels, `masking` is what became of the open attempt's secure sum.
     """
 
     version: int
@@ -80,3 +81,4 @@ class Past:
     losses: Mapping[int, float] = field(default_factory=dict)
     trials: tuple[Trial, ...] = ()
     verdicts: tuple[Verdict, ...] = ()
+    masking: tuple[Fact, ...] = ()

@@ -24,7 +24,6 @@ is one without any sampling. Rounds compose by Renyi divergences. Attempts that 
 from __future__ import annotations
 
 import math
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -69,31 +68,18 @@ class Spent:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """Epsilon so far, or None and the reasons why there is no guarantee."""
+    """Epsilon so far, or None and the reasons why there is no guarantee; neighbours differ as `of` says."""
 
     epsilon: float | None
     delta: float
     doubts: tuple[str, ...]
+    of: str = "a device's data is replaced"
 
     def __str__(self) -> str:
         """A line for people."""
         if self.epsilon is None:
             return f"no guarantee: {'; '.join(self.doubts)}"
-        return f"epsilon {self.epsilon:.3g} so far, at delta {self.delta:g}, for a device whose data is replaced"
-
-
-def true_noise(shape: tuple[int, ...]) -> Array:
-    """Standard normal numbers from the kernel's random bytes, by Box and Muller's transform, float64.
-
-    Rounding of floating-point numbers is not hidden (I. Mironov, On Significance of the Least Significant Bits for
-    Differential Privacy, CCS 2012); what leaves the coordinator is rounded to float32 after the sum.
-    """
-    count = math.prod(shape)
-    pairs = -(-count // 2)
-    whole = np.frombuffer(os.urandom(16 * pairs), np.uint64).reshape(2, pairs) >> np.uint64(11)
-    one, other = (whole.astype(np.float64) + 1) * 2.0**-53  # in (0, 1]
-    radius, angle = np.sqrt(-2 * np.log(one)), 2 * np.pi * other
-    return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:count].reshape(shape)
+        return f"epsilon {self.epsilon:.3g} so far, at delta {self.delta:g}, where {self.of}"
 
 
 def private_mean(

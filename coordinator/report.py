@@ -23,6 +23,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from coordinator import example_privacy
 from coordinator.config import Config
 from coordinator.history import AnswerRow, History, ResultRow
 from coordinator.privacy import COVERS, standing
@@ -141,14 +142,15 @@ def _result(row: ResultRow) -> dict[str, Any]:
 
 def _privacy(history: History, config: Config) -> dict[str, Any]:
     """What can be promised to a device whose data might have been other data."""
-    found = standing(config, history.spent)
+    examples = config.example_noise is not None
+    found = example_privacy.standing(config, history) if examples else standing(config, history.spent)
     return {
         "guarantee": found.epsilon is not None,
         "epsilon": found.epsilon,
         "delta": found.delta,
         "doubts": found.doubts,
         "says": str(found),
-        "covers": COVERS,
+        "covers": example_privacy.COVERS if examples else COVERS,
         "rounds": [dataclasses.asdict(row) for row in history.spent],
     }
 

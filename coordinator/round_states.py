@@ -12,6 +12,7 @@ class State(enum.Enum):
     WAITING = "waiting"
     OPEN = "open"
     CLOSING = "closing"
+    SECURING = "securing"
     AGGREGATING = "aggregating"
     DONE = "done"
     GAVE_UP = "gave-up"
@@ -26,6 +27,7 @@ class Trigger(enum.Enum):
     ALL_ANSWERED = "every device has answered"
     ENOUGH_RESULTS = "as many results are here as are wanted"
     DEADLINE = "the deadline passed"
+    TRAINED = "enough devices have trained for a secure sum"
     QUORUM = "enough results"
     NO_QUORUM = "too few results"
     ATTEMPTS_SPENT = "too few results, for the last time"
@@ -52,6 +54,13 @@ TRANSITIONS: Final[dict[State, dict[Trigger, State]]] = {
         Trigger.STOP: State.STOPPED,
     },
     State.CLOSING: {
+        Trigger.TRAINED: State.SECURING,
+        Trigger.QUORUM: State.AGGREGATING,
+        Trigger.NO_QUORUM: State.WAITING,
+        Trigger.ATTEMPTS_SPENT: State.GAVE_UP,
+        Trigger.STOP: State.STOPPED,
+    },
+    State.SECURING: {
         Trigger.QUORUM: State.AGGREGATING,
         Trigger.NO_QUORUM: State.WAITING,
         Trigger.ATTEMPTS_SPENT: State.GAVE_UP,

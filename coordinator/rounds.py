@@ -7,6 +7,8 @@ Rules:
   speaks up later joins while there are fewer.
 - When an open round closes, and which results count in it, is the `course`'s to say.
 - Results that are being fetched at the deadline get `GRACE_S` to arrive; what can count in no later round is cancelled.
+- In a run with `[secure]`, tasks are done when their devices have trained; what becomes of their deltas is the secure
+  sum's, between the end of a round and its aggregation.
 - A round with too few results is repeated. Its results are not used, unless the course keeps them. So is one for whose
   results the aggregation's estimator does not hold.
 
@@ -23,25 +25,29 @@ from coordinator.desk import Desk
 from coordinator.events import (
     AdapterReady,
     AggregateRound,
+    CancelTask,
     Event,
     Finish,
     GiveUp,
     Instruction,
     LossMeasured,
+    MaskingHeard,
     NoAdapter,
     OpenRound,
     RecordDecision,
     RepeatRound,
     StopAsked,
+    TaskState,
     UsePolicy,
 )
 from coordinator.fleet import Device, Fleet
 from coordinator.plan import Past, Plan
 from coordinator.policy.types import Policy
 from coordinator.round_states import TRANSITIONS, State, Trigger
+from coordinator.secure.seam import Securing
 from coordinator.stage import Stage
 from coordinator.task_book import Entry
-from coordinator.tasks import GRACE_S, Tasks
+from coordinator.tasks import DROPPED, GRACE_S, Tasks
 from edge_sdk.wire.blobs import Blob
 
 S = TypeVar("S")
@@ -75,7 +81,12 @@ class Rounds(Generic[S]):
             LossMeasured: self._on_loss,
             UsePolicy: self._on_policy,
             StopAsked: self._on_stop,
+            MaskingHeard: self._on_masking,
         }
+        terms, here = plan.tasks.secure, (self.round, self.attempt)
+        self._securing = Securing(terms, plan.rounds.quorum, past.masking, here, now_s) if terms else None
+        if self.state is State.OPEN and self._securing is not None and self._securing.begun:
+            self._stage.state = State.SECURING
 
     def handle(self, event: Event, now_s: float) -> list[Instruction]:
         """What is to be done because of `event`, in this order."""
@@ -122,7 +133,8 @@ class Rounds(Generic[S]):
 
     def _on_stop(self, _event: StopAsked, _now_s: float) -> Iterator[Instruction]:
         if Trigger.STOP in TRANSITIONS[self.state]:
-            yield from self._tasks.cancel_all("the coordinator was stopped")
+            if self.state is not State.SECURING:  # which goes on when we do
+                yield from self._tasks.cancel_all("the coordinator was stopped")
             self._stage.go(Trigger.STOP)
 
     def _on_adapter(self, event: AdapterReady, now_s: float) -> Iterator[Instruction]:
@@ -149,6 +161,15 @@ class Rounds(Generic[S]):
         self._stage.losses[event.version] = event.loss
         yield from ()
 
+    def _on_masking(self, event: MaskingHeard, now_s: float) -> Iterator[Instruction]:
+        """Keys count while the round is open, or when they come again; what is over gets its last word."""
+        entry = self._tasks.book.get(event.message.task_id, event.device)
+        if entry is None or self._securing is None or entry.state in DROPPED:
+            yield CancelTask(event.device, event.message.task_id, "this task is not open any more")
+        elif self.state is State.OPEN or entry.state is not TaskState.OFFERED:
+            entry.heard_s = now_s
+            yield from self._securing.heard(event, entry, now_s)
+
     # ---- changes of state
 
     def _advance(self, now_s: float) -> Iterator[Instruction]:
@@ -168,6 +189,8 @@ class Rounds(Generic[S]):
                 self._stage.go(why)
             elif self.state is State.CLOSING:
                 yield from self._count_if_closed(now_s)
+            elif self.state is State.SECURING and self._securing is not None:
+                yield from self._secure(self._securing, now_s)
             if (self.state, self.round, self.attempt) == before:
                 return
 
@@ -197,6 +220,8 @@ class Rounds(Generic[S]):
             yield from self._repeat(now_s, Trigger.NOBODY_FITS, self._why_nobody(idle, online))
             return
         stage.go(Trigger.ENOUGH_DEVICES)
+        if self._securing is not None:
+            self._securing.new_attempt((stage.round, stage.attempt), now_s)
         stage.deadline_at_s = self._course.deadline_at_s(now_s)
         drawn = self._plan.drawn(stage.round, stage.attempt, chosen)
         yield OpenRound(stage.round, stage.attempt, len(chosen), len(drawn))
@@ -210,6 +235,9 @@ class Rounds(Generic[S]):
         return why + f", and {barred} are in quarantine" * bool(barred)
 
     def _count_if_closed(self, now_s: float) -> Iterator[Instruction]:
+        if self._securing is not None:
+            yield from self._begin_sum(self._securing, now_s)
+            return
         results, stage = self._tasks.results(), self._stage
         in_time = now_s < stage.deadline_at_s + GRACE_S
         if in_time and len(results) < self._course.enough and self._tasks.fetching():
@@ -223,6 +251,25 @@ class Rounds(Generic[S]):
             kept = "; they are kept" * (self._course.keeps and bool(results))
             why = f"{len(results)} results, the quorum is {self._course.least}{kept}"
             yield from self._repeat(now_s, Trigger.NO_QUORUM, why)
+
+    def _begin_sum(self, securing: Securing, now_s: float) -> Iterator[Instruction]:
+        """Whoever has trained is in it."""
+        for entry in securing.untrained(self._tasks.current()):
+            yield self._tasks.cancel(entry, "the secure sum of its round has begun")
+        yield from securing.begin(self._tasks.current(), now_s)
+        self._stage.go(Trigger.TRAINED)
+
+    def _secure(self, securing: Securing, now_s: float) -> Iterator[Instruction]:
+        """The steps of the secure sum that are due, and what becomes of the round when it is over."""
+        yield from securing.advance(self._tasks.current(), now_s)
+        for entry in securing.without(self._tasks.current()):
+            yield self._tasks.lose(entry, "the secure sum goes on without it")
+        if securing.why_not:
+            yield from self._repeat(now_s, Trigger.NO_QUORUM, securing.why_not)
+        elif securing.opened:
+            stage, task_ids = self._stage, securing.summed(self._tasks.current())
+            stage.go(Trigger.QUORUM)
+            yield AggregateRound(stage.round, stage.attempt, stage.adapter, task_ids)
 
     def _repeat(self, now_s: float, trigger: Trigger, why: str) -> Iterator[Instruction]:
         stage = self._stage

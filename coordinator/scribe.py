@@ -10,6 +10,7 @@ from coordinator.events import (
     RecordDecision,
     RecordDecline,
     RecordFailure,
+    RecordMasking,
     RecordVerdict,
     RepeatRound,
 )
@@ -33,5 +34,7 @@ def write_down(ledger: Ledger, instruction: Instruction) -> None:
         ledger.failure(instruction.message, instruction.budget_bytes, instruction.answer)
     elif isinstance(instruction, RecordVerdict):
         ledger.verdict(instruction.verdict)
+    elif isinstance(instruction, RecordMasking):
+        ledger.masking(instruction.round, instruction.attempt, instruction.fact)
     elif isinstance(instruction, RepeatRound):
         ledger.repeat_round(instruction.round, instruction.attempt, instruction.why)

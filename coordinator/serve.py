@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, TypeVar, cast
 
+from coordinator import example_privacy
 from coordinator.broker import Broker
 from coordinator.builder import Artifact, build, check_initial, require_folders, write_json
 from coordinator.config import AUTO, BrokerConfig, Config
@@ -203,7 +204,9 @@ def _finish(config: Config, artifact: Artifact, house: House, state: State) -> i
     if config.evaluation is not None:
         house.screen.table(evaluation_table(history, config.levels[-1].name))
     if config.privacy is not None:
-        house.screen.line(f"privacy: {standing(config, history.spent)}", "bold")
+        central = config.central_privacy is not None
+        promised = standing(config, history.spent) if central else example_privacy.standing(config, history)
+        house.screen.line(f"privacy: {promised}", "bold")
     for check in found:
         house.screen.line(*check_line(check))
     house.screen.line(f"report, curves and checkpoint are in {config.out}")

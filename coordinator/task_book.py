@@ -12,9 +12,12 @@ from dataclasses import dataclass
 from coordinator.config import Rule, TrainingConfig
 from coordinator.events import TaskState
 from coordinator.policy.types import Choice
+from coordinator.secure.config import Terms
 from edge_sdk.wire.blobs import Blob
 from edge_sdk.wire.codecs import NEEDS_RESIDUAL
 from edge_sdk.wire.messages import DeltaCodec, Receipt, RefusalReason, Report, Task, TaskProgress
+from edge_sdk.wire.privacy import ExampleNoise
+from edge_sdk.wire.secure.said import Masking
 
 OFFERED = (DeltaCodec.FP32, DeltaCodec.FP16, DeltaCodec.INT8, DeltaCodec.INT4)  # to policies, beside the configured one
 FROZEN = {Rule.LORA_SVD: (), Rule.FREEZE_A: ("lora_A",), Rule.MEAN: ()}
@@ -136,10 +139,14 @@ class TaskMaker:
     run: str
     training: TrainingConfig
     rule: Rule
+    secure: Terms | None = None
+    example_noise: ExampleNoise | None = None
 
     @property
     def codecs(self) -> tuple[DeltaCodec, ...]:
         """In which a delta may come, the configured one first; of others those that the rule has all for."""
+        if self.secure is not None:
+            return (DeltaCodec.FP32,)
         others = (codec for codec in OFFERED if codec not in NEEDS_RESIDUAL or self.rule.keeps_coordinates)
         return tuple(dict.fromkeys((self.training.delta_codec, *others)))
 
@@ -169,7 +176,12 @@ class TaskMaker:
             delta_codec=codec,
             residual=self.run if self._keeps_residuals(codec, may_owe=may_owe) else "",
             power=choice.power,
+            example_noise=self.example_noise,
+            masking=None if self.secure is None else self._masking(self.secure, place),
         )
+
+    def _masking(self, secure: Terms, place: Place) -> Masking:
+        return secure.masking(f"{self.run}.{place.round}.{place.attempt}", self.training.steps * self.training.batch)
 
     def _keeps_residuals(self, codec: DeltaCodec, *, may_owe: bool) -> bool:
         """Where the next delta can make up for what this one loses. An exact one loses nothing, and pays."""

@@ -82,8 +82,10 @@ class Tasks(Generic[S]):
         """The open round, as its course sees it."""
         stage, unfinished = self.stage, self.book.unfinished()
         own = sum((e.task.round, e.attempt) == (stage.round, stage.attempt) for e in unfinished)
+        trained = sum(e.state is TaskState.TRAINED for e in unfinished)  # which is all that a secure sum waits for
         awaited = bool(self._expected_back) and now_s < stage.wait_until_s
-        return Seen(own, len(unfinished) - own, len(self.results()), awaited, now_s >= stage.deadline_at_s)
+        late, results = len(unfinished) - own, len(self.results()) + trained
+        return Seen(own - trained, late, results, awaited, now_s >= stage.deadline_at_s)
 
     def fetching(self) -> bool:
         """Whether a result of this attempt is on its way."""
@@ -232,9 +234,9 @@ class Tasks(Generic[S]):
         """The tasks whose time is over: their devices were silent, or are not done."""
         for entry in self.book.unfinished():
             if entry.state is TaskState.OFFERED and now_s >= entry.due_s:
-                yield self._lose(entry, "its deadline passed")
-            elif now_s >= entry.due_s + GRACE_S:
-                yield self._lose(entry, "its result did not come in time")
+                yield self.lose(entry, "its deadline passed")
+            elif entry.task.masking is None and now_s >= entry.due_s + GRACE_S:
+                yield self.lose(entry, "its result did not come in time")
 
     def take_back_useless(self) -> Iterator[Instruction]:
         """When a round is closed, the tasks whose results could count in no later one."""
@@ -246,7 +248,7 @@ class Tasks(Generic[S]):
             elif not self.course.keeps:
                 yield self.cancel(entry, "the round has all the results that it needs")
             elif late > self.course.max_staleness:
-                yield self._lose(entry, f"its result would be {late} versions late")
+                yield self.lose(entry, f"its result would be {late} versions late")
 
     def cancel_all(self, why: str) -> Iterator[Instruction]:
         """Take all tasks back, and learn nothing from it."""
@@ -258,7 +260,8 @@ class Tasks(Generic[S]):
         entry.state = TaskState.CANCELLED
         return CancelTask(entry.device, entry.task.task_id, why)
 
-    def _lose(self, entry: Entry, why: str) -> CancelTask:
+    def lose(self, entry: Entry, why: str) -> CancelTask:
+        """Take it back: nothing came of it in time."""
         answer = answers.lost(entry, self.stage.gathers, self.budget_bytes(entry))
         entry.state = TaskState.LOST
         self.assignment.observe(answer)

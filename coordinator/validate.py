@@ -23,6 +23,7 @@ from edge_sdk.wire.delta import Delta, read_delta, unpack_delta
 from edge_sdk.wire.errors import DecodeError, TooLargeError
 from edge_sdk.wire.manifest import Manifest
 from edge_sdk.wire.messages import DeltaFile, RefusalReason, Task
+from edge_sdk.wire.secure.ring import size_bytes
 
 MAX_CHANGE = 1e6  # of one number: beyond any training, and far from where float32 ends, also summed or multiplied
 ENTRY_BYTES = 256  # msgpack around one tensor: name, keys, shape
@@ -44,8 +45,10 @@ class Expected:
     @property
     def max_bytes(self) -> int:
         """No honest delta is longer."""
-        size_bytes = CODECS[self.task.delta_codec].size_bytes
-        tensors = sum(size_bytes(math.prod(shape)) + len(name) + ENTRY_BYTES for name, shape in self.shapes.items())
+        if self.task.masking is not None:
+            return size_bytes(self.shapes)
+        length = CODECS[self.task.delta_codec].size_bytes
+        tensors = sum(length(math.prod(shape)) + len(name) + ENTRY_BYTES for name, shape in self.shapes.items())
         return tensors + FILE_BYTES
 
 
@@ -85,6 +88,13 @@ def check_delta(data: bytes, wanted: Expected) -> Accepted | Refused:
         return Refused(RefusalReason.MALFORMED, _line(error))
     refused = _check_numbers(delta) or _check_size(delta, wanted)
     return refused or Accepted(delta, file.examples, delta.size())
+
+
+def check_masked(data: bytes, wanted: Expected, examples: int) -> Accepted | Refused:
+    """All that can be seen of a delta in a secure sum is how long it is; so many `examples` its device reports."""
+    if len(data) != wanted.max_bytes:
+        return Refused(RefusalReason.MALFORMED, f"{len(data)} bytes, the task's numbers have {wanted.max_bytes}")
+    return Accepted(Delta({}), min(max(examples, 1), wanted.task.steps * wanted.task.batch), 0.0)
 
 
 def _check_claims(file: DeltaFile, wanted: Expected) -> Refused | None:

@@ -22,12 +22,15 @@ from typing import Any, Final
 from coordinator import desk, rounds, tasks, validate
 from coordinator.round_states import TRANSITIONS as STATE_TRANSITIONS
 from coordinator.round_states import State
+from coordinator.secure import steps
 from docs.meanings import FIELDS, VALUES
 from edge_sdk import line, phases, session
 from edge_sdk.engine.optimizers import AdamW, Sgd
 from edge_sdk.wire import channel, chunks, codec, codecs, manifest, messages, mqtt, signed, tensors
 from edge_sdk.wire.blobs import Blob
 from edge_sdk.wire.keys import KEY_BYTES, Signer
+from edge_sdk.wire.privacy import ExampleNoise
+from edge_sdk.wire.secure import ring, said, shamir
 from edge_sdk.wire.topics import Topics
 
 PAGE: Final = pathlib.Path(__file__).with_suffix(".md")
@@ -48,11 +51,17 @@ WAYS: Final = {
     messages.TaskFailed: UP,
     messages.ResultOffer: UP,
     messages.Receipt: DOWN,
+    said.MaskKeys: UP,
+    said.MaskPeers: DOWN,
+    said.MaskShares: UP,
+    said.MaskInbox: DOWN,
+    said.UnmaskCall: DOWN,
+    said.UnmaskShares: UP,
     messages.ChunkRequest: f"{BOTH}: from whoever needs a blob",
     messages.Chunk: f"{BOTH}: the answer to a ChunkRequest",
     messages.TransferRefused: f"{BOTH}: the other answer to a ChunkRequest",
 }
-INSIDE: Final = (messages.Task, messages.Report, Blob)
+INSIDE: Final = (messages.Task, ExampleNoise, messages.Report, said.Masking, said.Peer, Blob)
 MANIFEST: Final = (
     manifest.Manifest,
     manifest.ModelSpec,
@@ -231,6 +240,11 @@ def bounds() -> str:
         ("MAX_TOKENS", messages, "tokens of a row"),
         ("MAX_STEPS", messages, "steps of a task"),
         ("MIN_POWER", messages, "the least share of its threads that a device trains with"),
+        ("MAX_PEERS", said, "neighbours of a device in a secure sum"),
+        ("LONGEST_BOX", said, "bytes of a box in a secure sum"),
+        ("SHARE_BYTES", shamir, "a share of a secret"),
+        ("LARGEST", ring, "the numbers of a secure sum, without their sign"),
+        ("ASK_S", steps, "after which a device of a secure sum is asked again"),
         ("MAX_CHANGE", validate, "a number of a delta, without its sign"),
         ("SHARE", codecs, "numbers of which `top-k` keeps one"),
         ("ENTRY_BYTES", validate, "allowed around each tensor of a delta"),

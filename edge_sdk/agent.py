@@ -5,6 +5,7 @@ the model. Everything it must not lose lies in the store's folder:
 
     store/blobs, store/partial     what was fetched
     store/outbox                   results that wait for their receipt, and the residual
+    store/sums                     its part in secure sums: secrets, and a delta that is not masked yet
     store/tokens                   the private data, as tokens
     store/work                     what a worker is writing; emptied at every start
     store/identity                 the device's key, and its coordinator's
@@ -41,13 +42,16 @@ from edge_sdk.events import (
     ForgetResult,
     Greet,
     Instruction,
+    JoinSum,
     KeepResult,
     KeepVersion,
+    LeaveSum,
     ResultKept,
     Say,
     Send,
     StartWorker,
     StopFetching,
+    SumJoined,
     Tick,
 )
 from edge_sdk.fetcher import Fetcher, blobs_of
@@ -56,6 +60,7 @@ from edge_sdk.line import Line, presence_payload
 from edge_sdk.order import Feedback, WorkerOrder
 from edge_sdk.outbox import Outbox
 from edge_sdk.power import FULL, Clock, battery
+from edge_sdk.secure.sums import Sums
 from edge_sdk.session import Session
 from edge_sdk.store import DeviceStore
 from edge_sdk.supervisor import Post, Supervision, Supervisor, WorkerEvent, WorkerFailed, WorkerFinished
@@ -79,6 +84,7 @@ from edge_sdk.wire.messages import (
     TransferRefused,
     Welcome,
 )
+from edge_sdk.wire.secure.said import MaskInbox, MaskPeers, UnmaskCall
 from edge_sdk.wire.topics import Topics
 from edge_sdk.wire.transport import Connected, Disconnected, Received, Transport, Will
 
@@ -102,7 +108,9 @@ class Agent:
         home: pathlib.Path | None = None,
         supervise: Callable[[Post, pathlib.Path | None], Supervision] = Supervisor,
     ) -> None:
-        """Go on where the last agent of this store ended. Raises OSError; ConfigError where its clock cannot be set.
+        """Go on where the last agent of this store ended.
+
+        Raises OSError; ConfigError where its clock cannot be set, or its roster is none.
 
         `say` gets lines for people. `home` is the cgroup to make groups for tasks in, see `edge_sdk.cgroup.claim`;
         `supervise` makes what has the tasks done.
@@ -125,9 +133,12 @@ class Agent:
         self._events: deque[Event] = deque()
         self._next_tick_s = 0.0
         contents = self._outbox.load()
-        for complaint in contents.complaints:
+        self._sums = Sums(config.store / "sums", identity, config.device, config.privacy.peers())
+        for complaint in (*contents.complaints, *self._sums.complaints):
             say(complaint)
-        self._session = Session(_hello(config, self.session, identity.version), contents.results, time.monotonic())
+        joined = self._sums.waiting(self._outbox)
+        hello = _hello(config, self.session, identity.version)
+        self._session = Session(hello, contents.results, time.monotonic(), joined, config.privacy)
         for topic in (self._topics.announcement, self._topics.manifest("+"), self._topics.down(config.device)):
             transport.subscribe(topic)
 
@@ -190,6 +201,17 @@ class Agent:
             self._serve(message)
         elif isinstance(message, TransferRefused):
             self._heard(self._fetcher.refused(message))
+        elif isinstance(message, (MaskPeers, MaskInbox, UnmaskCall)):
+            self._on_masking(message)
+
+    def _on_masking(self, message: MaskPeers | MaskInbox | UnmaskCall) -> None:
+        """A step of a secure sum. Raises MaskError for one that this device does not take."""
+        if isinstance(message, MaskPeers):
+            self._send(self._sums.deal(message))
+        elif isinstance(message, UnmaskCall):
+            self._send(self._sums.reveal(message))
+        elif (offer := self._sums.mask(message, self._outbox, self._work / "masked")) is not None:
+            self._tell(ResultKept(offer))
 
     def _greet(self) -> None:
         greeting = self._line.greeting(time.monotonic())
@@ -262,10 +284,10 @@ class Agent:
             self._start(instruction)
         elif isinstance(instruction, CancelWorker):
             self._supervisor.cancel()
-        elif isinstance(instruction, KeepResult):
+        elif isinstance(instruction, (KeepResult, JoinSum)):
             self._keep(instruction)
-        elif isinstance(instruction, ForgetResult):
-            self._outbox.forget(instruction.offer.task_id, instruction.offer.delta, accepted=instruction.accepted)
+        elif isinstance(instruction, (ForgetResult, LeaveSum)):
+            self._forget(instruction)
         elif isinstance(instruction, CheckFiles):
             damaged = self._store.remove_damaged(blobs_of(instruction.task, instruction.manifest))
             self._say(f"{len(damaged)} damaged files are removed, and will be fetched again")
@@ -275,16 +297,20 @@ class Agent:
             self._clock.slow_to(asked.task.power)
         self._supervisor.start(self._order(asked))
 
-    def _keep(self, result: KeepResult) -> None:
+    def _keep(self, result: KeepResult | JoinSum) -> None:
+        task_id = result.task_id if isinstance(result, KeepResult) else result.task.task_id
+        report = dataclasses.replace(result.report, clock=self._worked_at, battery=battery())
         try:
-            up_bytes = result.delta_path.stat().st_size
-            report = dataclasses.replace(result.report, up_bytes=up_bytes, clock=self._worked_at, battery=battery())
-            offer = self._outbox.keep(result.task_id, result.delta_path, report, result.residual_path)
+            if isinstance(result, JoinSum):
+                self._tell(SumJoined(self._sums.join(result.task, result.numbers_path, report)))
+                return
+            report = dataclasses.replace(report, up_bytes=result.delta_path.stat().st_size)
+            offer = self._outbox.keep(task_id, result.delta_path, report, result.residual_path)
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
             detail = "no space left on the device for the delta"
-            self._tell(WorkerFailed(result.task_id, FailureReason.NO_SPACE, result.report.peak_bytes, detail))
+            self._tell(WorkerFailed(task_id, FailureReason.NO_SPACE, result.report.peak_bytes, detail))
         else:
             self._tell(ResultKept(offer))
 
@@ -292,6 +318,12 @@ class Agent:
         if self._clock is not None:
             self._worked_at = self._clock.share
             self._clock.set_back()
+
+    def _forget(self, what: ForgetResult | LeaveSum) -> None:
+        if isinstance(what, LeaveSum):
+            self._sums.forget(what.task_id)
+        else:
+            self._outbox.forget(what.offer.task_id, what.offer.delta, accepted=what.accepted)
 
     def _on_worker(self, event: WorkerEvent) -> None:
         """From the supervisor's thread."""

@@ -1,4 +1,4 @@
-"""`fedpeat-edge`: run, doctor, probe, plan, evaluate, prepare, train.
+"""`fedpeat-edge`: run, doctor, key, probe, plan, evaluate, prepare, train.
 
 Exit status: 0 done, 1 a check or the task failed, 2 wrong input (one line on standard error), 130 interrupted, 143
 terminated. Modules are imported by the command that needs them: `--help` answers at once, and `run` never loads
@@ -61,6 +61,10 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("doctor", help="check what this device needs; a line and a remedy each")
     command.add_argument("--config", type=pathlib.Path, metavar="device.toml", help="check its broker and store too")
     command.set_defaults(run=_doctor)
+
+    command = commands.add_parser("key", help="this device's line of a roster: its name and its public key")
+    command.add_argument("--config", type=pathlib.Path, required=True, metavar="device.toml")
+    command.set_defaults(run=_key)
 
     command = commands.add_parser("probe", help="measure peak memory and step time of an artifact, in fresh processes")
     _add_artifact(command)
@@ -163,6 +167,15 @@ def _run(arguments: argparse.Namespace) -> int:
     from edge_sdk.run import run
 
     return run(arguments.config, insecure=arguments.insecure)
+
+
+def _key(arguments: argparse.Namespace) -> int:
+    from edge_sdk.config import load_config
+    from edge_sdk.identity import Identity
+
+    config = load_config(arguments.config)
+    print(f"{config.device} {Identity.of(config).signer.public.hex()}")
+    return 0
 
 
 def _doctor(arguments: argparse.Namespace) -> int:

@@ -14,6 +14,9 @@
     [data]
     kind = "text-folder"            # or "csv", "json-lines", "token-arrays"; "image-files", "image-arrays", "idx"
     path = "texts"
+    [privacy]                       # what the owner asks of every task; see `edge_sdk.floor`
+    secure_sum = true               # none without a secure sum
+    roster = "roster.txt"           # whom this device's masks may be with
     [tls]                           # for a broker = "mqtts://...": PEM files, made by `fedpeat broker init`
     ca = "tls/ca.crt"
     certificate = "tls/client.crt"
@@ -24,6 +27,7 @@ How it is read: `edge_sdk.wire.settings`.
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import os
 import pathlib
@@ -31,6 +35,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from edge_sdk.errors import ConfigError
+from edge_sdk.floor import Floor
 from edge_sdk.memory import parse_size
 from edge_sdk.providers import Provider
 from edge_sdk.wire.endpoint import TlsFiles, broker_url
@@ -113,6 +118,7 @@ class DeviceConfig:
     tls: TlsFiles | None = None
     max_packet_bytes: int = number(MIN_PACKET_BYTES, MAX_PACKET_BYTES, MAX_PACKET_BYTES)
     token: str = text(_token, "")
+    privacy: Floor = dataclasses.field(default_factory=Floor)
 
 
 def load_config(path: pathlib.Path) -> DeviceConfig:

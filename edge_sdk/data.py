@@ -22,6 +22,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import pathlib
+import secrets
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -318,6 +319,17 @@ def batches(folder: Rows, rows: Array, batch: int, tokens: int, seed: int) -> It
         msg = f"{folder.path} has no usable row"
         raise DataError(msg)
     return _endless(folder, rows, batch, tokens, np.random.default_rng(seed))
+
+
+def sampled(folder: Rows, rows: Array, rate: float, tokens: int) -> Iterator[Iterator[Batch]]:
+    """Endless samples, each a row at a time: every row is in one by itself, with the probability `rate`.
+
+    The lot is new each time, from the kernel's random bytes: who knows it knows who was hidden among fewer.
+    """
+    random = np.random.default_rng(secrets.randbits(128))
+    while True:
+        drawn = rows[random.random(len(rows)) < rate]
+        yield (folder.batch(drawn[k : k + 1], tokens) for k in range(len(drawn)))
 
 
 def _endless(folder: Rows, rows: Array, batch: int, tokens: int, random: np.random.Generator) -> Iterator[Batch]:

@@ -22,6 +22,7 @@ from edge_sdk.wire.messages import (
     TaskOffer,
     Welcome,
 )
+from edge_sdk.wire.secure.said import MaskKeys
 
 # ---- events, beside the coordinator's messages and the worker's events
 
@@ -61,6 +62,13 @@ class ResultKept:
 
 
 @dataclass(frozen=True, slots=True)
+class SumJoined:
+    """The task is done, and its delta waits for its secure sum; `keys` are this device's in it."""
+
+    keys: MaskKeys
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Time passed."""
 
@@ -78,6 +86,7 @@ Event = (
     | WorkerFinished
     | WorkerFailed
     | ResultKept
+    | SumJoined
     | Tick
 )
 
@@ -155,6 +164,22 @@ class KeepResult:
 
 
 @dataclass(frozen=True, slots=True)
+class JoinSum:
+    """Keep the delta's numbers for its secure sum; then say SumJoined, or WorkerFailed if the disk is full."""
+
+    task: Task
+    numbers_path: Path
+    report: Report
+
+
+@dataclass(frozen=True, slots=True)
+class LeaveSum:
+    """Forget the part that this device has in the secure sum of that task, if it has one."""
+
+    task_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class ForgetResult:
     """The coordinator has had its last word on it; where it was `accepted`, its residual is the one from now on."""
 
@@ -187,6 +212,8 @@ Instruction = (
     | StartWorker
     | CancelWorker
     | KeepResult
+    | JoinSum
+    | LeaveSum
     | ForgetResult
     | CheckFiles
     | Say

@@ -84,6 +84,10 @@ class Outbox:
             raise
         return result
 
+    def holds(self, task_id: str) -> bool:
+        """Whether a result of this task waits for its receipt."""
+        return self._path(task_id).exists()
+
     def forget(self, task_id: str, delta: Blob, *, accepted: bool) -> None:
         """The last word is here: remove record and delta, and use its residual from now on if it was `accepted`.
 

@@ -11,6 +11,8 @@ Rules:
 - an offer that was under way for longer than it is good for is not taken: somebody may have held it back. The device
   greets, and hears of the task again if it is still open;
 - a task whose deadline has passed is given up: the coordinator has closed it;
+- a delta for a secure sum waits for the sum: the device says its keys where it would say a result, and may do other
+  tasks meanwhile. What follows is `edge_sdk.secure`'s; once the delta is masked it is a result like any other;
 - a delta's residual counts from its receipt on. So a task that begins while a result waits for its receipt uses none
   and leaves none: its delta is rounded by chance.
 """
@@ -19,7 +21,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -35,16 +37,20 @@ from edge_sdk.events import (
     ForgetResult,
     Greet,
     Instruction,
+    JoinSum,
     KeepResult,
     KeepVersion,
+    LeaveSum,
     ManifestHere,
     ResultKept,
     Say,
     Send,
     StartWorker,
     StopFetching,
+    SumJoined,
     Tick,
 )
+from edge_sdk.floor import Floor
 from edge_sdk.phases import TRANSITIONS, Phase, Trigger
 from edge_sdk.supervisor import WorkerFailed, WorkerFinished, WorkerProgress
 from edge_sdk.wire.blobs import Blob
@@ -64,6 +70,8 @@ from edge_sdk.wire.messages import (
     TaskProgress,
     Welcome,
 )
+from edge_sdk.wire.privacy import rows_at_once
+from edge_sdk.wire.secure.said import MaskKeys
 
 RESEND_S: Final = 15.0
 PROGRESS_S: Final = 1.0  # between two progress messages
@@ -86,13 +94,23 @@ class Current:
 class Session:
     """One device between two starts of its agent. `phase` may be read."""
 
-    def __init__(self, hello: Hello, results: tuple[ResultOffer, ...], now_s: float) -> None:
-        """`hello` is what it says of itself, with the highest version of an offer; `results` wait in its outbox."""
+    def __init__(
+        self,
+        hello: Hello,
+        results: tuple[ResultOffer, ...],
+        now_s: float,
+        joined: Mapping[str, MaskKeys] | None = None,
+        floor: Floor | None = None,
+    ) -> None:
+        """`hello` is what it says of itself, with the highest version of an offer; `results` wait in its outbox, and
+        what has `joined` a secure sum, by task, for that. A task below the `floor` is declined.
+        """
         self.phase = Phase.IDLE
         self._hello = hello
         self._ahead_s = math.inf  # of the coordinator's clock, and the shortest time that a message was under way
         self._current: Current | None = None
         self._results = {offer.task_id: offer for offer in results}
+        self._joined, self._floor = dict(joined or {}), floor or Floor()
         self._answers: dict[str, TaskDeclined | TaskFailed] = {}
         self._corrections: dict[str, float] = {}  # by manifest: how much larger a peak was than its prediction
         self._resend_at_s = now_s + RESEND_S
@@ -109,6 +127,7 @@ class Session:
             WorkerFinished: self._on_finished,
             WorkerFailed: self._on_failed,
             ResultKept: self._on_kept,
+            SumJoined: self._on_joined,
             Tick: self._on_tick,
         }
 
@@ -137,6 +156,8 @@ class Session:
         self._resend_at_s = now_s + RESEND_S
         for offer in self._results.values():
             yield Send(offer)
+        for keys in self._joined.values():
+            yield Send(keys)
 
     def _on_offer(self, event: TaskOffer, now_s: float) -> Iterator[Instruction]:
         task = event.task
@@ -151,7 +172,8 @@ class Session:
             yield Say(f"an offer of round {task.round} came {-left_s:.0f} s after its deadline, and is not taken")
             yield Greet()
             return
-        known = self._results.get(task.task_id) or self._answers.get(task.task_id)
+        held = (self._results, self._joined, self._answers)
+        known = next((answers[task.task_id] for answers in held if task.task_id in answers), None)
         if known is not None:
             yield Send(known)
         elif self._current is not None and self._current.task.task_id == task.task_id:
@@ -165,11 +187,15 @@ class Session:
                 self._hello = dataclasses.replace(self._hello, heard_version=event.version)
                 yield KeepVersion(event.version)
             yield Say(f"round {task.round}: offered {task.steps} steps of {task.batch} x {task.tokens} tokens")
+            if why_not := self._floor.why_not(task):
+                yield from self._decline(task, DeclineReason.PRIVACY, why_not)
+                return
             yield FetchManifest(task)
 
     def _on_cancel(self, event: TaskCancel, _now_s: float) -> Iterator[Instruction]:
         if offer := self._results.pop(event.task_id, None):
             yield ForgetResult(offer, accepted=False)
+        yield from self._leave_sum(event.task_id)
         yield from self._stop(event.task_id, f"cancelled: {event.reason}")
 
     def _on_receipt(self, event: Receipt, _now_s: float) -> Iterator[Instruction]:
@@ -179,7 +205,13 @@ class Session:
             )
             yield Say(f"the delta of {event.task_id} was {outcome}")
             yield ForgetResult(offer, event.accepted)
+        if not event.accepted:
+            yield from self._leave_sum(event.task_id)
         yield from self._stop(event.task_id, "the coordinator has a result of it already")
+
+    def _leave_sum(self, task_id: str) -> Iterator[Instruction]:
+        self._joined.pop(task_id, None)
+        yield LeaveSum(task_id)
 
     def _stop(self, task_id: str, why: str) -> Iterator[Instruction]:
         """Give the current task up if it is this one."""
@@ -197,7 +229,7 @@ class Session:
         if current is None:
             return
         task, correction = current.task, self._corrections.get(current.task.artifact.sha256, 1.0)
-        shape, integers = (task.batch, task.tokens), task.integer_gradients
+        shape, integers = (rows_at_once(task.batch, task.example_noise), task.tokens), task.integer_gradients
         plan = choose_plan(event.manifest, *shape, self._hello.budget_bytes, correction, integers=integers)
         if isinstance(plan, Declined):
             sizes = (plan.needed_bytes, plan.budget_bytes)
@@ -261,18 +293,35 @@ class Session:
             return
         self._correct(current, event.report.peak_bytes, event.report.predicted_bytes)
         report = dataclasses.replace(event.report, down_bytes=current.down_bytes)
+        if current.task.masking is not None:
+            yield JoinSum(current.task, event.delta_path, report)
+            return
         yield KeepResult(event.task_id, event.delta_path, report, event.residual_path)
 
     def _on_kept(self, event: ResultKept, _now_s: float) -> Iterator[Instruction]:
         """Also when the task was cancelled in between: the coordinator has the last word on it."""
         report = event.offer.report
         self._results[event.offer.task_id] = event.offer
-        if self.phase in {Phase.TRAINING, Phase.STOPPING}:
-            self._go(Trigger.ENDED)
-            self._current = None
+        if self._joined.pop(event.offer.task_id, None) is not None:
+            yield Say(f"the delta of {event.offer.task_id} is masked")
+            yield Send(event.offer)
+            return
+        self._ended()
         losses = f"loss {report.loss_before:.3f} -> {report.loss_after:.3f}"
         yield Say(f"done, {losses}, {_peak_line(report.peak_bytes, report.predicted_bytes, report.budget_bytes)}")
         yield Send(event.offer)
+
+    def _on_joined(self, event: SumJoined, _now_s: float) -> Iterator[Instruction]:
+        self._joined[event.keys.task_id] = event.keys
+        self._ended()
+        yield Say(f"done; the delta of {event.keys.task_id} waits for its secure sum")
+        yield Send(event.keys)
+
+    def _ended(self) -> None:
+        """The worker is done, and its task is at hand no more."""
+        if self.phase in {Phase.TRAINING, Phase.STOPPING}:
+            self._go(Trigger.ENDED)
+            self._current = None
 
     def _on_failed(self, event: WorkerFailed, _now_s: float) -> Iterator[Instruction]:
         current = self._at(event.task_id, Phase.TRAINING)

@@ -25,10 +25,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from edge_sdk.cgroup import in_task_group
-from edge_sdk.data import batches, in_order, open_rows, split
+from edge_sdk.data import batches, in_order, open_rows, sampled, split
 from edge_sdk.engine.artifact import Artifact, adapter_in, artifact_in
 from edge_sdk.engine.batch import Batch
 from edge_sdk.engine.plan import Limits, Plan, gradient_error
+from edge_sdk.engine.private import NOT_TOLD, private_steps
 from edge_sdk.engine.runtime import VERSION, use
 from edge_sdk.engine.settle import settle
 from edge_sdk.engine.train import Recipe, StepReport, evaluate, train_steps
@@ -45,6 +46,8 @@ from edge_sdk.wire.errors import WireError
 from edge_sdk.wire.lifeline import end_with_parent
 from edge_sdk.wire.manifest import Manifest
 from edge_sdk.wire.messages import DeltaFile, FailureReason, Report, Tensor
+from edge_sdk.wire.privacy import ExampleNoise, rows_at_once
+from edge_sdk.wire.secure.said import Masking
 from edge_sdk.wire.tensors import Array, TensorFile
 
 ROUNDING = 1  # beside the task's seed, so that codecs draw other numbers than the order of the rows
@@ -75,6 +78,7 @@ class Learned:
     loss_before: float
     loss_after: float
     step_ms: float
+    sampled_rows: int = 0
 
 
 def main() -> int:
@@ -119,7 +123,7 @@ def _train(order: WorkerOrder) -> Report:
     store = BlobStore(pathlib.Path(order.store))
     artifact = artifact_in(store, task.artifact)
     limits = Limits(
-        task.batch,
+        rows_at_once(task.batch, task.example_noise),
         task.tokens,
         order.budget_bytes,
         order.threads,
@@ -144,6 +148,8 @@ def learn(order: WorkerOrder, walk: Walk, progress: Callable[[StepReport], None]
     task, artifact = order.task, walk.artifact
     # Not before the walk is ready: a plan counts the adapter beside what is at rest.
     adapter = adapter_in(BlobStore(pathlib.Path(order.store)), task.adapter, artifact.manifest)
+    if task.example_noise is not None:
+        return _learn_privately(order, walk, adapter, task.example_noise, progress)
     training, aside = _rows(order, artifact)
     loss_before = evaluate(walk, adapter, aside()).loss
     times_ms, examples = [], 0
@@ -153,6 +159,27 @@ def learn(order: WorkerOrder, walk: Walk, progress: Callable[[StepReport], None]
         progress(report)
     loss_after = evaluate(walk, adapter, aside()).loss
     return Learned(adapter, examples, loss_before, loss_after, statistics.median(times_ms))
+
+
+def _learn_privately(
+    order: WorkerOrder,
+    walk: Walk,
+    adapter: dict[str, Array],
+    noise: ExampleNoise,
+    progress: Callable[[StepReport], None],
+) -> Learned:
+    """From all rows, of which none is measured on."""
+    task, times_ms = order.task, list[float]()
+    folder = open_rows(pathlib.Path(order.data), walk.artifact.manifest.model)
+    rows = folder.usable()
+    if not len(rows):
+        msg = f"{order.data} has no usable row"
+        raise DataError(msg)
+    samples = sampled(folder, rows, min(1.0, task.batch / len(rows)), task.tokens)
+    for report in private_steps(walk, adapter, samples, Recipe.of(task), noise):
+        times_ms.append(report.time_ms)
+        progress(report)
+    return Learned(adapter, task.steps * task.batch, NOT_TOLD, NOT_TOLD, statistics.median(times_ms), len(rows))
 
 
 def deliver(order: WorkerOrder, manifest: Manifest, learned: Learned) -> None:
@@ -166,6 +193,10 @@ def deliver(order: WorkerOrder, manifest: Manifest, learned: Learned) -> None:
     with TensorFile(path) as before:  # a copy would have cost memory all along
         names = manifest.trained_shapes(task.freeze)
         delta = {name: np.subtract(adapter[name], before[name], out=adapter[name]) for name in names}
+    if task.masking is not None:
+        _check_finite(delta)
+        _write_numbers(order, delta, learned.examples, task.masking)
+        return
     _write_delta(order, _encoded(order, manifest, delta), learned.examples)
 
 
@@ -188,6 +219,7 @@ def report_of(
         threads=order.threads,
         runtime=f"{VERSION}, numpy {np.__version__}, {platform.machine()}",
         gradient_error=gradient_error(manifest, plan),
+        sampled_rows=learned.sampled_rows,
     )
 
 
@@ -219,9 +251,7 @@ def _rows(order: WorkerOrder, artifact: Artifact) -> tuple[Iterator[Batch], Call
 def _encoded(order: WorkerOrder, manifest: Manifest, delta: dict[str, Array]) -> dict[str, Tensor]:
     """The delta as the task wants it; what it leaves out is written down, where that is kept. Raises NonFinite."""
     task, feedback = order.task, order.feedback
-    if not all(np.isfinite(array).all() for array in delta.values()):
-        msg = "the delta is not finite; a smaller learning rate may help"
-        raise NonFinite(msg)
+    _check_finite(delta)
     if feedback is None:
         generator = np.random.default_rng((task.seed, ROUNDING))
         return {name: pack_array(array, task.delta_codec, generator) for name, array in delta.items()}
@@ -230,6 +260,20 @@ def _encoded(order: WorkerOrder, manifest: Manifest, delta: dict[str, Array]) ->
     tensors, residual = compress(delta, residual, task.delta_codec)
     write_residual(pathlib.Path(feedback.after), belongs_to, residual)
     return tensors
+
+
+def _check_finite(delta: dict[str, Array]) -> None:
+    if not all(np.isfinite(array).all() for array in delta.values()):
+        msg = "the delta is not finite; a smaller learning rate may help"
+        raise NonFinite(msg)
+
+
+def _write_numbers(order: WorkerOrder, delta: dict[str, Array], examples: int, masking: Masking) -> None:
+    """The delta as the integers that go into a secure sum, not masked yet."""
+    from edge_sdk.wire.secure.ring import write_numbers  # ciphers come with it
+
+    with written_atomically(pathlib.Path(order.delta), "worker-delta") as out:
+        write_numbers(out, delta, examples, masking)
 
 
 def _write_delta(order: WorkerOrder, tensors: dict[str, Tensor], examples: int) -> None:

@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from benchmarks.reliability.fleets import FLEET, PATIENCE_S, Fleet, Tally, Unsurvived
+from benchmarks.reliability.fleets import FLEET, PATIENCE_S, TRAINING, Fleet, Tally, Unsurvived
 from benchmarks.reliability.imposter import Imposter
 from benchmarks.reliability.misfortune import Misfortune
 from benchmarks.reliability.proxy import FaultProxy
@@ -25,7 +25,10 @@ ROUNDS_OF: Final[dict[Scene, dict[str, Any]]] = {
     Scene.DECLINES: {"devices": 3},
     Scene.REFUSED: {"devices": 3},
     Scene.REPEATS: {"quorum": 2},
+    Scene.SECURE: {"devices": 4, "participants": 4, "quorum": 3},
 }
+EXACT: Final = {name: value for name, value in TRAINING.items() if name != "delta_codec"}
+SECURE: Final[dict[str, Any]] = {"secure": {"step_s": 120.0}, "checks": {"norm_factor": 0}, "training": EXACT}
 
 
 @dataclass(slots=True)
@@ -73,6 +76,8 @@ class _Kill:
             changes["evaluation"] = {"path": _held_out(folder), "rows": 2}
         elif case.scene is Scene.TRIES:
             changes["rollout"] = {"canary": 1, "tasks": 1, "levels": ["fp32"]}
+        elif case.scene is Scene.SECURE:
+            changes |= SECURE
         self.fleet = Fleet(tiny, folder, stack, ROUNDS_OF.get(case.scene), **changes)
         self._case, self._stack = case, stack
         self._armed = "coordinator" if case.process == COORDINATOR else "a"
@@ -90,6 +95,9 @@ class _Kill:
         fleet.processes.device("b")
         if scene is Scene.DECLINES:
             fleet.processes.device("c", "20MB")
+        elif scene is Scene.SECURE:
+            fleet.processes.device("c")
+            fleet.processes.device("d")
         elif scene is Scene.REFUSED:
             imposter = Imposter(fleet.broker.url, FLEET, "z", fleet.folder / "z-identity", lambda _task: b"no delta")
             self._stack.callback(imposter.close)

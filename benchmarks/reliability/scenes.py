@@ -31,6 +31,7 @@ class Scene(enum.Enum):
     TRIES = "a level is tried by one device first"
     EVALUATES = "the adapter is measured after each round"
     FINISHES = "until checkpoint and report are there"
+    SECURE = "four devices, whose deltas go into secure sums"
 
 
 _OF_STEP: Final = {
@@ -43,6 +44,10 @@ _OF_STEP: Final = {
     "ledger.verdict": Scene.TRIES,
     "ledger.evaluation": Scene.EVALUATES,
     "report": Scene.FINISHES,
+    "sum-numbers": Scene.SECURE,
+    "sum-record": Scene.SECURE,
+    "sum": Scene.SECURE,
+    "ledger.masking": Scene.SECURE,
     "checkpoint": Scene.FINISHES,
 }
 

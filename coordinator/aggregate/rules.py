@@ -11,8 +11,9 @@ import numpy as np
 from coordinator.aggregate import coordinatewise, krum, lora, mean, server_optimizers
 from coordinator.config import AggregationConfig, MeanOver
 from coordinator.guards import Estimator, PrivacyConfig
-from coordinator.privacy import Bounds, Noise, private_mean, true_noise
+from coordinator.privacy import Bounds, Noise, private_mean
 from edge_sdk.wire.delta import Delta
+from edge_sdk.wire.noise import true_noise
 from edge_sdk.wire.tensors import Array
 
 

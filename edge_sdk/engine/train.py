@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,8 @@ from edge_sdk.engine.walk import Walk
 from edge_sdk.errors import NonFinite
 from edge_sdk.wire.messages import OptimizerKind, Schedule, Task
 from edge_sdk.wire.tensors import Array
+
+Gradients = dict[str, Array]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +57,19 @@ def train_steps(
     walk: Walk, adapter: dict[str, Array], batches: Iterator[Batch], recipe: Recipe
 ) -> Iterator[StepReport]:
     """Train `adapter` in place, a report after each step. Raises NonFinite, and whatever the walk's watch raises."""
+    return take_steps(walk, adapter, recipe, lambda names: batch_gradient(walk, adapter, next(batches), names))
+
+
+def take_steps(
+    walk: Walk, adapter: dict[str, Array], recipe: Recipe, gradient: Callable[[Sequence[str]], tuple[float, Gradients]]
+) -> Iterator[StepReport]:
+    """The same with any way to find a step's loss, and its gradient by the tensors that are named."""
     parameters = {name: adapter[name] for name in trained_names(walk, recipe.freeze)}
     optimizer = optimizer_of(recipe.optimizer, recipe.weight_decay, walk.plan.state_bits)
     state = optimizer.init(parameters)
     for step in range(recipe.steps):
         begin = time.perf_counter()
-        loss, gradients = batch_gradient(walk, adapter, next(batches), list(parameters))
+        loss, gradients = gradient(list(parameters))
         norm = clip(gradients, recipe.clip_norm)
         if not math.isfinite(loss + norm):
             msg = f"step {step + 1}: loss {loss}, gradient norm {norm}; a smaller learning rate may help"

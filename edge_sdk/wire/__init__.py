@@ -15,4 +15,5 @@ The only part of `edge_sdk` that `export` and `coordinator` may import. Nothing 
 - `topics`     the only place that builds or reads an MQTT topic
 - `transport`  the seam to MQTT, and the in-memory broker that stands in for it
 - `mqtt`       paho behind that seam
+- `secure`     what a sum is made of whose parts nobody sees
 """

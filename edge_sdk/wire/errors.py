@@ -4,6 +4,7 @@ WireError             the bytes are wrong: a peer, a disk or a network sent some
 ├── DecodeError       not the message, manifest or tensor file it claims to be
 ├── TooLargeError     over a stated bound; refused before it is read
 ├── IntegrityError    its size or SHA-256 is not the promised one
+├── MaskError         a step of a secure sum that must not be taken: it would reveal more than the sum, or nothing
 └── SignatureError    not signed by whom it has to be, or signed for another occasion
 TransportError        the network is at fault: no broker, or the connection went away
 """
@@ -41,6 +42,10 @@ class TooLargeError(WireError):
 
 class IntegrityError(WireError):
     """Bytes whose size or SHA-256 is not the promised one."""
+
+
+class MaskError(WireError):
+    """A step of a secure sum that must not be taken: it would reveal more than the sum, or leads nowhere."""
 
 
 class SignatureError(WireError):

@@ -4,8 +4,8 @@ The envelope is a msgpack map `{"v": 1, "type": <name>, "body": <map>}`. `Messag
 and `decode_message` are the only way in and out. Strings as keys live in `codec` alone.
 
 A device sends Greeting, Hello, TaskDeclined, TaskProgress, TaskFailed, ResultOffer; the coordinator sends Announcement,
-Welcome, NotWelcome, TaskOffer, TaskCancel, Receipt. ChunkRequest, Chunk and TransferRefused go both ways: whoever needs
-a blob asks for it. All but Chunk are signed, see `signed`.
+Welcome, NotWelcome, TaskOffer, TaskCancel, Receipt. What both say in a secure sum is in `secure.said`. ChunkRequest,
+Chunk and TransferRefused go both ways: whoever needs a blob asks for it. All but Chunk are signed, see `signed`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from typing import Any, get_args
 from edge_sdk.wire import codec
 from edge_sdk.wire.blobs import Blob
 from edge_sdk.wire.errors import DecodeError
+from edge_sdk.wire.privacy import ExampleNoise
+from edge_sdk.wire.secure.said import MaskInbox, Masking, MaskKeys, MaskPeers, MaskShares, UnmaskCall, UnmaskShares
 
 VERSION = 1
 CHUNK_BYTES = 256 * 1024  # piece of a blob, where the broker takes it
@@ -85,6 +87,7 @@ class DeclineReason(enum.Enum):
     UNAVAILABLE = "unavailable"
     NO_SPACE = "no-space"
     ROLLED_BACK = "rolled-back"
+    PRIVACY = "privacy"
 
 
 class FailureReason(enum.Enum):
@@ -134,7 +137,8 @@ class Task:
     `integer_gradients` the device may use what is faster and as far off as the manifest's `integers_error` says.
     The delta comes in `delta_codec`. What that loses the device keeps under the name `residual`, and adds to its next
     delta under the same name; where that is empty it keeps nothing, and rounds by chance. `power` is the share of its
-    threads that the device trains with, above 0 and at most 1.
+    threads that the device trains with, above 0 and at most 1. With `masking` the delta goes into a secure sum, and
+    `delta_codec` means nothing. With `example_noise` it hides single examples, and losses are not told.
     """
 
     task_id: str
@@ -157,6 +161,8 @@ class Task:
     delta_codec: DeltaCodec = DeltaCodec.FP32
     residual: str = ""
     power: float = 1.0
+    masking: Masking | None = None
+    example_noise: ExampleNoise | None = None
 
     def __post_init__(self) -> None:
         """Refuse numbers that no task can mean."""
@@ -187,7 +193,8 @@ class Report:
     plan expected. `step_ms` is the median. `down_bytes`, `up_bytes` are blob bytes on the wire for this task, both
     directions. `clock` is the share of its cores' highest clock that it was let, `battery` the share that is left, 1 on
     the mains. `gradient_error` is the manifest's `integers_error` where the plan multiplied in integers, 0 where
-    gradients were exact.
+    gradients were exact. Of a task with `example_noise`, losses are 0, and `sampled_rows` tells of how many rows of the
+    device's own those of each step were drawn.
     """
 
     steps: int
@@ -206,6 +213,7 @@ class Report:
     gradient_error: float = 0.0
     clock: float = 1.0
     battery: float = 1.0
+    sampled_rows: int = 0
 
     def __post_init__(self) -> None:
         """Refuse what would fill a ledger's row, and what is no share."""
@@ -441,6 +449,12 @@ Message = (
     | TaskFailed
     | ResultOffer
     | Receipt
+    | MaskKeys
+    | MaskPeers
+    | MaskShares
+    | MaskInbox
+    | UnmaskCall
+    | UnmaskShares
     | ChunkRequest
     | Chunk
     | TransferRefused

@@ -17,6 +17,7 @@ from benchmarks.demo import write_toml
 from benchmarks.fleet import Member, Point, Run, play
 from benchmarks.liars import BOOST, Attack, Besieged, a_little, lie
 from benchmarks.studies import write_reviews
+from coordinator import example_privacy
 from coordinator.config import load_config
 from coordinator.history import read_history
 from coordinator.places import ledger_path
@@ -141,6 +142,24 @@ def test_labels_are_flipped(tmp_path: pathlib.Path) -> None:
         assert list(csv.reader(file)) == [["text", "label"], ["good", "negative"], ["bad, very", "positive"]]
 
 
+def test_a_fleet_hides_its_examples(tmp_path: pathlib.Path, tiny_vision: pathlib.Path) -> None:
+    """By configuration alone, and beside a robust rule: every device says of how many rows it sampled, and no loss;
+    what that promises is counted, and more tasks cost more.
+    """
+    robust = {"rule": "freeze-a", "estimator": "median", "byzantine": 1}
+    table_ = {"where": "device", "noise_multiplier": 1.0, "clip_norm": 0.5, "delta": 1e-5}
+    run = played(tmp_path, tiny_vision, Attack.NONE, aggregation=robust, privacy=table_)
+    reports = [row.report for row in run.history.results]
+    assert all(report.sampled_rows > 0 and report.loss_before == report.loss_after == 0 for report in reports)
+    found = example_privacy.standing(run.config, run.history)
+    assert found.epsilon is not None
+    assert 0 < found.epsilon < 100
+    first = dataclasses.replace(run.history, tasks=run.history.tasks[:5])
+    assert (example_privacy.standing(run.config, first).epsilon or 0) < found.epsilon
+    before, after = read_tensors(run.adapter(0)), read_tensors(run.adapter(1))
+    assert any(np.any(after[name] != before[name]) for name in after)
+
+
 # ---- what is made of them
 
 
@@ -171,13 +190,13 @@ def test_the_check_wants_defences_that_hold_and_a_control_that_does_not() -> Non
         outcome(Attack.NOISE, Defence.MEDIAN, 0.65),
     ]
     assert complaints(good) == []
-    for k, bad in enumerate([0.8, 0.8, 0.6, 0.701, 0.701]):
+    for k, bad in enumerate([0.701, 0.8, 1.3, 0.74, 0.74]):
         last = dataclasses.replace(good[k].points[1], loss=bad)
         worse = dataclasses.replace(good[k], points=(good[k].points[0], last))
         assert len(complaints([*good[:k], worse, *good[k + 1 :]])) == 1
     idle = outcome(Attack.NONE, Defence.MULTI_KRUM, 0.701)
     assert complaints([idle]) == []
-    assert len(complaints([outcome(Attack.LITTLE, Defence.MULTI_KRUM, 0.72)])) == 1
+    assert len(complaints([outcome(Attack.LITTLE, Defence.MULTI_KRUM, 0.74)])) == 1
     assert len(complaints([outcome(Attack.NAN, Defence.MEAN, 0.6)])) == 1
     text = text_table(good)
     assert "| sign-flip | 5.0000 (0.600) | 0.6500 (0.600) |" in text

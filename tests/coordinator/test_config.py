@@ -17,14 +17,17 @@ from coordinator.policy.caff import Caff
 from coordinator.policy.largest_that_fits import LargestThatFits
 from coordinator.policy.registry import policy_of
 from coordinator.policy.types import Choice
+from coordinator.secure.opening import terms_of
 from coordinator.task_book import Place, TaskMaker
 from edge_sdk.wire.blobs import blob_of
 from edge_sdk.wire.codecs import NEEDS_RESIDUAL
 from edge_sdk.wire.messages import DeltaCodec
+from edge_sdk.wire.privacy import ExampleNoise
+from edge_sdk.wire.secure.said import Masking
 from export.build import read_request
 from export.levels import Drop, LevelRequest, Refitting
 from export.public import PublicRequest
-from tests.coordinator.samples import CONFIG
+from tests.coordinator.samples import BLOB, CONFIG
 
 
 def load(tmp_path: pathlib.Path, text: str) -> Config:
@@ -385,6 +388,76 @@ def test_what_counts_is_the_run(tmp_path: pathlib.Path) -> None:
     plain, *others = (load(tmp_path, text).digest() for text in texts)
     assert others[0] == plain
     assert len({plain, *others}) == 3
+
+
+@pytest.mark.parametrize(
+    ("extra", "complaint"),
+    [
+        ("quantile = 0.5", "privacy.quantile is for where = 'coordinator'"),
+        ("where = 'nobody'", "privacy.where is 'nobody'"),
+        ("[participant]\nbudget = '1GB'\npath = 'texts'", "[participant] is beside privacy.where = 'device'"),
+    ],
+)
+def test_privacy_on_devices_is_read(tmp_path: pathlib.Path, extra: str, complaint: str) -> None:
+    """It goes with any rule; what only the coordinator's noise has is refused."""
+    table, where = "[privacy]\nnoise_multiplier = 1\nclip_norm = 1\ndelta = 1e-5\n", "where = 'device'\n"
+    assert load(tmp_path, CONFIG + table + where).example_noise == ExampleNoise(1.0, 1.0)
+    with pytest.raises(ConfigError, match=re.escape(complaint)):
+        load(tmp_path, CONFIG + table + ("" if "where" in extra else where) + extra)
+
+
+SECURE = """
+[aggregation]
+rule = "freeze-a"
+[checks]
+norm_factor = 0
+[secure]
+"""
+SECURE_CONFIG = CONFIG.replace("devices = 5\n", "devices = 5\nparticipants = 5\nquorum = 3\n").replace(
+    "train_last = 6\n", ""
+)
+
+
+def test_a_secure_sum_is_asked_for_by_its_table(tmp_path: pathlib.Path) -> None:
+    """And tasks say then where their deltas go, in no codec, and as finely as so many devices allow."""
+    config = load(tmp_path, SECURE_CONFIG + SECURE)
+    assert config.secure is not None
+    terms = terms_of(config)
+    maker = TaskMaker("run", config.training, config.aggregation.rule, terms)
+    task = maker.make(Place("a", 2, 3), Choice("fp32"), artifact=BLOB, adapter=BLOB, left_s=1.0)
+    assert task.masking == Masking("run.2.3", 4.0, (2**31 - 1) // 5, 20)
+    assert maker.codecs == (DeltaCodec.FP32,)
+    assert terms_of(load(tmp_path, CONFIG)) is None
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "complaint"),
+    [
+        ('rule = "freeze-a"', 'rule = "lora-svd"', "set aggregation.rule = 'freeze-a', not 'lora-svd'"),
+        ('"freeze-a"', '"freeze-a"\nestimator = "median"\nbyzantine = 1', "of which there is no median"),
+        ("norm_factor = 0", "norm_factor = 10", "checks.norm_factor is 10; with [secure] nobody sees a delta's size"),
+        (
+            "learning_rate = 1",
+            'learning_rate = 1\ndelta_codec = "int8"',
+            "training.delta_codec is 'int8'",
+        ),
+        ("[secure]", "[privacy]\nnoise_multiplier = 1\nclip_norm = 1\ndelta = 1e-5\n[secure]", "is beside [secure]"),
+        ("bits = 8", "bits = 8\ntrain_last = 6", "levels keep or train different layers: make them alike"),
+        ("participants = 5\n", "", "rounds.participants is missing"),
+        ("quorum = 3", "quorum = 3\nlate = 'discount'", "a secure sum is of devices that are there together"),
+        ("quorum = 3", "quorum = 2", "rounds.quorum is 2; [secure] needs 3 at least"),
+        ("[secure]", "[secure]\nneighbours = 3", "secure.neighbours is 3; it must be even, or 0"),
+        ("steps = 20", "steps = 1000000\nbatch = 4096", "a sum of weights has to stay below 2^31"),
+    ],
+)
+def test_what_a_secure_sum_makes_impossible_is_refused(
+    tmp_path: pathlib.Path, old: str, new: str, complaint: str
+) -> None:
+    """Whoever asks for both is told in one line which of them to leave."""
+    text = SECURE_CONFIG + SECURE
+    assert old in text
+    with pytest.raises(ConfigError, match=re.escape(complaint)):
+        load(tmp_path, text.replace(old, new))
 
 
 def test_a_missing_file_is_said(tmp_path: pathlib.Path) -> None:

@@ -25,13 +25,14 @@ from coordinator.ledger import Ledger
 from coordinator.plan import Past, Plan
 from coordinator.policy.largest_that_fits import LargestThatFits
 from coordinator.policy.types import Level
-from coordinator.privacy import Bounds, Spent, epsilon, private_mean, standing, true_noise
+from coordinator.privacy import Bounds, Spent, epsilon, private_mean, standing
 from coordinator.report import make_report
 from coordinator.rounds import Rounds
 from coordinator.task_book import TaskMaker
 from edge_sdk.wire.blobs import blob_of
 from edge_sdk.wire.delta import Delta
 from edge_sdk.wire.messages import DeltaCodec
+from edge_sdk.wire.noise import true_noise
 from edge_sdk.wire.tensors import Array
 from tests.coordinator.samples import MB, make_adapter, make_config, make_delta, make_hello
 

@@ -29,7 +29,7 @@ def test_help_names_every_command() -> None:
     """`--help` is all a newcomer needs to begin."""
     done = edge("--help")
     assert done.returncode == 0
-    for command in ("run", "doctor", "probe", "plan", "evaluate", "prepare", "train"):
+    for command in ("run", "doctor", "key", "probe", "plan", "evaluate", "prepare", "train"):
         assert f"\n    {command} " in done.stdout
 
 

@@ -26,6 +26,8 @@ from edge_sdk.wire.messages import (
     Schedule,
     Task,
 )
+from edge_sdk.wire.privacy import ExampleNoise
+from edge_sdk.wire.secure.said import Masking, MaskKeys, MaskShares
 
 TEXT = st.text(max_size=20)
 INTEGERS = st.integers(-MAX_INTEGER - 1, MAX_INTEGER)
@@ -33,6 +35,9 @@ FLOATS = st.floats(allow_nan=False, allow_infinity=False)
 SHA256 = st.binary(max_size=4).map(lambda data: hashlib.sha256(data).hexdigest())
 BLOBS = st.builds(Blob, SHA256, st.integers(0, 1 << 48))
 STEPS = st.integers(1, MAX_STEPS)
+MASKINGS = st.builds(
+    Masking, TEXT, st.floats(1e-6, 1e9), st.integers(1, (1 << 31) - 1), st.integers(1, (1 << 31) - 1), st.floats(0, 1e9)
+)
 TASKS = STEPS.flatmap(
     lambda steps: st.builds(
         Task,
@@ -53,6 +58,8 @@ TASKS = STEPS.flatmap(
         freeze=st.lists(TEXT, max_size=3).map(tuple),
         deadline_s=st.floats(0, 1e9),
         power=st.floats(MIN_POWER, 1),
+        masking=st.none() | MASKINGS,
+        example_noise=st.none() | st.builds(ExampleNoise, st.floats(1e-6, 1e9), st.floats(0, 1e6)),
     )
 )
 CHUNK_REQUESTS = st.builds(
@@ -63,6 +70,17 @@ CHUNK_REQUESTS = st.builds(
     st.binary(min_size=1, max_size=50),
     st.integers(1, MAX_WINDOW),
 )
+KEYS, NAMES = st.binary(min_size=32, max_size=32), st.text(max_size=20)
+SIGNATURES = st.binary(min_size=64, max_size=64)
+MASK_KEYS = st.builds(MaskKeys, TEXT, KEYS, KEYS, KEYS, SIGNATURES)
+MASK_SHARES = st.dictionaries(NAMES, st.tuples(st.binary(max_size=50), SIGNATURES), max_size=3).flatmap(
+    lambda dealt: st.builds(
+        MaskShares,
+        task_id=TEXT,
+        boxes=st.just({name: box for name, (box, _) in dealt.items()}),
+        digests=st.just({name: digests for name, (_, digests) in dealt.items()}),
+    )
+)
 KNOWN: dict[Any, st.SearchStrategy[Any]] = {
     str: TEXT,
     bytes: st.binary(max_size=50),
@@ -72,6 +90,8 @@ KNOWN: dict[Any, st.SearchStrategy[Any]] = {
     Blob: BLOBS,
     Task: TASKS,
     ChunkRequest: CHUNK_REQUESTS,
+    MaskKeys: MASK_KEYS,
+    MaskShares: MASK_SHARES,
 }
 
 
