@@ -81,6 +81,7 @@ MASK_SHARES = st.dictionaries(NAMES, st.tuples(st.binary(max_size=50), SIGNATURE
         digests=st.just({name: digests for name, (_, digests) in dealt.items()}),
     )
 )
+SHARES = {"battery": st.floats(0, 1), "clock": st.floats(0, 1)}  # fields of that name, whatever has them
 KNOWN: dict[Any, st.SearchStrategy[Any]] = {
     str: TEXT,
     bytes: st.binary(max_size=50),
@@ -122,4 +123,5 @@ def values(kind: Any) -> st.SearchStrategy[Any]:
         msg = f"no strategy for {kind!r}"
         raise TypeError(msg)
     hints = typing.get_type_hints(kind)
-    return st.builds(kind, **{field.name: values(hints[field.name]) for field in dataclasses.fields(kind)})
+    names = [field.name for field in dataclasses.fields(kind)]
+    return st.builds(kind, **{name: SHARES.get(name, values(hints[name])) for name in names})
