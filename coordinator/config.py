@@ -394,6 +394,8 @@ def _complaints(config: Config) -> dict[str, bool]:
         "policy.tune needs an [evaluation] table with a path: what a round was worth is told by the held-out loss": (
             config.policy.tune is not None and config.evaluation is None
         ),
+        "policy.tune compares rounds, and here a result may count in another than its own: leave out rounds.late and "
+        "rounds.mode, or policy.tune": config.policy.tune is not None and config.rounds.discounts,
         **_aggregation_complaints(config.aggregation),
         **_estimator_complaints(config),
         **_late_complaints(config),

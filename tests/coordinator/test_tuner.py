@@ -126,11 +126,16 @@ def test_a_tuning_that_fails_changes_nothing(place: Place) -> None:
         ("[policy]\nname = 'kkt'\n[policy.tune]\nevery = 3\n", "policy.tune is for the policy ppo, this one is kkt"),
         ("[policy]\nname = 'ppo'\n[policy.tune]\nevery = 3\n", "policy.tune needs an [evaluation] table"),
         ("[policy]\nname = 'ppo'\n[policy.tune]\nevery = 1\n", "policy.tune.every"),
+        (
+            "[policy]\nname = 'ppo'\n[policy.tune]\nevery = 3\n[evaluation]\npath = 'x'\n",
+            "policy.tune compares rounds",
+        ),
     ],
 )
 def test_what_cannot_be_tuned(added: str, says: str, tmp_path: pathlib.Path) -> None:
     """One line says what is missing."""
-    (tmp_path / "coordinator.toml").write_text(CONFIG + added, encoding="utf-8")
+    late = CONFIG.replace("devices = 5", "devices = 5\nlate = 'discount'") if "compares" in says else CONFIG
+    (tmp_path / "coordinator.toml").write_text(late + added, encoding="utf-8")
     with pytest.raises(ConfigError, match="policy") as caught:
         load_config(tmp_path / "coordinator.toml")
     assert says in str(caught.value)
