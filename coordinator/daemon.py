@@ -93,9 +93,10 @@ from edge_sdk.wire.messages import (
     TaskOffer,
     TaskProgress,
     TransferRefused,
+    quality,
 )
 from edge_sdk.wire.topics import Topics
-from edge_sdk.wire.transport import Connected, Disconnected, Received, Transport
+from edge_sdk.wire.transport import FEW, Connected, Disconnected, Received, Transport
 
 POLL_S: Final = 0.05
 TICK_S: Final = 0.5
@@ -171,7 +172,8 @@ class Daemon:
     # ---- one turn of the loop
 
     def _turn(self, keep: Callable[[], None]) -> None:
-        happened = self._transport.receive(min(self._publisher.wait_s(time.monotonic()), POLL_S))
+        wait_s = self._publisher.wait_s(time.monotonic()) if self._may_send() else POLL_S
+        happened = self._transport.receive(min(wait_s, POLL_S))
         if isinstance(happened, Received):
             self._on_received(happened)
         elif isinstance(happened, Connected):
@@ -184,12 +186,17 @@ class Daemon:
         now_s = time.monotonic()
         for device, request in self._collector.requests(now_s):  # first, where both have to wait: they end rounds
             self._send(device, request)
-        for device, message in self._publisher.next_chunks(now_s):
-            self._send(device, message)
+        if self._may_send():
+            for device, message in self._publisher.next_chunks(now_s):
+                self._send(device, message)
         if now_s >= self._next_tick_s:
             self._next_tick_s = now_s + TICK_S
             self._on_tick(now_s)
             keep()
+
+    def _may_send(self) -> bool:
+        """Whether chunks would go out now: read before that they would only take up memory."""
+        return self._transport.backlog <= FEW
 
     def _on_tick(self, now_s: float) -> None:
         for device, payload in self._gate.revoked().items():
@@ -231,7 +238,7 @@ class Daemon:
     def _send(self, device: str, message: Message) -> None:
         payload = self._gate.seal(device, message)
         if payload is not None:
-            self._transport.publish(self._topics.down(device), payload)
+            self._transport.publish(self._topics.down(device), payload, qos=quality(message))
 
     # ---- messages
 

@@ -25,7 +25,7 @@ from coordinator.round_states import State
 from docs.meanings import FIELDS, VALUES
 from edge_sdk import line, phases, session
 from edge_sdk.engine.optimizers import AdamW, Sgd
-from edge_sdk.wire import channel, chunks, codec, codecs, manifest, messages, mqtt, signed, tensors
+from edge_sdk.wire import channel, chunks, codec, codecs, delta, manifest, messages, mqtt, signed, tensors
 from edge_sdk.wire.blobs import Blob
 from edge_sdk.wire.keys import KEY_BYTES, Signer
 from edge_sdk.wire.topics import Topics
@@ -144,7 +144,7 @@ def _unit(name: str) -> str:
 def _type_name(hint: Any, unit: str) -> str:  # noqa: ANN401 - an annotation is any object
     arguments = typing.get_args(hint)
     if typing.get_origin(hint) in {types.UnionType, typing.Union}:
-        return f"{_type_name(arguments[0], unit)} or nil"
+        return f"{_type_name(arguments[0], unit)} or nil" if types.NoneType in arguments else NAMES[arguments[0]]
     if typing.get_origin(hint) is tuple:
         return f"array of {_type_name(arguments[0], unit)}"
     if typing.get_origin(hint) is Mapping:
@@ -267,7 +267,7 @@ PARTS: Final[Mapping[str, Callable[[], str]]] = {
     "manifest": sections(MANIFEST),
     "manifest-values": enumerations(manifest),
     "optimizers": optimizers,
-    "delta": sections((messages.DeltaFile, messages.Tensor)),
+    "delta": sections((delta.DeltaFile, delta.Tensor)),
     "codecs": delta_codecs,
     "phases": diagram(phases.TRANSITIONS, phases.Phase.IDLE),
     "states": diagram(STATE_TRANSITIONS, State.WAITING),

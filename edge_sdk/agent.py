@@ -78,6 +78,7 @@ from edge_sdk.wire.messages import (
     TaskOffer,
     TransferRefused,
     Welcome,
+    quality,
 )
 from edge_sdk.wire.topics import Topics
 from edge_sdk.wire.transport import Connected, Disconnected, Received, Transport, Will
@@ -220,7 +221,7 @@ class Agent:
     def _send(self, message: Message) -> None:
         payload = self._line.seal(message)
         if payload is not None:
-            self._transport.publish(self._topics.up(self._config.device), payload)
+            self._transport.publish(self._topics.up(self._config.device), payload, qos=quality(message))
         if isinstance(message, ResultOffer):
             crash_point("result.offered")
 

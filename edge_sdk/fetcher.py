@@ -114,8 +114,9 @@ class Fetcher:
             self._running[blob.sha256] = Download(
                 self._store.blobs, blob, now_s, self._seed, chunk_bytes=self._chunk_bytes
             )
-        for download in self._running.values():
-            if request := download.poll(now_s):
+        for download in sorted(self._running.values(), key=lambda one: one.under_way):
+            elsewhere = sum(one.under_way for one in self._running.values() if one is not download)
+            if request := download.poll(now_s, elsewhere):
                 yield request
 
     def _end(self, sha256: str) -> None:

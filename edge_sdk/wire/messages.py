@@ -3,6 +3,10 @@
 The envelope is a msgpack map `{"v": 1, "type": <name>, "body": <map>}`. `Message` lists what exists; `encode_message`
 and `decode_message` are the only way in and out. Strings as keys live in `codec` alone.
 
+A Chunk, which is nearly all that goes over the wire, is not copied through msgpack. Its bytes, integers big-endian:
+
+    0xc9 | SHA-256, 32 bytes | chunk_bytes, 4 | index, 8 | crc32, 4 | length of data, 4 | data
+
 A device sends Greeting, Hello, TaskDeclined, TaskProgress, TaskFailed, ResultOffer; the coordinator sends Announcement,
 Welcome, NotWelcome, TaskOffer, TaskCancel, Receipt. ChunkRequest, Chunk and TransferRefused go both ways: whoever needs
 a blob asks for it. All but Chunk are signed, see `signed`.
@@ -12,20 +16,22 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Mapping
+import struct
 from dataclasses import dataclass
 from typing import Any, get_args
 
 from edge_sdk.wire import codec
 from edge_sdk.wire.blobs import Blob
-from edge_sdk.wire.errors import DecodeError
+from edge_sdk.wire.errors import DecodeError, TooLargeError
 
 VERSION = 1
 CHUNK_BYTES = 256 * 1024  # piece of a blob, where the broker takes it
 MIN_CHUNK_BYTES, MAX_CHUNK_BYTES = 1024, 1 << 20
+CHUNK_MARK = 0xC9  # begins a Chunk, and no map
+CHUNK_HEADER = struct.Struct(">B32sIQII")
 CHUNK_OVERHEAD_BYTES = 4096  # at most, of a message beside a chunk's data
 MAX_MESSAGE_BYTES = MAX_CHUNK_BYTES + CHUNK_OVERHEAD_BYTES
-MAX_WINDOW = 8  # chunks asked for at once: what a slow device costs the broker at most
+MAX_WINDOW = 32  # chunks asked for at once: what a slow device costs the broker at most
 MAX_BITMAP_BYTES = 8192  # 65,536 chunks: 16 GiB in chunks of 256 KiB
 MAX_TEXT = 500  # characters of a reason or detail
 MAX_BATCH, MAX_TOKENS, MAX_STEPS = 4096, 65_536, 1_000_000
@@ -215,30 +221,6 @@ class Report:
 
 
 @dataclass(frozen=True, slots=True)
-class Tensor:
-    """A float32 array as it crosses the wire: `data` is what `codec` makes of its numbers in row-major order."""
-
-    codec: DeltaCodec
-    shape: tuple[int, ...]
-    data: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class DeltaFile:
-    """The msgpack bytes of a delta blob: adapter after minus adapter before, for the tensors that were trained.
-
-    `examples` is the weight of this device in the mean.
-    """
-
-    task_id: str
-    round: int
-    device: str
-    adapter: str
-    examples: int
-    tensors: Mapping[str, Tensor]
-
-
-@dataclass(frozen=True, slots=True)
 class Presence:
     """Retained; the last will says `online=False`. A death of a session that is not the current one is ignored."""
 
@@ -410,13 +392,16 @@ class ChunkRequest:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Chunk `index` of a blob; `crc32` of `data` finds a damaged one at once, the blob's SHA-256 has the last word."""
+    """Chunk `index` of a blob; `crc32` of `data` finds a damaged one at once, the blob's SHA-256 has the last word.
+
+    `data` of one that came is a view of the bytes that came.
+    """
 
     blob: str
     chunk_bytes: int
     index: int
     crc32: int
-    data: bytes
+    data: bytes | memoryview
 
 
 @dataclass(frozen=True, slots=True)
@@ -456,20 +441,29 @@ class _Envelope:
     type: str
 
 
+def quality(message: Message) -> int:
+    """MQTT's quality of service for it: of chunks nobody needs to be told that they came, for who lacks one asks."""
+    return 0 if isinstance(message, Chunk) else 1
+
+
 def encode_message(message: Message) -> bytes:
     """The message's bytes. Raises ValueError for text that the other side would refuse."""
+    if isinstance(message, Chunk):
+        return _encode_chunk(message)
     _check_texts(message)
     return codec.encode({"v": VERSION, "type": type(message).__name__, "body": message})
 
 
 def decode_message(data: bytes) -> Message:
     """Read one message. Raises TooLargeError, DecodeError (wrong version, unknown type, wrong field, long text)."""
+    if data[:1] == bytes([CHUNK_MARK]):
+        return _decode_chunk(data)
     plain = codec.unpack(data, MAX_MESSAGE_BYTES)
     envelope = codec.from_plain(_Envelope, plain, "message")
     if envelope.v != VERSION:
         msg = f"protocol version {envelope.v}, this side speaks {VERSION}; update the older one"
         raise DecodeError(msg)
-    if envelope.type not in KINDS or not isinstance(plain, dict):
+    if envelope.type not in KINDS or KINDS[envelope.type] is Chunk or not isinstance(plain, dict):
         msg = f"unknown message type {envelope.type[:80]!r}"
         raise DecodeError(msg)
     body: Message = codec.from_plain(KINDS[envelope.type], plain.get("body"), envelope.type)
@@ -478,6 +472,30 @@ def decode_message(data: bytes) -> Message:
     except ValueError as error:
         raise DecodeError(str(error)) from error
     return body
+
+
+def _encode_chunk(chunk: Chunk) -> bytes:
+    numbers = (chunk.chunk_bytes, chunk.index, chunk.crc32, len(chunk.data))
+    try:
+        header = CHUNK_HEADER.pack(CHUNK_MARK, bytes.fromhex(Blob(chunk.blob, 0).sha256), *numbers)
+    except struct.error as error:
+        msg = f"a chunk of {numbers}: {error}"
+        raise ValueError(msg) from error
+    return b"".join((header, chunk.data))
+
+
+def _decode_chunk(data: bytes) -> Chunk:
+    if len(data) > MAX_MESSAGE_BYTES:
+        msg = f"{len(data)} bytes, at most {MAX_MESSAGE_BYTES} are accepted"
+        raise TooLargeError(msg)
+    if len(data) < CHUNK_HEADER.size:
+        msg = "the beginning of a chunk"
+        raise DecodeError(msg)
+    _mark, blob, chunk_bytes, index, crc32, length = CHUNK_HEADER.unpack_from(data)
+    if len(data) != CHUNK_HEADER.size + length:
+        msg = f"a chunk of {length} bytes in a message of {len(data)}"
+        raise DecodeError(msg)
+    return Chunk(blob.hex(), chunk_bytes, index, crc32, memoryview(data)[CHUNK_HEADER.size :])
 
 
 def _check_texts(message: Message) -> None:

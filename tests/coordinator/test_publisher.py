@@ -18,7 +18,7 @@ from edge_sdk.wire.chunks import Download, read_chunk
 from edge_sdk.wire.messages import MAX_WINDOW, Chunk, ChunkRequest, RefusalReason, TransferRefused
 from tests.edge_sdk.wire.lines import SIZE, content
 
-COUNT = 30  # chunks of each blob
+COUNT = 70  # chunks of each blob
 BLOBS = [content(SIZE * COUNT, seed) for seed in range(12)]
 
 
@@ -97,9 +97,9 @@ def test_what_was_asked_before_is_kept_where_a_window_has_room(store: BlobStore)
     publisher.asked("d", ask(0, *range(4)))
     publisher.asked("d", ask(0, *range(4, 8)))
     assert indices_of(drained(publisher)) == list(range(8))
-    publisher.asked("d", ask(0, *range(8)))
-    publisher.asked("d", ask(0, *range(10, 18)))
-    assert indices_of(drained(publisher)) == list(range(10, 18))
+    publisher.asked("d", ask(0, *range(MAX_WINDOW)))
+    publisher.asked("d", ask(0, *range(MAX_WINDOW, 2 * MAX_WINDOW)))
+    assert indices_of(drained(publisher)) == list(range(MAX_WINDOW, 2 * MAX_WINDOW))
     publisher.asked("d", ask(0, 0, 1))
     publisher.asked("d", ask(0, 2, chunk_bytes=2 * SIZE))
     assert [len(chunk.data) for _, chunk in drained(publisher) if isinstance(chunk, Chunk)] == [2 * SIZE]

@@ -21,6 +21,7 @@ from edge_sdk.wire.messages import (
     MAX_TOKENS,
     MAX_WINDOW,
     MIN_POWER,
+    Chunk,
     ChunkRequest,
     OptimizerKind,
     Schedule,
@@ -63,6 +64,14 @@ CHUNK_REQUESTS = st.builds(
     st.binary(min_size=1, max_size=50),
     st.integers(1, MAX_WINDOW),
 )
+CHUNKS = st.builds(
+    Chunk,
+    SHA256,
+    st.integers(0, MAX_CHUNK_BYTES),
+    st.integers(0, MAX_INTEGER),
+    st.integers(0, (1 << 32) - 1),
+    st.binary(max_size=50),
+)
 KNOWN: dict[Any, st.SearchStrategy[Any]] = {
     str: TEXT,
     bytes: st.binary(max_size=50),
@@ -72,6 +81,7 @@ KNOWN: dict[Any, st.SearchStrategy[Any]] = {
     Blob: BLOBS,
     Task: TASKS,
     ChunkRequest: CHUNK_REQUESTS,
+    Chunk: CHUNKS,
 }
 
 
