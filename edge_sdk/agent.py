@@ -111,7 +111,7 @@ class Agent:
         self._config, self._identity, self._transport, self._say = config, identity, transport, say
         self._topics, seed = Topics(config.fleet), zlib.crc32(config.device.encode())
         self._line = Line(identity, self._topics, config.device, seed)
-        self._store = DeviceStore(config.store, config.quota_bytes)
+        self._store = DeviceStore(config.store, config.quota_bytes, say=say)
         self._outbox = Outbox(config.store / "outbox")
         self._work = config.store / "work"
         shutil.rmtree(self._work, ignore_errors=True)
