@@ -25,7 +25,7 @@ from coordinator.round_states import State
 from docs.meanings import FIELDS, VALUES
 from edge_sdk import line, phases, session
 from edge_sdk.engine.optimizers import AdamW, Sgd
-from edge_sdk.wire import channel, chunks, codec, codecs, delta, manifest, messages, mqtt, signed, tensors
+from edge_sdk.wire import blocks, channel, chunks, codec, codecs, delta, manifest, messages, mqtt, signed, tensors
 from edge_sdk.wire.blobs import Blob
 from edge_sdk.wire.keys import KEY_BYTES, Signer
 from edge_sdk.wire.topics import Topics
@@ -225,6 +225,8 @@ def bounds() -> str:
         ("FIRST_WAIT_S", chunks, "silence after which chunks are asked for again"),
         ("LONGEST_WAIT_S", chunks, "the same at most, before it is spread by up to a half"),
         ("RESTARTS", chunks, "times a blob with a wrong SHA-256 is fetched anew"),
+        ("BLOCK_BYTES", blocks, "a block of a file"),
+        ("MAX_LIST_BYTES", blocks, "a list of blocks"),
         ("MAX_HEADER_BYTES", tensors, "the header of a tensor file"),
         ("MAX_DIMENSIONS", tensors, "dimensions of a tensor"),
         ("MAX_BATCH", messages, "rows of a batch"),

@@ -35,7 +35,6 @@ from edge_sdk.events import (
     CancelWorker,
     CheckFiles,
     Event,
-    FetchFailed,
     FetchFiles,
     FetchManifest,
     ForgetResult,
@@ -199,11 +198,11 @@ class Agent:
 
     def _ask_for_more(self) -> None:
         requests = self._fetcher.requests(time.monotonic())
-        if isinstance(requests, FetchFailed):
-            self._heard(requests)
-        else:
+        if isinstance(requests, list):
             for request in requests:
                 self._send(request)
+        else:
+            self._heard(requests)
 
     def _serve(self, request: ChunkRequest) -> None:
         """Send chunks of a delta that waits for its receipt; nothing else leaves this device."""

@@ -9,9 +9,11 @@ from __future__ import annotations
 import os
 import random
 import zlib
+from collections.abc import Sequence
 from typing import Final
 
 from edge_sdk.wire.blobs import Blob, BlobStore
+from edge_sdk.wire.blocks import BLOCK_BYTES, HeldBlocks
 from edge_sdk.wire.errors import IntegrityError
 from edge_sdk.wire.hashing import Hasher
 from edge_sdk.wire.messages import (
@@ -153,6 +155,32 @@ class Download:
         if not self._is_wanted(chunk):
             self.rejected += 1
             return False
+        return self._keep(chunk, now_s)
+
+    def fill(self, digests: Sequence[bytes], held: HeldBlocks, now_s: float) -> bool:
+        """Take what is here already: the file's blocks have these `digests`. True once the blob is whole, as `take`.
+
+        Raises IntegrityError, OSError.
+        """
+        for k, wanted in enumerate(digests):
+            lacking = [index for index in self._within(k) if self._missing >> index & 1]
+            block = held.read(wanted) if lacking else None
+            for index in lacking if block is not None else ():
+                begin = index * self._chunk_bytes - k * BLOCK_BYTES
+                data = memoryview(block or b"")[begin : begin + self._chunk_bytes]
+                chunk = Chunk(self._blob.sha256, self._chunk_bytes, index, zlib.crc32(data), data)
+                if self._is_wanted(chunk) and self._keep(chunk, now_s):
+                    return True
+        return False
+
+    def _within(self, block: int) -> range:
+        """The chunks that lie whole within a block."""
+        begin, end = block * BLOCK_BYTES, (block + 1) * BLOCK_BYTES
+        count = self._all.bit_length()
+        after = count if end >= self._blob.size_bytes else end // self._chunk_bytes
+        return range(-(-begin // self._chunk_bytes), min(after, count))
+
+    def _keep(self, chunk: Chunk, now_s: float) -> bool:
         self._partial.write(chunk)
         if chunk.index == self._hashed:
             self._hasher.update(chunk.data)
