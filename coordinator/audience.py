@@ -3,8 +3,8 @@
 Rules:
 
 - two devices that asked within RECENT_S are an audience; a chunk that any of them asks for goes to all, once;
-- to a device that asks for a chunk that went to all after the device had first asked, nothing is sent: it is on its way.
-  If it asks again, REPEAT_S later, it lost the chunk, and gets it alone, as does a device that came later. So whoever
+- to a device that asks for a chunk that went to all since the device first asked, nothing is sent: it is under way. If
+  it asks again, REPEAT_S later, it lost the chunk, and gets it alone, as does a device that came later. So whoever
   asks wildly makes nobody else hear a chunk twice;
 - chunks are asked for as ever, in windows: no device is sent what none asks for, and none is needed to be there.
 """

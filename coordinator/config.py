@@ -218,11 +218,13 @@ class TrainingConfig:
 class TransferConfig:
     """How fast blobs and deltas go, both ways together, in megabytes (10^6 bytes) per second; 0: as fast as they can.
 
-    `megabytes_s` is for all devices, who share it evenly, `device_megabytes_s` for each of them.
+    `megabytes_s` is for all devices, who share it evenly, `device_megabytes_s` for each of them. With `broadcast` what
+    several devices want at a time is sent to all of them once.
     """
 
     megabytes_s: float = number(0, 1e6, 0)
     device_megabytes_s: float = number(0, 1e6, 0)
+    broadcast: bool = False
 
     def pace(self) -> Pace:
         """The same, to be kept."""

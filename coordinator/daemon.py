@@ -64,7 +64,7 @@ from coordinator.plan import Plan
 from coordinator.policy.learned import Learned
 from coordinator.policy.registry import policy_or_greedy
 from coordinator.policy.types import Level
-from coordinator.publisher import Publisher
+from coordinator.publisher import ALL, Publisher
 from coordinator.registry import Registry
 from coordinator.report import FULL
 from coordinator.round_states import State
@@ -93,6 +93,7 @@ from edge_sdk.wire.messages import (
     TaskOffer,
     TaskProgress,
     TransferRefused,
+    encode_message,
     quality,
 )
 from edge_sdk.wire.topics import Topics
@@ -129,7 +130,7 @@ class Daemon:
         self._registry, self._gate = registry, Gate(registry, self._topics, config.trust.enrolment)
         self._received = BlobStore(received_folder(config))
         self._pace = config.transfer.pace()
-        self._publisher = Publisher(artifact.store, self._pace)
+        self._publisher = Publisher(artifact.store, self._pace, broadcast=config.transfer.broadcast)
         self._collector = Collector(self._received, self._pace)
         self._evaluator = (
             Evaluator(config, config.evaluation, artifact, jobs) if config.evaluation is not None else None
@@ -188,7 +189,7 @@ class Daemon:
             self._send(device, request)
         if self._may_send():
             for device, message in self._publisher.next_chunks(now_s):
-                self._send(device, message)
+                self._send_chunk(device, message)
         if now_s >= self._next_tick_s:
             self._next_tick_s = now_s + TICK_S
             self._on_tick(now_s)
@@ -240,6 +241,12 @@ class Daemon:
         if payload is not None:
             self._transport.publish(self._topics.down(device), payload, qos=quality(message))
 
+    def _send_chunk(self, device: str, message: Chunk | TransferRefused) -> None:
+        if device == ALL and isinstance(message, Chunk):
+            self._transport.publish(self._topics.all(message.blob), encode_message(message), qos=quality(message))
+        else:
+            self._send(device, message)
+
     # ---- messages
 
     def _on_received(self, received: Received) -> None:
@@ -275,7 +282,7 @@ class Daemon:
         elif isinstance(message, ResultOffer):
             self._tell(ResultHeard(device, message))
         elif isinstance(message, ChunkRequest):
-            refusal = self._publisher.asked(device, message)
+            refusal = self._publisher.asked(device, message, time.monotonic())
             if refusal is not None:
                 self._send(device, refusal)
         elif isinstance(message, Chunk):

@@ -94,6 +94,7 @@ def topics() -> str:
     rows = [
         (ours.announcement, "yes", DOWN + "s", "`Announcement`"),
         (ours.manifest("SHA256"), "yes", DOWN + "s", "a manifest's bytes, as they are"),
+        (ours.all("SHA256"), "no", DOWN + "s", "`Chunk` of that blob"),
         (ours.presence("DEVICE"), "yes", UP, "`Presence`"),
         (ours.up("DEVICE"), "no", UP, "every other message of a device"),
         (ours.down("DEVICE"), "no", DOWN, "every other message of the coordinator"),

@@ -31,6 +31,7 @@ from typing import Final
 
 from edge_sdk import storage
 from edge_sdk.config import DeviceConfig
+from edge_sdk.ear import Ear
 from edge_sdk.events import (
     CancelWorker,
     CheckFiles,
@@ -116,6 +117,7 @@ class Agent:
         shutil.rmtree(self._work, ignore_errors=True)
         self._work.mkdir()
         self._fetcher = Fetcher(self._store, seed)
+        self._ear = Ear(transport, self._topics)
         self._from_worker: queue.SimpleQueue[WorkerEvent] = queue.SimpleQueue()
         self._supervisor = supervise(self._on_worker, home)
         self._in_groups = home is not None
@@ -173,6 +175,8 @@ class Agent:
         try:
             if received.topic.startswith(self._topics.manifest("")):
                 self._fetcher.hold(self._topics.last_level(received.topic), received.payload)
+            elif (chunk := self._ear.chunk(received)) is not None:
+                self._on_message(chunk)
             else:
                 self._on_message(self._line.open(received.topic, received.payload, time.monotonic()))
         except WireError as error:
@@ -199,6 +203,7 @@ class Agent:
     def _ask_for_more(self) -> None:
         requests = self._fetcher.requests(time.monotonic())
         if isinstance(requests, list):
+            self._ear.follow(self._fetcher.followed)
             for request in requests:
                 self._send(request)
         else:

@@ -86,6 +86,11 @@ class Fetcher:
         except OSError as error:
             return self._no_space(error)
 
+    @property
+    def followed(self) -> frozenset[str]:
+        """Blobs on their way of which others may want the same chunks: of small ones none would come in time."""
+        return frozenset(name for name, one in self._running.items() if one.blob.size_bytes > BLOCK_BYTES)
+
     def take(self, chunk: Chunk, now_s: float) -> Outcome | None:
         """Use a chunk if it is wanted. Raises OSError."""
         download = self._running.get(chunk.blob)

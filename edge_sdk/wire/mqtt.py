@@ -131,6 +131,16 @@ class MqttTransport:
         if client is not None:
             client.subscribe(pattern, 1)
 
+    def unsubscribe(self, pattern: str) -> None:
+        """See Transport."""
+        with self._lock:
+            if pattern not in self._patterns:
+                return
+            self._patterns.remove(pattern)
+            client = self._client
+        if client is not None:
+            client.unsubscribe(pattern)
+
     def receive(self, timeout_s: float) -> Event | None:
         """See Transport."""
         return self._inbox.get(timeout_s)

@@ -75,6 +75,9 @@ class Transport(Protocol):
     def subscribe(self, pattern: str) -> None:
         """Receive what matches: `+` stands for one level, a final `#` for any number."""
 
+    def unsubscribe(self, pattern: str) -> None:
+        """Receive it no more; what is under way may still come."""
+
     def receive(self, timeout_s: float) -> Event | None:
         """The next event, or None after `timeout_s` or a `wake`. For one thread."""
 
@@ -295,6 +298,11 @@ class MemoryTransport:
         if pattern not in self.patterns:
             self.patterns.append(pattern)
         self._broker.subscribed(self, pattern)
+
+    def unsubscribe(self, pattern: str) -> None:
+        """See Transport."""
+        if pattern in self.patterns:
+            self.patterns.remove(pattern)
 
     def receive(self, timeout_s: float) -> Event | None:
         """See Transport."""
