@@ -454,7 +454,7 @@ class Daemon:
         training = dataclasses.replace(training, tokens=tokens)
         return Plan(
             rounds=self._config.rounds,
-            tasks=TaskMaker(self._ledger.run, training, self._config.aggregation.rule),
+            tasks=TaskMaker(self._ledger.run, training, self._config.aggregation.rule, self._config.transfer.sources),
             levels=tuple(self._level(built) for built in levels.values()),
             artifacts={name: built.blob for name, built in levels.items()},
             needed=frozenset({self._config.participant.device} if self._config.participant else ()),

@@ -105,6 +105,7 @@ class TaskMaker:
     run: str
     training: TrainingConfig
     rule: Rule
+    sources: tuple[str, ...] = ()
 
     @property
     def codecs(self) -> tuple[DeltaCodec, ...]:
@@ -138,6 +139,7 @@ class TaskMaker:
             delta_codec=codec,
             residual=self.run if self._keeps_residuals(codec, may_owe=may_owe) else "",
             power=choice.power,
+            sources=self.sources,
         )
 
     def _keeps_residuals(self, codec: DeltaCodec, *, may_owe: bool) -> bool:

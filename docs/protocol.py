@@ -25,7 +25,7 @@ from coordinator.round_states import State
 from docs.meanings import FIELDS, VALUES
 from edge_sdk import line, phases, session
 from edge_sdk.engine.optimizers import AdamW, Sgd
-from edge_sdk.wire import blocks, channel, chunks, codec, codecs, delta, manifest, messages, mqtt, signed, tensors
+from edge_sdk.wire import blocks, channel, chunks, codec, codecs, delta, manifest, messages, mqtt, signed, tensors, web
 from edge_sdk.wire.blobs import Blob
 from edge_sdk.wire.keys import KEY_BYTES, Signer
 from edge_sdk.wire.topics import Topics
@@ -233,6 +233,9 @@ def bounds() -> str:
         ("MAX_BATCH", messages, "rows of a batch"),
         ("MAX_TOKENS", messages, "tokens of a row"),
         ("MAX_STEPS", messages, "steps of a task"),
+        ("MAX_SOURCES", messages, "web servers that a task may name"),
+        ("SILENCE_S", web, "before a web server that is silent is given up"),
+        ("LEAST_BYTES_S", web, "bytes a second below which it is given up, too"),
         ("MIN_POWER", messages, "the least share of its threads that a device trains with"),
         ("MAX_CHANGE", validate, "a number of a delta, without its sign"),
         ("SHARE", codecs, "numbers of which `top-k` keeps one"),

@@ -59,6 +59,7 @@ from edge_sdk.power import FULL, Clock, battery
 from edge_sdk.session import Session
 from edge_sdk.store import DeviceStore
 from edge_sdk.supervisor import Post, Supervision, Supervisor, WorkerEvent, WorkerFailed, WorkerFinished
+from edge_sdk.web import Web
 from edge_sdk.wire.chunks import chunk_bytes_within, read_chunk, requested
 from edge_sdk.wire.crash_points import crash_point
 from edge_sdk.wire.errors import IntegrityError, WireError
@@ -85,6 +86,7 @@ from edge_sdk.wire.transport import Connected, Disconnected, Received, Transport
 
 POLL_S: Final = 0.2
 TICK_S: Final = 0.5
+WEB_AT_ONCE: Final = 8  # chunks a turn
 EVALUATED_SHARE: Final = 8  # rows trained on for each row that the loss is measured on, before and after
 MIN_HELD_ASIDE: Final = 4
 
@@ -117,7 +119,7 @@ class Agent:
         shutil.rmtree(self._work, ignore_errors=True)
         self._work.mkdir()
         self._fetcher = Fetcher(self._store, seed)
-        self._ear = Ear(transport, self._topics)
+        self._ear, self._web = Ear(transport, self._topics), Web(transport.wake)
         self._from_worker: queue.SimpleQueue[WorkerEvent] = queue.SimpleQueue()
         self._supervisor = supervise(self._on_worker, home)
         self._in_groups = home is not None
@@ -157,6 +159,7 @@ class Agent:
                     self._set_clock_back()
                 self._tell(event)
         self._greet()
+        self._read_web()
         self._ask_for_more()
         if time.monotonic() >= self._next_tick_s:
             self._next_tick_s = time.monotonic() + TICK_S
@@ -166,6 +169,7 @@ class Agent:
         """End the worker, keep what was fetched so far, and say goodbye. Raises OSError."""
         self._supervisor.close()
         self._set_clock_back()
+        self._web.stop()
         self._fetcher.stop()
         self._publish_presence(online=False)
 
@@ -208,6 +212,23 @@ class Agent:
                 self._send(request)
         else:
             self._heard(requests)
+
+    def _read_web(self) -> None:
+        """Take what web servers gave, a little a turn, and ask them for more."""
+        for _ in range(WEB_AT_ONCE):
+            came = self._web.take()
+            if came is None:
+                break
+            if isinstance(came, Chunk):
+                self._heard(self._fetcher.take(came, time.monotonic()))
+            else:
+                self._fetcher.web_ended(came.blob)
+                if came.why:
+                    self._say(f"file {came.blob[:12]} comes from elsewhere: {came.why}"[:300])
+        if self._web.blob and self._web.blob not in self._fetcher.followed:
+            self._web.stop()
+        if not self._web.blob and (wanted := self._fetcher.wanted_of_web()) is not None:
+            self._web.begin(wanted)
 
     def _serve(self, request: ChunkRequest) -> None:
         """Send chunks of a delta that waits for its receipt; nothing else leaves this device."""

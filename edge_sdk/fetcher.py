@@ -7,12 +7,13 @@ the session: ManifestHere, FilesHere, or FetchFailed.
 from __future__ import annotations
 
 import errno
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from typing import Final
 
 from edge_sdk.events import FetchFailed, FetchFiles, FetchManifest, FilesHere, ManifestHere
 from edge_sdk.store import DeviceStore
+from edge_sdk.web import Wanted
 from edge_sdk.wire.blobs import Blob, blob_of
 from edge_sdk.wire.blocks import BLOCK_BYTES, BLOCKS, BlockList, HeldBlocks, held_blocks, read_list
 from edge_sdk.wire.chunks import Download
@@ -38,6 +39,7 @@ class Fetcher:
         self._running: dict[str, Download] = {}
         self._blocks, self._held = NO_BLOCKS, NO_HELD  # of what is wanted; of those, what is here
         self._ended_bytes, self._chunk_bytes = 0, CHUNK_BYTES
+        self._in_vain = Counter[str]()  # how many web servers were asked for a blob
         self._retained: dict[str, bytes] = {}
 
     def hold(self, sha256: str, data: bytes) -> None:
@@ -60,6 +62,7 @@ class Fetcher:
         """Fetch what `wanted` needs, instead of anything before. Raises OSError."""
         if isinstance(wanted, FetchManifest):
             self._ended_bytes = 0
+            self._in_vain.clear()
         self.stop()
         self._wanted, blobs = wanted, needed(wanted)
         missing = self._store.missing(blobs)
@@ -90,6 +93,24 @@ class Fetcher:
     def followed(self) -> frozenset[str]:
         """Blobs on their way of which others may want the same chunks: of small ones none would come in time."""
         return frozenset(name for name, one in self._running.items() if one.blob.size_bytes > BLOCK_BYTES)
+
+    def wanted_of_web(self) -> Wanted | None:
+        """What to ask a web server for next, in place of the coordinator: a large blob on its way, if any."""
+        for download in self._running.values():
+            if url := self._source(download.blob):
+                return Wanted(url, download.blob, self._chunk_bytes, download.first_missing)
+        return None
+
+    def web_ended(self, sha256: str) -> None:
+        """The server gave up, or gave all that it has and the blob is not whole: another one, or the coordinator, is
+        next.
+        """
+        self._in_vain[sha256] += 1
+
+    def _source(self, blob: Blob) -> str:
+        """The web server to have a blob from; empty for the coordinator."""
+        sources = self._wanted.task.sources[self._in_vain[blob.sha256] :] if self._wanted is not None else ()
+        return sources[0] if sources and blob.sha256 in self.followed else ""
 
     def take(self, chunk: Chunk, now_s: float) -> Outcome | None:
         """Use a chunk if it is wanted. Raises OSError."""
@@ -130,7 +151,7 @@ class Fetcher:
                 self._running[blob.sha256] = download
         for download in sorted(self._running.values(), key=lambda one: one.under_way):
             elsewhere = sum(one.under_way for one in self._running.values() if one is not download)
-            if request := download.poll(now_s, elsewhere):
+            if not self._source(download.blob) and (request := download.poll(now_s, elsewhere)):
                 yield request
 
     def _list_wanted(self) -> str:

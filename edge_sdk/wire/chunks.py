@@ -119,6 +119,11 @@ class Download:
         return missing_bytes
 
     @property
+    def first_missing(self) -> int:
+        """The first chunk that has still to come."""
+        return _lowest(self._missing, 1)[0] if self._missing else 0
+
+    @property
     def under_way(self) -> int:
         """Chunks that were asked for and did not come yet."""
         return self._asked.bit_count()

@@ -3,9 +3,7 @@
 The envelope is a msgpack map `{"v": 1, "type": <name>, "body": <map>}`. `Message` lists what exists; `encode_message`
 and `decode_message` are the only way in and out. Strings as keys live in `codec` alone.
 
-A Chunk, which is nearly all that goes over the wire, is not copied through msgpack. Its bytes, integers big-endian:
-
-    0xc9 | SHA-256, 32 bytes | chunk_bytes, 4 | index, 8 | crc32, 4 | length of data, 4 | data
+A Chunk, which is nearly all that goes over the wire, is not copied through msgpack, see `packed`.
 
 A device sends Greeting, Hello, TaskDeclined, TaskProgress, TaskFailed, ResultOffer; the coordinator sends Announcement,
 Welcome, NotWelcome, TaskOffer, TaskCancel, Receipt. ChunkRequest, Chunk and TransferRefused go both ways: whoever needs
@@ -16,25 +14,23 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-import struct
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from edge_sdk.wire import codec
+from edge_sdk.wire import codec, packed
 from edge_sdk.wire.blobs import Blob
-from edge_sdk.wire.errors import DecodeError, TooLargeError
+from edge_sdk.wire.errors import DecodeError
 
 VERSION = 1
 CHUNK_BYTES = 256 * 1024  # piece of a blob, where the broker takes it
 MIN_CHUNK_BYTES, MAX_CHUNK_BYTES = 1024, 1 << 20
-CHUNK_MARK = 0xC9  # begins a Chunk, and no map
-CHUNK_HEADER = struct.Struct(">B32sIQII")
 CHUNK_OVERHEAD_BYTES = 4096  # at most, of a message beside a chunk's data
 MAX_MESSAGE_BYTES = MAX_CHUNK_BYTES + CHUNK_OVERHEAD_BYTES
 MAX_WINDOW = 32  # chunks asked for at once: what a slow device costs the broker at most
 MAX_BITMAP_BYTES = 8192  # 65,536 chunks: 16 GiB in chunks of 256 KiB
 MAX_TEXT = 500  # characters of a reason or detail
 MAX_BATCH, MAX_TOKENS, MAX_STEPS = 4096, 65_536, 1_000_000
+MAX_SOURCES = 4
 MIN_POWER = 1e-3  # of a device's threads: one of a thousand
 
 
@@ -140,7 +136,7 @@ class Task:
     `integer_gradients` the device may use what is faster and as far off as the manifest's `integers_error` says.
     The delta comes in `delta_codec`. What that loses the device keeps under the name `residual`, and adds to its next
     delta under the same name; where that is empty it keeps nothing, and rounds by chance. `power` is the share of its
-    threads that the device trains with, above 0 and at most 1.
+    threads that the device trains with, above 0 and at most 1. `sources` are web servers that may have the files, too.
     """
 
     task_id: str
@@ -163,6 +159,7 @@ class Task:
     delta_codec: DeltaCodec = DeltaCodec.FP32
     residual: str = ""
     power: float = 1.0
+    sources: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse numbers that no task can mean."""
@@ -179,6 +176,7 @@ class Task:
         _short("task_id", self.task_id)
         _short("residual", self.residual)
         _bounded("power", self.power, MIN_POWER, 1.0)
+        _bounded("sources", len(self.sources), 0, MAX_SOURCES)
 
     def threads(self, own: int) -> int:
         """With how many of its `own` threads a device trains, see `threads_at`."""
@@ -449,15 +447,15 @@ def quality(message: Message) -> int:
 def encode_message(message: Message) -> bytes:
     """The message's bytes. Raises ValueError for text that the other side would refuse."""
     if isinstance(message, Chunk):
-        return _encode_chunk(message)
+        return packed.pack(message.blob, message.chunk_bytes, message.index, message.crc32, message.data)
     _check_texts(message)
     return codec.encode({"v": VERSION, "type": type(message).__name__, "body": message})
 
 
 def decode_message(data: bytes) -> Message:
     """Read one message. Raises TooLargeError, DecodeError (wrong version, unknown type, wrong field, long text)."""
-    if data[:1] == bytes([CHUNK_MARK]):
-        return _decode_chunk(data)
+    if packed.is_packed(data):
+        return Chunk(*packed.unpack(data, MAX_MESSAGE_BYTES))
     plain = codec.unpack(data, MAX_MESSAGE_BYTES)
     envelope = codec.from_plain(_Envelope, plain, "message")
     if envelope.v != VERSION:
@@ -472,30 +470,6 @@ def decode_message(data: bytes) -> Message:
     except ValueError as error:
         raise DecodeError(str(error)) from error
     return body
-
-
-def _encode_chunk(chunk: Chunk) -> bytes:
-    numbers = (chunk.chunk_bytes, chunk.index, chunk.crc32, len(chunk.data))
-    try:
-        header = CHUNK_HEADER.pack(CHUNK_MARK, bytes.fromhex(Blob(chunk.blob, 0).sha256), *numbers)
-    except struct.error as error:
-        msg = f"a chunk of {numbers}: {error}"
-        raise ValueError(msg) from error
-    return b"".join((header, chunk.data))
-
-
-def _decode_chunk(data: bytes) -> Chunk:
-    if len(data) > MAX_MESSAGE_BYTES:
-        msg = f"{len(data)} bytes, at most {MAX_MESSAGE_BYTES} are accepted"
-        raise TooLargeError(msg)
-    if len(data) < CHUNK_HEADER.size:
-        msg = "the beginning of a chunk"
-        raise DecodeError(msg)
-    _mark, blob, chunk_bytes, index, crc32, length = CHUNK_HEADER.unpack_from(data)
-    if len(data) != CHUNK_HEADER.size + length:
-        msg = f"a chunk of {length} bytes in a message of {len(data)}"
-        raise DecodeError(msg)
-    return Chunk(blob.hex(), chunk_bytes, index, crc32, memoryview(data)[CHUNK_HEADER.size :])
 
 
 def _check_texts(message: Message) -> None:
