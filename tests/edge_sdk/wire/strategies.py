@@ -31,6 +31,7 @@ from edge_sdk.wire.messages import (
 TEXT = st.text(max_size=20)
 INTEGERS = st.integers(-MAX_INTEGER - 1, MAX_INTEGER)
 FLOATS = st.floats(allow_nan=False, allow_infinity=False)
+SHARES = st.floats(0, 1)
 SHA256 = st.binary(max_size=4).map(lambda data: hashlib.sha256(data).hexdigest())
 BLOBS = st.builds(Blob, SHA256, st.integers(0, 1 << 48))
 STEPS = st.integers(1, MAX_STEPS)
@@ -112,4 +113,5 @@ def values(kind: Any) -> st.SearchStrategy[Any]:
         msg = f"no strategy for {kind!r}"
         raise TypeError(msg)
     hints = typing.get_type_hints(kind)
-    return st.builds(kind, **{field.name: values(hints[field.name]) for field in dataclasses.fields(kind)})
+    names = [field.name for field in dataclasses.fields(kind)]
+    return st.builds(kind, **{name: SHARES if name in {"battery", "clock"} else values(hints[name]) for name in names})
