@@ -36,8 +36,8 @@ from coordinator.config import AggregationConfig, Rule, rules_for
 from coordinator.task_book import FROZEN
 from edge_sdk.engine.optimizers import AdamW
 from edge_sdk.feedback import compress
-from edge_sdk.wire.delta import Delta, encode_delta, pack_array, unpack_array
-from edge_sdk.wire.messages import DeltaCodec, DeltaFile, Tensor
+from edge_sdk.wire.delta import Delta, DeltaFile, Tensor, encode_delta, pack_array, unpack_array
+from edge_sdk.wire.messages import DeltaCodec
 from edge_sdk.wire.tensors import Array
 from export.cache import cache_folder
 

@@ -8,7 +8,7 @@ one, is killed with SIGKILL when half of the artifact is there, and is started a
 
 - memory: the most that either agent had resident, above what it had while it waited;
 - resumption: what the coordinator sent above the artifact's size. A kill may cost chunks that were asked for and not
-  yet kept, a window for each of the downloads side by side, and what came since the journal was written;
+  yet kept, a window that downloads side by side share, and what came since the journal was written;
 - speed: bytes per second between a tenth and nine tenths of the artifact's largest file, before the kill and after it;
 - the peer: as many bytes as `RAW_BYTES` in chunks of the same size, published with QoS 1 by one bare paho client and
   counted by another, each in a process of its own, over the same broker. They keep nothing and verify nothing.
@@ -44,7 +44,6 @@ from benchmarks.fetch import say
 from benchmarks.machine import machine, write_json
 from coordinator.broker import Broker
 from coordinator.history import read_history
-from edge_sdk.fetcher import AT_ONCE
 from edge_sdk.memory import Memory, read_memory
 from edge_sdk.wire.chunks import SAVE_BYTES
 from edge_sdk.wire.endpoint import address
@@ -57,7 +56,7 @@ WIDTH: Final = 64
 RAW_BYTES: Final = 192 * MIB  # fewer chunks than a broker keeps for a subscriber that is slow
 TURNS: Final = 3
 MOST_MEMORY_BYTES, LEAST_SPEED = 16 * MIB, 0.7
-MOST_AGAIN_BYTES: Final = AT_ONCE * MAX_WINDOW * CHUNK_BYTES + SAVE_BYTES
+MOST_AGAIN_BYTES: Final = MAX_WINDOW * CHUNK_BYTES + SAVE_BYTES
 PATIENCE_S, SETTLED_S, LOOK_S = 600.0, 3.0, 0.02
 ROWS, TOKENS, LABELS = 32, 8, ("no", "yes")
 FLEET: Final = "transfers"

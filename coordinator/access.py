@@ -27,12 +27,12 @@ def rights(fleet: str, name: str) -> Rights:
     """What the owner of a name may do. Raises ValueError for a fleet's name that is none."""
     topics = Topics(fleet)
     if name == COORDINATOR:
-        every = (topics.announcement, topics.manifest(ANY))
+        every = (topics.announcement, topics.manifest(ANY), topics.all(ANY))
         return Rights(read=(*every, topics.presence(ANY), topics.up(ANY)), write=(*every, topics.down(ANY)))
     if not DEVICE.fullmatch(name):
         return Rights((), ())
     return Rights(
-        read=(topics.announcement, topics.manifest(ANY), topics.down(name)),
+        read=(topics.announcement, topics.manifest(ANY), topics.all(ANY), topics.down(name)),
         write=(topics.presence(name), topics.up(name)),
     )
 

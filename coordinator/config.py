@@ -22,11 +22,20 @@ from coordinator.secure.config import SecureConfig
 from edge_sdk.wire.codecs import NEEDS_RESIDUAL
 from edge_sdk.wire.endpoint import TlsFiles, broker_url
 from edge_sdk.wire.manifest import BITS, NAME, TaskType
-from edge_sdk.wire.messages import MAX_BATCH, MAX_STEPS, MAX_TOKENS, DeltaCodec, OptimizerKind, Schedule
+from edge_sdk.wire.messages import (
+    MAX_BATCH,
+    MAX_SOURCES,
+    MAX_STEPS,
+    MAX_TOKENS,
+    DeltaCodec,
+    OptimizerKind,
+    Schedule,
+)
 from edge_sdk.wire.privacy import ExampleNoise
 from edge_sdk.wire.settings import SettingsError, matching, number, read_settings, text
 from edge_sdk.wire.topics import DEVICE, FLEET, NAME_RULE
 from edge_sdk.wire.transport import MAX_PACKET_BYTES, MIN_PACKET_BYTES
+from edge_sdk.wire.web import base_url
 from export.kinds import FACTORS, why_not
 from export.levels import Drop, Refitting
 
@@ -202,11 +211,23 @@ class TrainingConfig:
 class TransferConfig:
     """How fast blobs and deltas go, both ways together, in megabytes (10^6 bytes) per second; 0: as fast as they can.
 
-    `megabytes_s` is for all devices, who share it evenly, `device_megabytes_s` for each of them.
+    `megabytes_s` is for all devices, who share it evenly, `device_megabytes_s` for each of them. With `broadcast` what
+    several devices want at a time is sent to all of them once. `sources` are web servers that give what is in the run's
+    `artifact/blobs`; devices ask them first, in this order.
     """
 
     megabytes_s: float = number(0, 1e6, 0)
     device_megabytes_s: float = number(0, 1e6, 0)
+    broadcast: bool = False
+    sources: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse what devices would not ask. Raises ValueError."""
+        for url in self.sources:
+            base_url(url)
+        if len(self.sources) > MAX_SOURCES:
+            msg = f"at most {MAX_SOURCES} sources"
+            raise ValueError(msg)
 
     def pace(self) -> Pace:
         """The same, to be kept."""

@@ -66,7 +66,7 @@ from coordinator.plan import Plan
 from coordinator.policy.learned import Learned
 from coordinator.policy.registry import policy_or_greedy
 from coordinator.policy.types import Level
-from coordinator.publisher import Publisher
+from coordinator.publisher import ALL, Publisher
 from coordinator.registry import Registry
 from coordinator.report import FULL
 from coordinator.round_states import State
@@ -97,10 +97,12 @@ from edge_sdk.wire.messages import (
     TaskOffer,
     TaskProgress,
     TransferRefused,
+    encode_message,
+    quality,
 )
 from edge_sdk.wire.secure.said import MaskKeys, MaskShares, UnmaskShares
 from edge_sdk.wire.topics import Topics
-from edge_sdk.wire.transport import Connected, Disconnected, Received, Transport
+from edge_sdk.wire.transport import FEW, Connected, Disconnected, Received, Transport
 
 POLL_S: Final = 0.05
 TICK_S: Final = 0.5
@@ -133,7 +135,7 @@ class Daemon:
         self._registry, self._gate = registry, Gate(registry, self._topics, config.trust.enrolment)
         self._received = BlobStore(received_folder(config))
         self._pace = config.transfer.pace()
-        self._publisher = Publisher(artifact.store, self._pace)
+        self._publisher = Publisher(artifact.store, self._pace, broadcast=config.transfer.broadcast)
         self._collector = Collector(self._received, self._pace)
         self._evaluator = (
             Evaluator(config, config.evaluation, artifact, jobs) if config.evaluation is not None else None
@@ -179,7 +181,8 @@ class Daemon:
     # ---- one turn of the loop
 
     def _turn(self, keep: Callable[[], None]) -> None:
-        happened = self._transport.receive(min(self._publisher.wait_s(time.monotonic()), POLL_S))
+        wait_s = self._publisher.wait_s(time.monotonic()) if self._may_send() else POLL_S
+        happened = self._transport.receive(min(wait_s, POLL_S))
         if isinstance(happened, Received):
             self._on_received(happened)
         elif isinstance(happened, Connected):
@@ -192,12 +195,17 @@ class Daemon:
         now_s = time.monotonic()
         for device, request in self._collector.requests(now_s):  # first, where both have to wait: they end rounds
             self._send(device, request)
-        for device, message in self._publisher.next_chunks(now_s):
-            self._send(device, message)
+        if self._may_send():
+            for device, message in self._publisher.next_chunks(now_s):
+                self._send_chunk(device, message)
         if now_s >= self._next_tick_s:
             self._next_tick_s = now_s + TICK_S
             self._on_tick(now_s)
             keep()
+
+    def _may_send(self) -> bool:
+        """Whether chunks would go out now: read before that they would only take up memory."""
+        return self._transport.backlog <= FEW
 
     def _on_tick(self, now_s: float) -> None:
         for device, payload in self._gate.revoked().items():
@@ -239,7 +247,13 @@ class Daemon:
     def _send(self, device: str, message: Message) -> None:
         payload = self._gate.seal(device, message)
         if payload is not None:
-            self._transport.publish(self._topics.down(device), payload)
+            self._transport.publish(self._topics.down(device), payload, qos=quality(message))
+
+    def _send_chunk(self, device: str, message: Chunk | TransferRefused) -> None:
+        if device == ALL and isinstance(message, Chunk):
+            self._transport.publish(self._topics.all(message.blob), encode_message(message), qos=quality(message))
+        else:
+            self._send(device, message)
 
     # ---- messages
 
@@ -278,7 +292,7 @@ class Daemon:
         elif isinstance(message, (MaskKeys, MaskShares, UnmaskShares)):
             self._on_masking(device, message)
         elif isinstance(message, ChunkRequest):
-            refusal = self._publisher.asked(device, message)
+            refusal = self._publisher.asked(device, message, time.monotonic())
             if refusal is not None:
                 self._send(device, refusal)
         elif isinstance(message, Chunk):
@@ -467,6 +481,7 @@ class Daemon:
                 self._config.aggregation.rule,
                 terms_of(self._config),
                 self._config.example_noise,
+                self._config.transfer.sources,
             ),
             levels=tuple(self._level(built) for built in levels.values()),
             artifacts={name: built.blob for name, built in levels.items()},

@@ -14,12 +14,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from coordinator.audience import Audience, Way
 from coordinator.pace import Pace
 from edge_sdk.wire.blobs import Blob, BlobStore
 from edge_sdk.wire.chunks import read_chunk, requested
 from edge_sdk.wire.errors import IntegrityError
 from edge_sdk.wire.messages import MAX_WINDOW, Chunk, ChunkRequest, RefusalReason, TransferRefused
 
+ALL: Final = "+"  # in place of a device: no device has that name
 AT_ONCE: Final = 8  # chunks a turn
 MAX_BLOBS: Final = 8  # that one device may wait for at once
 
@@ -36,13 +38,14 @@ class _Waiting:
 class Publisher:
     """Serves the blobs in `store`, as fast as `pace` allows."""
 
-    def __init__(self, store: BlobStore, pace: Pace) -> None:
-        """Nothing is asked for yet."""
+    def __init__(self, store: BlobStore, pace: Pace, *, broadcast: bool = False) -> None:
+        """Nothing is asked for yet. With `broadcast` what several want at a time goes to ALL of them once."""
         self._store, self._pace = store, pace
+        self._audiences: dict[str, Audience] | None = {} if broadcast else None  # by blob
         self._waiting: dict[str, dict[str, _Waiting]] = {}  # by device, by blob; whose turn it is comes first
         self._sent_bytes: Counter[str] = Counter()
 
-    def asked(self, device: str, request: ChunkRequest) -> TransferRefused | None:
+    def asked(self, device: str, request: ChunkRequest, now_s: float) -> TransferRefused | None:
         """Put what a device asks for in the queue; a refusal for what is not here. Raises OSError."""
         blob = self._blob(request.blob)
         if blob is None:
@@ -55,6 +58,10 @@ class Publisher:
         before = known.indices if known is not None and known.chunk_bytes == request.chunk_bytes else ()
         blobs[request.blob] = _Waiting(blob, request.chunk_bytes, _merged(before, indices))
         self._waiting.setdefault(device, blobs)
+        if self._audiences is not None:
+            for name in [name for name, audience in self._audiences.items() if audience.is_over(now_s)]:
+                del self._audiences[name]
+            self._audiences.setdefault(request.blob, Audience()).asked(device, request.chunk_bytes, now_s)
         return None
 
     def wait_s(self, now_s: float) -> float:
@@ -67,32 +74,36 @@ class Publisher:
             device = next((device for device in self._waiting if self._pace.free_s(device) <= now_s), None)
             if device is None:
                 return
-            message = self._next(device)
+            way, message = self._next(device, now_s)
             if isinstance(message, Chunk):
                 self._sent_bytes[device] += len(message.data)
                 self._pace.spend(device, len(message.data), now_s)
-            yield device, message
+                yield ALL if way is Way.ALL else device, message
+            elif message is not None:
+                yield device, message
 
     def take_sent_bytes(self) -> dict[str, int]:
         """Bytes of chunks sent to each device since the last time."""
         sent, self._sent_bytes = self._sent_bytes, Counter()
         return dict(sent)
 
-    def _next(self, device: str) -> Chunk | TransferRefused:
+    def _next(self, device: str, now_s: float) -> tuple[Way, Chunk | TransferRefused | None]:
         """The device's next chunk. Afterwards both the device and the blob are the last in their turns."""
         blobs = self._waiting.pop(device)
         name = next(iter(blobs))
         waiting = blobs.pop(name)
-        message = self._read(waiting)
-        if isinstance(message, Chunk) and waiting.indices:
+        index, audience = waiting.indices.popleft(), (self._audiences or {}).get(name)
+        way = Way.ALONE if audience is None else audience.way(device, index, now_s)
+        message = None if way is Way.CAME else self._read(waiting, index)
+        if not isinstance(message, TransferRefused) and waiting.indices:
             blobs[name] = waiting
         if blobs:
             self._waiting[device] = blobs
-        return message
+        return way, message
 
-    def _read(self, waiting: _Waiting) -> Chunk | TransferRefused:
+    def _read(self, waiting: _Waiting, index: int) -> Chunk | TransferRefused:
         try:
-            return read_chunk(self._store, waiting.blob, waiting.chunk_bytes, waiting.indices.popleft())
+            return read_chunk(self._store, waiting.blob, waiting.chunk_bytes, index)
         except FileNotFoundError:
             return TransferRefused(waiting.blob.sha256, RefusalReason.UNKNOWN_BLOB)
         except IntegrityError:

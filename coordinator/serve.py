@@ -31,6 +31,7 @@ from coordinator.registry import Enrolment, Registry
 from coordinator.report import checks, make_report
 from coordinator.round_states import State
 from coordinator.screen import Screen, check_line, evaluation_table, result_table
+from edge_sdk.wire.allocator import keep_freed_memory
 from edge_sdk.wire.blobs import Blob, BlobStore, written_atomically
 from edge_sdk.wire.crash_points import crash_point
 from edge_sdk.wire.endpoint import address, check_broker
@@ -52,6 +53,7 @@ class Stopped(Exception):  # noqa: N818 - no error: somebody asked for it
 
 def serve(config: Config, screen: Screen, *, insecure: bool, restored: bool = False) -> int:
     """Run to the end; the exit status. Raises CoordinatorError, OSError, sqlite3.Error."""
+    keep_freed_memory()
     _check_broker(config.broker, insecure=insecure)
     check_enrolment(config, insecure=insecure)
     require_folders(config)  # before anything is made

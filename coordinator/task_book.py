@@ -141,6 +141,7 @@ class TaskMaker:
     rule: Rule
     secure: Terms | None = None
     example_noise: ExampleNoise | None = None
+    sources: tuple[str, ...] = ()
 
     @property
     def codecs(self) -> tuple[DeltaCodec, ...]:
@@ -178,6 +179,7 @@ class TaskMaker:
             power=choice.power,
             example_noise=self.example_noise,
             masking=None if self.secure is None else self._masking(self.secure, place),
+            sources=self.sources,
         )
 
     def _masking(self, secure: Terms, place: Place) -> Masking:

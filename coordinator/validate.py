@@ -19,10 +19,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from edge_sdk.wire.codecs import CODECS
-from edge_sdk.wire.delta import Delta, read_delta, unpack_delta
+from edge_sdk.wire.delta import Delta, DeltaFile, read_delta, unpack_delta
 from edge_sdk.wire.errors import DecodeError, TooLargeError
 from edge_sdk.wire.manifest import Manifest
-from edge_sdk.wire.messages import DeltaFile, RefusalReason, Task
+from edge_sdk.wire.messages import RefusalReason, Task
 from edge_sdk.wire.secure.ring import size_bytes
 
 MAX_CHANGE = 1e6  # of one number: beyond any training, and far from where float32 ends, also summed or multiplied

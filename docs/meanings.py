@@ -119,6 +119,7 @@ FIELDS: Final = {
     "Task.freeze": "endings of the adapter inputs that are held fixed",
     "Task.delta_codec": "what the delta's numbers become on the wire",
     "Task.residual": "the name under which the device keeps what the codec loses; empty where it keeps nothing",
+    "Task.sources": "URLs of folders that may have blobs under their SHA-256; https, or http on the device itself",
     "Task.power": (
         f"the share of its threads that the device trains with, {MIN_POWER:g} to 1: "
         "this times their number, rounded, and one at least"

@@ -26,7 +26,7 @@ from coordinator.secure import steps
 from docs.meanings import FIELDS, VALUES
 from edge_sdk import line, phases, session
 from edge_sdk.engine.optimizers import AdamW, Sgd
-from edge_sdk.wire import channel, chunks, codec, codecs, manifest, messages, mqtt, signed, tensors
+from edge_sdk.wire import blocks, channel, chunks, codec, codecs, delta, manifest, messages, mqtt, signed, tensors, web
 from edge_sdk.wire.blobs import Blob
 from edge_sdk.wire.keys import KEY_BYTES, Signer
 from edge_sdk.wire.privacy import ExampleNoise
@@ -103,6 +103,7 @@ def topics() -> str:
     rows = [
         (ours.announcement, "yes", DOWN + "s", "`Announcement`"),
         (ours.manifest("SHA256"), "yes", DOWN + "s", "a manifest's bytes, as they are"),
+        (ours.all("SHA256"), "no", DOWN + "s", "`Chunk` of that blob"),
         (ours.presence("DEVICE"), "yes", UP, "`Presence`"),
         (ours.up("DEVICE"), "no", UP, "every other message of a device"),
         (ours.down("DEVICE"), "no", DOWN, "every other message of the coordinator"),
@@ -153,7 +154,7 @@ def _unit(name: str) -> str:
 def _type_name(hint: Any, unit: str) -> str:  # noqa: ANN401 - an annotation is any object
     arguments = typing.get_args(hint)
     if typing.get_origin(hint) in {types.UnionType, typing.Union}:
-        return f"{_type_name(arguments[0], unit)} or nil"
+        return f"{_type_name(arguments[0], unit)} or nil" if types.NoneType in arguments else NAMES[arguments[0]]
     if typing.get_origin(hint) is tuple:
         return f"array of {_type_name(arguments[0], unit)}"
     if typing.get_origin(hint) is Mapping:
@@ -234,11 +235,16 @@ def bounds() -> str:
         ("FIRST_WAIT_S", chunks, "silence after which chunks are asked for again"),
         ("LONGEST_WAIT_S", chunks, "the same at most, before it is spread by up to a half"),
         ("RESTARTS", chunks, "times a blob with a wrong SHA-256 is fetched anew"),
+        ("BLOCK_BYTES", blocks, "a block of a file"),
+        ("MAX_LIST_BYTES", blocks, "a list of blocks"),
         ("MAX_HEADER_BYTES", tensors, "the header of a tensor file"),
         ("MAX_DIMENSIONS", tensors, "dimensions of a tensor"),
         ("MAX_BATCH", messages, "rows of a batch"),
         ("MAX_TOKENS", messages, "tokens of a row"),
         ("MAX_STEPS", messages, "steps of a task"),
+        ("MAX_SOURCES", messages, "web servers that a task may name"),
+        ("SILENCE_S", web, "before a web server that is silent is given up"),
+        ("LEAST_BYTES_S", web, "bytes a second below which it is given up, too"),
         ("MIN_POWER", messages, "the least share of its threads that a device trains with"),
         ("MAX_PEERS", said, "neighbours of a device in a secure sum"),
         ("LONGEST_BOX", said, "bytes of a box in a secure sum"),
@@ -281,7 +287,7 @@ PARTS: Final[Mapping[str, Callable[[], str]]] = {
     "manifest": sections(MANIFEST),
     "manifest-values": enumerations(manifest),
     "optimizers": optimizers,
-    "delta": sections((messages.DeltaFile, messages.Tensor)),
+    "delta": sections((delta.DeltaFile, delta.Tensor)),
     "codecs": delta_codecs,
     "phases": diagram(phases.TRANSITIONS, phases.Phase.IDLE),
     "states": diagram(STATE_TRANSITIONS, State.WAITING),

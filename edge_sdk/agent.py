@@ -32,11 +32,11 @@ from typing import Final
 
 from edge_sdk import storage
 from edge_sdk.config import DeviceConfig
+from edge_sdk.ear import Ear
 from edge_sdk.events import (
     CancelWorker,
     CheckFiles,
     Event,
-    FetchFailed,
     FetchFiles,
     FetchManifest,
     ForgetResult,
@@ -64,6 +64,7 @@ from edge_sdk.secure.sums import Sums
 from edge_sdk.session import Session
 from edge_sdk.store import DeviceStore
 from edge_sdk.supervisor import Post, Supervision, Supervisor, WorkerEvent, WorkerFailed, WorkerFinished
+from edge_sdk.web import Web
 from edge_sdk.wire.chunks import chunk_bytes_within, read_chunk, requested
 from edge_sdk.wire.crash_points import crash_point
 from edge_sdk.wire.errors import IntegrityError, WireError
@@ -83,6 +84,7 @@ from edge_sdk.wire.messages import (
     TaskOffer,
     TransferRefused,
     Welcome,
+    quality,
 )
 from edge_sdk.wire.secure.said import MaskInbox, MaskPeers, UnmaskCall
 from edge_sdk.wire.topics import Topics
@@ -90,6 +92,7 @@ from edge_sdk.wire.transport import Connected, Disconnected, Received, Transport
 
 POLL_S: Final = 0.2
 TICK_S: Final = 0.5
+WEB_AT_ONCE: Final = 8  # chunks a turn
 EVALUATED_SHARE: Final = 8  # rows trained on for each row that the loss is measured on, before and after
 MIN_HELD_ASIDE: Final = 4
 
@@ -118,12 +121,13 @@ class Agent:
         self._config, self._identity, self._transport, self._say = config, identity, transport, say
         self._topics, seed = Topics(config.fleet), zlib.crc32(config.device.encode())
         self._line = Line(identity, self._topics, config.device, seed)
-        self._store = DeviceStore(config.store, config.quota_bytes)
+        self._store = DeviceStore(config.store, config.quota_bytes, say=say)
         self._outbox = Outbox(config.store / "outbox")
         self._work = config.store / "work"
         shutil.rmtree(self._work, ignore_errors=True)
         self._work.mkdir()
         self._fetcher = Fetcher(self._store, seed)
+        self._ear, self._web = Ear(transport, self._topics), Web(transport.wake)
         self._from_worker: queue.SimpleQueue[WorkerEvent] = queue.SimpleQueue()
         self._supervisor = supervise(self._on_worker, home)
         self._in_groups = home is not None
@@ -166,6 +170,7 @@ class Agent:
                     self._set_clock_back()
                 self._tell(event)
         self._greet()
+        self._read_web()
         self._ask_for_more()
         if time.monotonic() >= self._next_tick_s:
             self._next_tick_s = time.monotonic() + TICK_S
@@ -175,6 +180,7 @@ class Agent:
         """End the worker, keep what was fetched so far, and say goodbye. Raises OSError."""
         self._supervisor.close()
         self._set_clock_back()
+        self._web.stop()
         self._fetcher.stop()
         self._publish_presence(online=False)
 
@@ -184,6 +190,8 @@ class Agent:
         try:
             if received.topic.startswith(self._topics.manifest("")):
                 self._fetcher.hold(self._topics.last_level(received.topic), received.payload)
+            elif (chunk := self._ear.chunk(received)) is not None:
+                self._on_message(chunk)
             else:
                 self._on_message(self._line.open(received.topic, received.payload, time.monotonic()))
         except WireError as error:
@@ -220,11 +228,29 @@ class Agent:
 
     def _ask_for_more(self) -> None:
         requests = self._fetcher.requests(time.monotonic())
-        if isinstance(requests, FetchFailed):
-            self._heard(requests)
-        else:
+        if isinstance(requests, list):
+            self._ear.follow(self._fetcher.followed)
             for request in requests:
                 self._send(request)
+        else:
+            self._heard(requests)
+
+    def _read_web(self) -> None:
+        """Take what web servers gave, a little a turn, and ask them for more."""
+        for _ in range(WEB_AT_ONCE):
+            came = self._web.take()
+            if came is None:
+                break
+            if isinstance(came, Chunk):
+                self._heard(self._fetcher.take(came, time.monotonic()))
+            else:
+                self._fetcher.web_ended(came.blob)
+                if came.why:
+                    self._say(f"file {came.blob[:12]} comes from elsewhere: {came.why}"[:300])
+        if self._web.blob and self._web.blob not in self._fetcher.followed:
+            self._web.stop()
+        if not self._web.blob and (wanted := self._fetcher.wanted_of_web()) is not None:
+            self._web.begin(wanted)
 
     def _serve(self, request: ChunkRequest) -> None:
         """Send chunks of a delta that waits for its receipt; nothing else leaves this device."""
@@ -242,7 +268,7 @@ class Agent:
     def _send(self, message: Message) -> None:
         payload = self._line.seal(message)
         if payload is not None:
-            self._transport.publish(self._topics.up(self._config.device), payload)
+            self._transport.publish(self._topics.up(self._config.device), payload, qos=quality(message))
         if isinstance(message, ResultOffer):
             crash_point("result.offered")
 

@@ -15,9 +15,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from edge_sdk.wire import codec
-from edge_sdk.wire.delta import pack_array, unpack_array
+from edge_sdk.wire.delta import Tensor, pack_array, unpack_array
 from edge_sdk.wire.manifest import Manifest
-from edge_sdk.wire.messages import DeltaCodec, Task, Tensor
+from edge_sdk.wire.messages import DeltaCodec, Task
 from edge_sdk.wire.records import read_record, write_record
 from edge_sdk.wire.tensors import Array
 

@@ -7,19 +7,22 @@ the session: ManifestHere, FilesHere, or FetchFailed.
 from __future__ import annotations
 
 import errno
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from typing import Final
 
 from edge_sdk.events import FetchFailed, FetchFiles, FetchManifest, FilesHere, ManifestHere
 from edge_sdk.store import DeviceStore
+from edge_sdk.web import Wanted
 from edge_sdk.wire.blobs import Blob, blob_of
+from edge_sdk.wire.blocks import BLOCK_BYTES, BLOCKS, BlockList, HeldBlocks, held_blocks, read_list
 from edge_sdk.wire.chunks import Download
-from edge_sdk.wire.errors import DecodeError, IntegrityError
+from edge_sdk.wire.errors import DecodeError, IntegrityError, WireError
 from edge_sdk.wire.manifest import MAX_MANIFEST_BYTES, Manifest, decode_manifest
 from edge_sdk.wire.messages import CHUNK_BYTES, Chunk, ChunkRequest, DeclineReason, Task, TransferRefused
 
 AT_ONCE: Final = 3  # downloads side by side: small blobs would else spend their time waiting for an answer
+NO_BLOCKS, NO_HELD = BlockList(BLOCK_BYTES, {}), HeldBlocks({})
 MANIFESTS: Final = 16  # retained manifests held in memory, at most 64 KiB each
 
 Outcome = ManifestHere | FilesHere | FetchFailed
@@ -34,7 +37,9 @@ class Fetcher:
         self._wanted: FetchManifest | FetchFiles | None = None
         self._waiting: deque[Blob] = deque()
         self._running: dict[str, Download] = {}
+        self._blocks, self._held = NO_BLOCKS, NO_HELD  # of what is wanted; of those, what is here
         self._ended_bytes, self._chunk_bytes = 0, CHUNK_BYTES
+        self._in_vain = Counter[str]()  # how many web servers were asked for a blob
         self._retained: dict[str, bytes] = {}
 
     def hold(self, sha256: str, data: bytes) -> None:
@@ -57,6 +62,7 @@ class Fetcher:
         """Fetch what `wanted` needs, instead of anything before. Raises OSError."""
         if isinstance(wanted, FetchManifest):
             self._ended_bytes = 0
+            self._in_vain.clear()
         self.stop()
         self._wanted, blobs = wanted, needed(wanted)
         missing = self._store.missing(blobs)
@@ -70,14 +76,41 @@ class Fetcher:
             except OSError as error:
                 return self._no_space(error)
         self._waiting.extend(self._store.missing(blobs))
+        self._compare()
         return self._outcome()
 
-    def requests(self, now_s: float) -> list[ChunkRequest] | FetchFailed:
-        """What to ask for now. Raises OSError."""
+    def requests(self, now_s: float) -> list[ChunkRequest] | Outcome:
+        """What to ask for now; an outcome where nothing has to come any more. Raises OSError."""
         try:
-            return list(self._requests(now_s))
+            requests = list(self._requests(now_s))
+            return requests or self._outcome() or []
+        except IntegrityError as error:
+            return self._failed(DeclineReason.UNAVAILABLE, str(error))
         except OSError as error:
             return self._no_space(error)
+
+    @property
+    def followed(self) -> frozenset[str]:
+        """Blobs on their way of which others may want the same chunks: of small ones none would come in time."""
+        return frozenset(name for name, one in self._running.items() if one.blob.size_bytes > BLOCK_BYTES)
+
+    def wanted_of_web(self) -> Wanted | None:
+        """What to ask a web server for next, in place of the coordinator: a large blob on its way, if any."""
+        for download in self._running.values():
+            if url := self._source(download.blob):
+                return Wanted(url, download.blob, self._chunk_bytes, download.first_missing)
+        return None
+
+    def web_ended(self, sha256: str) -> None:
+        """The server gave up, or gave all that it has and the blob is not whole: another one, or the coordinator, is
+        next.
+        """
+        self._in_vain[sha256] += 1
+
+    def _source(self, blob: Blob) -> str:
+        """The web server to have a blob from; empty for the coordinator."""
+        sources = self._wanted.task.sources[self._in_vain[blob.sha256] :] if self._wanted is not None else ()
+        return sources[0] if sources and blob.sha256 in self.followed else ""
 
     def take(self, chunk: Chunk, now_s: float) -> Outcome | None:
         """Use a chunk if it is wanted. Raises OSError."""
@@ -92,6 +125,8 @@ class Fetcher:
         except OSError as error:
             return self._no_space(error)
         self._end(chunk.blob)
+        if chunk.blob == self._list_wanted():
+            self._compare()
         return self._outcome()
 
     def refused(self, refusal: TransferRefused) -> FetchFailed | None:
@@ -109,14 +144,32 @@ class Fetcher:
             self._end(sha256)
 
     def _requests(self, now_s: float) -> Iterator[ChunkRequest]:
-        while self._waiting and len(self._running) < AT_ONCE:
+        while self._waiting and len(self._running) < AT_ONCE and self._list_wanted() not in self._running:
             blob = self._waiting.popleft()
-            self._running[blob.sha256] = Download(
-                self._store.blobs, blob, now_s, self._seed, chunk_bytes=self._chunk_bytes
-            )
-        for download in self._running.values():
-            if request := download.poll(now_s):
+            download = Download(self._store.blobs, blob, now_s, self._seed, chunk_bytes=self._chunk_bytes)
+            if not download.fill(self._blocks.digests(blob.sha256), self._held, now_s):
+                self._running[blob.sha256] = download
+        for download in sorted(self._running.values(), key=lambda one: one.under_way):
+            elsewhere = sum(one.under_way for one in self._running.values() if one is not download)
+            if not self._source(download.blob) and (request := download.poll(now_s, elsewhere)):
                 yield request
+
+    def _list_wanted(self) -> str:
+        """The list of blocks of what is wanted; empty where there is none."""
+        files = self._wanted.manifest.files if isinstance(self._wanted, FetchFiles) else {}
+        return files[BLOCKS].sha256 if BLOCKS in files else ""
+
+    def _compare(self) -> None:
+        """Find what the files that are wanted have in common with those that are here, once their list is. OSError."""
+        self._blocks, self._held = NO_BLOCKS, NO_HELD
+        files = self._wanted.manifest.files if isinstance(self._wanted, FetchFiles) else {}
+        if not self._waiting or BLOCKS not in files or not self._store.blobs.has(files[BLOCKS]):
+            return
+        try:
+            self._blocks = read_list(self._store.blobs.read(files[BLOCKS]))
+        except WireError:  # all is fetched then
+            return
+        self._held = held_blocks(self._store.blobs, self._blocks)
 
     def _end(self, sha256: str) -> None:
         download = self._running.pop(sha256)
@@ -171,4 +224,5 @@ def needed(wanted: FetchManifest | FetchFiles) -> list[Blob]:
 
 def blobs_of(task: Task, manifest: Manifest) -> list[Blob]:
     """All that a task reads from the store."""
-    return [task.artifact, task.adapter, *manifest.files.values()]
+    files = sorted(manifest.files.items(), key=lambda file: file[0] != BLOCKS)  # first what may spare others
+    return [*(blob for _name, blob in files), task.artifact, task.adapter]

@@ -17,6 +17,7 @@ from edge_sdk.errors import ConfigError, DataError
 from edge_sdk.identity import Identity
 from edge_sdk.providers import require
 from edge_sdk.sources import open_source
+from edge_sdk.wire.allocator import keep_freed_memory
 from edge_sdk.wire.blobs import make_folder
 from edge_sdk.wire.endpoint import address, check_broker
 from edge_sdk.wire.lifeline import stop_on_signals
@@ -33,6 +34,7 @@ def run(config_path: pathlib.Path, *, insecure: bool) -> int:
 
     Another machine's broker needs certificates, and a coordinator that is known, unless `insecure`.
     """
+    keep_freed_memory()
     config = load_config(config_path)
     try:
         check_broker(config.broker, config.tls, insecure=insecure)

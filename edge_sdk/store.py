@@ -46,16 +46,27 @@ def free_bytes(folder: pathlib.Path) -> int:
     return shutil.disk_usage(folder).free
 
 
+def _nobody_hears(_line: str) -> None:
+    """Where there is nobody to tell."""
+
+
 class DeviceStore:
-    """Blobs under `folder`, at most `quota_bytes` of them; `free` asks how much of the disk is left."""
+    """Blobs under `folder`, at most `quota_bytes` of them; `free` asks how much of the disk is left.
+
+    `say` gets a line for people about what was removed.
+    """
 
     def __init__(
-        self, folder: pathlib.Path, quota_bytes: int, free: Callable[[pathlib.Path], int] = free_bytes
+        self,
+        folder: pathlib.Path,
+        quota_bytes: int,
+        free: Callable[[pathlib.Path], int] = free_bytes,
+        say: Callable[[str], None] = _nobody_hears,
     ) -> None:
         """Make the folder if it is not there. Raises OSError."""
         make_folder(folder)
         self.blobs = BlobStore(folder)
-        self._quota_bytes, self._free = quota_bytes, free
+        self._quota_bytes, self._free, self._say = quota_bytes, free, say
 
     def missing(self, blobs: Iterable[Blob]) -> list[Blob]:
         """Those of `blobs` that are not here, each once, in their order."""
@@ -80,11 +91,15 @@ class DeviceStore:
         could_bytes = room_bytes + sum(s.size_bytes for s in evictable)
         if could_bytes < needed_bytes:
             return NoSpace(needed_bytes, max(could_bytes, 0))
+        removed_bytes: list[int] = []
         for victim in evictable:
-            if room_bytes >= needed_bytes:
+            if room_bytes + sum(removed_bytes) >= needed_bytes:
                 break
             victim.path.unlink(missing_ok=True)
-            room_bytes += victim.size_bytes
+            removed_bytes.append(victim.size_bytes)
+        if removed_bytes:
+            size, needed = f"{sum(removed_bytes) / 1e6:.0f} MB", f"{needed_bytes / 1e6:.0f} MB"
+            self._say(f"removed the {len(removed_bytes)} files that were not used for longest, {size}: {needed} come")
         return None
 
     def remove_damaged(self, blobs: Iterable[Blob]) -> list[Blob]:

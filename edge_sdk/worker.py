@@ -41,11 +41,11 @@ from edge_sdk.order import MAX_ORDER_BYTES, WorkerOrder
 from edge_sdk.wire import codec
 from edge_sdk.wire.blobs import BlobStore, written_atomically
 from edge_sdk.wire.crash_points import crash_point
-from edge_sdk.wire.delta import encode_delta, pack_array
+from edge_sdk.wire.delta import DeltaFile, Tensor, encode_delta, pack_array
 from edge_sdk.wire.errors import WireError
 from edge_sdk.wire.lifeline import end_with_parent
 from edge_sdk.wire.manifest import Manifest
-from edge_sdk.wire.messages import DeltaFile, FailureReason, Report, Tensor
+from edge_sdk.wire.messages import FailureReason, Report
 from edge_sdk.wire.privacy import ExampleNoise, rows_at_once
 from edge_sdk.wire.secure.said import Masking
 from edge_sdk.wire.tensors import Array, TensorFile

@@ -6,6 +6,7 @@ Equal input gives equal bytes. A folder changes all at once: files are staged be
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 import shutil
 import tempfile
@@ -16,6 +17,7 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from edge_sdk.wire.blobs import Blob, BlobStore, sync_folder, written_atomically
+from edge_sdk.wire.blocks import BLOCKS, block_list
 from edge_sdk.wire.errors import WireError
 from edge_sdk.wire.graphs import check_graph
 from edge_sdk.wire.manifest import (
@@ -63,7 +65,7 @@ class ArtifactWriter:
         structures = {
             name: self._structure(name, place, level, files, returns=name in returns) for name, place in alike.items()
         }
-        return Manifest(
+        manifest = Manifest(
             format=FORMAT,
             model=beside(self.program.adapted.request, self.program.adapted.foundation.spec),
             level=level,
@@ -78,8 +80,11 @@ class ArtifactWriter:
             reference_tokens=reference_tokens,
             costs=(),
             needs_bytes=0,
-            files=dict(sorted(files.items())),
+            files=files,
         )
+        if blocks := block_list(self.store, files.values()):
+            files[BLOCKS] = self.store.put(blocks)
+        return dataclasses.replace(manifest, files=dict(sorted(files.items())))
 
     def _kept(self, level: LevelSpec) -> Iterator[Place]:
         return (place for place in self.program.walk if place.layer is None or place.layer in level.layers)

@@ -22,7 +22,7 @@ from edge_sdk.config import load_config as load_device
 from edge_sdk.errors import EdgeError
 from edge_sdk.wire import codec
 from edge_sdk.wire.codecs import CODECS
-from edge_sdk.wire.delta import decode_delta, encode_delta, pack_array
+from edge_sdk.wire.delta import DeltaFile, decode_delta, encode_delta, pack_array
 from edge_sdk.wire.errors import WireError
 from edge_sdk.wire.graphs import DOMAINS, check_graph
 from edge_sdk.wire.keys import Signer
@@ -33,7 +33,6 @@ from edge_sdk.wire.messages import (
     ChunkRequest,
     DeclineReason,
     DeltaCodec,
-    DeltaFile,
     FailureReason,
     Greeting,
     Message,

@@ -17,9 +17,8 @@ from coordinator.secure.steps import Standing
 from coordinator.secure.unmask import unmasked_mean
 from coordinator.task_book import FROZEN
 from edge_sdk.wire.blobs import Blob, BlobStore
-from edge_sdk.wire.delta import encode_delta, pack_array
+from edge_sdk.wire.delta import DeltaFile, encode_delta, pack_array
 from edge_sdk.wire.errors import DecodeError, MaskError
-from edge_sdk.wire.messages import DeltaFile
 
 THE_SUM = "the sum"  # in the place of a device's name
 

@@ -26,9 +26,10 @@ from typing import BinaryIO
 
 from edge_sdk.wire.crash_points import crash_moment
 from edge_sdk.wire.errors import IntegrityError
+from edge_sdk.wire.hashing import Hasher
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
-READ_BYTES = 1 << 20
+READ_BYTES = 1 << 18
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,14 +54,15 @@ def blob_of(data: bytes) -> Blob:
     return Blob(hashlib.sha256(data).hexdigest(), len(data))
 
 
-def blob_of_file(path: pathlib.Path) -> Blob:
-    """The promise that the file at `path` keeps, read in pieces of 1 MiB."""
-    digest, size_bytes = hashlib.sha256(), 0
+def blob_of_file(path: pathlib.Path, hasher: Hasher | None = None, begin_bytes: int = 0) -> Blob:
+    """The promise that the file at `path` keeps, read in pieces of 256 KiB; `hasher` has its first `begin_bytes`."""
+    hasher, size_bytes = hasher or Hasher(), begin_bytes
     with path.open("rb") as file:
+        file.seek(begin_bytes)
         while piece := file.read(READ_BYTES):
-            digest.update(piece)
+            hasher.update(piece)
             size_bytes += len(piece)
-    return Blob(digest.hexdigest(), size_bytes)
+    return Blob(hasher.hexdigest(), size_bytes)
 
 
 @contextmanager

@@ -6,12 +6,16 @@ came is on the disk (see `partial`); the blob's SHA-256 has the last word before
 
 from __future__ import annotations
 
+import os
 import random
 import zlib
+from collections.abc import Sequence
 from typing import Final
 
 from edge_sdk.wire.blobs import Blob, BlobStore
+from edge_sdk.wire.blocks import BLOCK_BYTES, HeldBlocks
 from edge_sdk.wire.errors import IntegrityError
+from edge_sdk.wire.hashing import Hasher
 from edge_sdk.wire.messages import (
     CHUNK_BYTES,
     CHUNK_OVERHEAD_BYTES,
@@ -24,9 +28,11 @@ from edge_sdk.wire.messages import (
 from edge_sdk.wire.partial import Partial, chunk_count, chunk_length
 from edge_sdk.wire.transport import PACKET_OVERHEAD_BYTES
 
-SAVE_BYTES: Final = 8 << 20  # the most that a kill can cost
+SAVE_BYTES: Final = 16 << 20  # the most that a kill can cost, beside what is under way
 SAVE_S: Final = 2.0  # the same for a slow network
 RESTARTS: Final = 3  # whole files with a wrong SHA-256, before the sender is not believed any more
+WINDOW: Final = 8  # chunks ahead on a slow line; more only while they come faster
+AHEAD_S: Final = 0.1  # of what comes, at most MAX_WINDOW
 FIRST_WAIT_S, LONGEST_WAIT_S = 3.0, 60.0
 
 
@@ -58,9 +64,11 @@ def read_chunk(store: BlobStore, blob: Blob, chunk_bytes: int, index: int) -> Ch
         msg = f"blob {blob.sha256[:12]} of {blob.size_bytes} bytes has no chunk {index} of {chunk_bytes} bytes"
         raise ValueError(msg)
     length = chunk_length(blob.size_bytes, chunk_bytes, index)
-    with store.path(blob.sha256).open("rb") as file:
-        file.seek(index * chunk_bytes)
-        data = file.read(length)
+    handle = os.open(store.path(blob.sha256), os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        data = os.pread(handle, length, index * chunk_bytes)
+    finally:
+        os.close(handle)
     if len(data) != length:
         msg = f"blob {blob.sha256[:12]} on disk is cut off; delete it and fetch it again"
         raise IntegrityError(msg)
@@ -82,13 +90,15 @@ class Download:
         seed: int,
         *,
         chunk_bytes: int = CHUNK_BYTES,
-        window: int = MAX_WINDOW,
+        window: int = WINDOW,
     ) -> None:
         """Read the journal if there is one. Raises OSError."""
-        self._store, self._blob, self._chunk_bytes, self._window = store, blob, chunk_bytes, window
+        self._store, self._blob, self._chunk_bytes = store, blob, chunk_bytes
+        self._window = _Window(window, now_s)
         self._all = (1 << chunk_count(blob.size_bytes, chunk_bytes)) - 1  # bit k stands for chunk k, here and below
         self._partial = Partial(store.folder / "partial" / blob.sha256, blob.size_bytes, chunk_bytes)
         self._missing = self._all & ~self._partial.load()
+        self._hasher, self._hashed = Hasher(), 0  # the first chunks, while they come in their order
         self._asked = 0
         self._patience = _Patience(now_s, seed ^ int(blob.sha256[:8], 16))
         self._unsaved_bytes, self._saved_s, self._restarts = 0, now_s, 0
@@ -108,19 +118,29 @@ class Download:
             missing_bytes -= self._chunk_bytes - chunk_length(self._blob.size_bytes, self._chunk_bytes, last)
         return missing_bytes
 
-    def poll(self, now_s: float) -> ChunkRequest | None:
-        """What to ask for now, if anything.
+    @property
+    def first_missing(self) -> int:
+        """The first chunk that has still to come."""
+        return _lowest(self._missing, 1)[0] if self._missing else 0
 
-        A chunk is asked for once, and again only when nothing came for a while; a further request goes out when half
-        the window has arrived, so that the sender is never idle. Raises OSError when the journal cannot be written.
+    @property
+    def under_way(self) -> int:
+        """Chunks that were asked for and did not come yet."""
+        return self._asked.bit_count()
+
+    def poll(self, now_s: float, elsewhere: int = 0) -> ChunkRequest | None:
+        """What to ask for now, if anything; `elsewhere` chunks are under way in downloads beside this one.
+
+        A chunk is asked for once, and again only when nothing came for a while; a further request goes out when a part
+        of the window has arrived, so that the sender is never idle. Raises OSError when the journal cannot be written.
         """
         self._save_if_due(now_s)
         if self._asked and self._patience.is_over(now_s):
             self._asked = 0
             self._patience.in_vain()
-        room = self._window - self._asked.bit_count()
         wanted = self._missing & ~self._asked
-        if not wanted or 2 * room < self._window:
+        room = self._window.room(self.under_way, elsewhere, now_s)
+        if not wanted or not room:
             return None
         if not self._asked:
             self._patience.begin(now_s)
@@ -136,10 +156,40 @@ class Download:
         if chunk.blob == self._blob.sha256:
             self.received_bytes += len(chunk.data)
             self._patience.arrived(now_s)
+            self._window.arrived()
         if not self._is_wanted(chunk):
             self.rejected += 1
             return False
+        return self._keep(chunk, now_s)
+
+    def fill(self, digests: Sequence[bytes], held: HeldBlocks, now_s: float) -> bool:
+        """Take what is here already: the file's blocks have these `digests`. True once the blob is whole, as `take`.
+
+        Raises IntegrityError, OSError.
+        """
+        for k, wanted in enumerate(digests):
+            lacking = [index for index in self._within(k) if self._missing >> index & 1]
+            block = held.read(wanted) if lacking else None
+            for index in lacking if block is not None else ():
+                begin = index * self._chunk_bytes - k * BLOCK_BYTES
+                data = memoryview(block or b"")[begin : begin + self._chunk_bytes]
+                chunk = Chunk(self._blob.sha256, self._chunk_bytes, index, zlib.crc32(data), data)
+                if self._is_wanted(chunk) and self._keep(chunk, now_s):
+                    return True
+        return False
+
+    def _within(self, block: int) -> range:
+        """The chunks that lie whole within a block."""
+        begin, end = block * BLOCK_BYTES, (block + 1) * BLOCK_BYTES
+        count = self._all.bit_length()
+        after = count if end >= self._blob.size_bytes else end // self._chunk_bytes
+        return range(-(-begin // self._chunk_bytes), min(after, count))
+
+    def _keep(self, chunk: Chunk, now_s: float) -> bool:
         self._partial.write(chunk)
+        if chunk.index == self._hashed:
+            self._hasher.update(chunk.data)
+            self._hashed += 1
         self._asked &= ~(1 << chunk.index)
         if self._missing == 1 << chunk.index:  # before it is marked: no journal ever claims all
             return self._finish()
@@ -157,6 +207,7 @@ class Download:
     def discard(self) -> None:
         """Forget what came so far: nobody wants the blob any more. Raises OSError."""
         self._partial.remove()
+        self._hasher, self._hashed = Hasher(), 0
         self._missing, self._asked, self._unsaved_bytes = self._all, 0, 0
 
     def _ask(self, wanted: int, room: int) -> ChunkRequest:
@@ -183,7 +234,7 @@ class Download:
             self._saved_s = now_s
 
     def _finish(self) -> bool:
-        if self._partial.is_whole(self._blob):
+        if self._partial.is_whole(self._blob, self._hasher, self._hashed):
             self._partial.move_to(self._store.path(self._blob.sha256))
             self._missing, self._asked, self._unsaved_bytes = 0, 0, 0
             return True
@@ -193,6 +244,28 @@ class Download:
             msg = f"blob {self._blob.sha256[:12]} came whole {self._restarts} times and never had the promised SHA-256"
             raise IntegrityError(msg)
         return False
+
+
+class _Window:
+    """How many chunks to ask for ahead of what came: on a slow line few, for they would wait in the broker, and with
+    them all that comes after; on a fast one as many as come within AHEAD_S.
+    """
+
+    def __init__(self, least: int, now_s: float) -> None:
+        self._least, self._size, self._came, self._since_s = least, least, 0, now_s
+
+    def arrived(self) -> None:
+        self._came += 1
+
+    def room(self, under_way: int, elsewhere: int, now_s: float) -> int:
+        """How many to ask for now: a quarter of the window at least, or half of the least one; else none yet."""
+        room = min(self._size, MAX_WINDOW - elsewhere) - under_way
+        if 2 * room < self._least or 4 * room < self._size:
+            return 0
+        took_s = max(now_s - self._since_s, 1e-6)
+        self._size = int(min(max(self._came * AHEAD_S / took_s, self._least), MAX_WINDOW))
+        self._came, self._since_s = 0, now_s
+        return room
 
 
 class _Patience:

@@ -16,10 +16,34 @@ import numpy as np
 from edge_sdk.wire import codec
 from edge_sdk.wire.codecs import CODECS, F32, Generator
 from edge_sdk.wire.errors import DecodeError
-from edge_sdk.wire.messages import DeltaCodec, DeltaFile, Tensor
+from edge_sdk.wire.messages import DeltaCodec
 from edge_sdk.wire.tensors import MAX_DIMENSIONS, Array
 
 SPARE = 16  # arrays, maps and entries beyond those that a delta needs
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A float32 array as it crosses the wire: `data` is what `codec` makes of its numbers in row-major order."""
+
+    codec: DeltaCodec
+    shape: tuple[int, ...]
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class DeltaFile:
+    """The msgpack bytes of a delta blob: adapter after minus adapter before, for the tensors that were trained.
+
+    `examples` is the weight of this device in the mean.
+    """
+
+    task_id: str
+    round: int
+    device: str
+    adapter: str
+    examples: int
+    tensors: Mapping[str, Tensor]
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,8 @@
 The envelope is a msgpack map `{"v": 1, "type": <name>, "body": <map>}`. `Message` lists what exists; `encode_message`
 and `decode_message` are the only way in and out. Strings as keys live in `codec` alone.
 
+A Chunk, which is nearly all that goes over the wire, is not copied through msgpack, see `packed`.
+
 A device sends Greeting, Hello, TaskDeclined, TaskProgress, TaskFailed, ResultOffer; the coordinator sends Announcement,
 Welcome, NotWelcome, TaskOffer, TaskCancel, Receipt. What both say in a secure sum is in `secure.said`. ChunkRequest,
 Chunk and TransferRefused go both ways: whoever needs a blob asks for it. All but Chunk are signed, see `signed`.
@@ -12,11 +14,10 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from edge_sdk.wire import codec
+from edge_sdk.wire import codec, packed
 from edge_sdk.wire.blobs import Blob
 from edge_sdk.wire.errors import DecodeError
 from edge_sdk.wire.privacy import ExampleNoise
@@ -27,10 +28,11 @@ CHUNK_BYTES = 256 * 1024  # piece of a blob, where the broker takes it
 MIN_CHUNK_BYTES, MAX_CHUNK_BYTES = 1024, 1 << 20
 CHUNK_OVERHEAD_BYTES = 4096  # at most, of a message beside a chunk's data
 MAX_MESSAGE_BYTES = MAX_CHUNK_BYTES + CHUNK_OVERHEAD_BYTES
-MAX_WINDOW = 8  # chunks asked for at once: what a slow device costs the broker at most
+MAX_WINDOW = 32  # chunks asked for at once: what a slow device costs the broker at most
 MAX_BITMAP_BYTES = 8192  # 65,536 chunks: 16 GiB in chunks of 256 KiB
 MAX_TEXT = 500  # characters of a reason or detail
 MAX_BATCH, MAX_TOKENS, MAX_STEPS = 4096, 65_536, 1_000_000
+MAX_SOURCES = 4
 MIN_POWER = 1e-3  # of a device's threads: one of a thousand
 
 
@@ -139,6 +141,7 @@ class Task:
     delta under the same name; where that is empty it keeps nothing, and rounds by chance. `power` is the share of its
     threads that the device trains with, above 0 and at most 1. With `masking` the delta goes into a secure sum, and
     `delta_codec` means nothing. With `example_noise` it hides single examples, and losses are not told.
+    `sources` are web servers that may have the files, too.
     """
 
     task_id: str
@@ -163,6 +166,7 @@ class Task:
     power: float = 1.0
     masking: Masking | None = None
     example_noise: ExampleNoise | None = None
+    sources: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse numbers that no task can mean."""
@@ -179,6 +183,7 @@ class Task:
         _short("task_id", self.task_id)
         _short("residual", self.residual)
         _bounded("power", self.power, MIN_POWER, 1.0)
+        _bounded("sources", len(self.sources), 0, MAX_SOURCES)
 
     def threads(self, own: int) -> int:
         """With how many of its `own` threads a device trains, see `threads_at`."""
@@ -220,30 +225,6 @@ class Report:
         _short("runtime", self.runtime)
         _bounded("clock", self.clock, 0.0, 1.0)
         _bounded("battery", self.battery, 0.0, 1.0)
-
-
-@dataclass(frozen=True, slots=True)
-class Tensor:
-    """A float32 array as it crosses the wire: `data` is what `codec` makes of its numbers in row-major order."""
-
-    codec: DeltaCodec
-    shape: tuple[int, ...]
-    data: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class DeltaFile:
-    """The msgpack bytes of a delta blob: adapter after minus adapter before, for the tensors that were trained.
-
-    `examples` is the weight of this device in the mean.
-    """
-
-    task_id: str
-    round: int
-    device: str
-    adapter: str
-    examples: int
-    tensors: Mapping[str, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -418,13 +399,16 @@ class ChunkRequest:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Chunk `index` of a blob; `crc32` of `data` finds a damaged one at once, the blob's SHA-256 has the last word."""
+    """Chunk `index` of a blob; `crc32` of `data` finds a damaged one at once, the blob's SHA-256 has the last word.
+
+    `data` of one that came is a view of the bytes that came.
+    """
 
     blob: str
     chunk_bytes: int
     index: int
     crc32: int
-    data: bytes
+    data: bytes | memoryview
 
 
 @dataclass(frozen=True, slots=True)
@@ -470,20 +454,29 @@ class _Envelope:
     type: str
 
 
+def quality(message: Message) -> int:
+    """MQTT's quality of service for it: of chunks nobody needs to be told that they came, for who lacks one asks."""
+    return 0 if isinstance(message, Chunk) else 1
+
+
 def encode_message(message: Message) -> bytes:
     """The message's bytes. Raises ValueError for text that the other side would refuse."""
+    if isinstance(message, Chunk):
+        return packed.pack(message.blob, message.chunk_bytes, message.index, message.crc32, message.data)
     _check_texts(message)
     return codec.encode({"v": VERSION, "type": type(message).__name__, "body": message})
 
 
 def decode_message(data: bytes) -> Message:
     """Read one message. Raises TooLargeError, DecodeError (wrong version, unknown type, wrong field, long text)."""
+    if packed.is_packed(data):
+        return Chunk(*packed.unpack(data, MAX_MESSAGE_BYTES))
     plain = codec.unpack(data, MAX_MESSAGE_BYTES)
     envelope = codec.from_plain(_Envelope, plain, "message")
     if envelope.v != VERSION:
         msg = f"protocol version {envelope.v}, this side speaks {VERSION}; update the older one"
         raise DecodeError(msg)
-    if envelope.type not in KINDS or not isinstance(plain, dict):
+    if envelope.type not in KINDS or KINDS[envelope.type] is Chunk or not isinstance(plain, dict):
         msg = f"unknown message type {envelope.type[:80]!r}"
         raise DecodeError(msg)
     body: Message = codec.from_plain(KINDS[envelope.type], plain.get("body"), envelope.type)

@@ -27,6 +27,7 @@ from paho.mqtt.properties import Properties
 from edge_sdk.wire.endpoint import Socket, TlsFiles, address, context, why_no_tls
 from edge_sdk.wire.messages import MAX_MESSAGE_BYTES
 from edge_sdk.wire.transport import (
+    FEW,
     MAX_PACKET_BYTES,
     MIN_PACKET_BYTES,
     PACKET_OVERHEAD_BYTES,
@@ -91,6 +92,7 @@ class MqttTransport:
         self._patterns: list[str] = []
         self._client: Client | None = None  # while connected
         self._last: MQTTMessageInfo | None = None
+        self._given, self._gone = 0, 0  # messages of this connection: written by who publishes, by the network thread
         self._configured_bytes = self._max_packet_bytes = max_packet_bytes
         self._newest = self._protocol = newest  # the network thread's own, as are the next
         self._in_flight, self._again = IN_FLIGHT, False
@@ -106,8 +108,18 @@ class MqttTransport:
         silence us.
         """
         client = self._client
-        if client is not None and len(payload) + PACKET_OVERHEAD_BYTES <= self._max_packet_bytes:
-            self._last = client.publish(topic, payload, qos, retain)
+        if client is None or len(payload) + PACKET_OVERHEAD_BYTES > self._max_packet_bytes:
+            return
+        if qos == 0 and self.backlog >= MAX_QUEUED:  # paho bounds those alone that are acknowledged
+            return
+        self._last = client.publish(topic, payload, qos, retain)
+        if self._last.rc == MQTTErrorCode.MQTT_ERR_SUCCESS:
+            self._given += 1
+
+    @property
+    def backlog(self) -> int:
+        """See Transport. Who waits for it to become shorter is woken when FEW are left."""
+        return self._given - self._gone
 
     def subscribe(self, pattern: str) -> None:
         """See Transport."""
@@ -118,6 +130,16 @@ class MqttTransport:
             client = self._client
         if client is not None:
             client.subscribe(pattern, 1)
+
+    def unsubscribe(self, pattern: str) -> None:
+        """See Transport."""
+        with self._lock:
+            if pattern not in self._patterns:
+                return
+            self._patterns.remove(pattern)
+            client = self._client
+        if client is not None:
+            client.unsubscribe(pattern)
 
     def receive(self, timeout_s: float) -> Event | None:
         """See Transport."""
@@ -240,6 +262,7 @@ class MqttTransport:
             self._again = True
         else:
             with self._lock:
+                self._given, self._gone = 0, 0
                 self._client, patterns = client, self._patterns[:]
             if patterns:
                 client.subscribe([(pattern, 1) for pattern in patterns])
@@ -272,6 +295,9 @@ class MqttTransport:
         client.disconnect()
 
     def _on_publish(self, client: Client, _data: Any, _mid: int, reason: Any, _properties: Any) -> None:  # noqa: ANN401
+        self._gone += 1
+        if self.backlog == FEW:
+            self._inbox.wake()
         # Of 3.1.1's brokers none says so: what is not allowed is acknowledged, and gone.
         if str(reason) == "Not authorized":
             self._end(client, "the broker refused a message of ours: not authorized; see its access list")

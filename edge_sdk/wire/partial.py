@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from edge_sdk.wire.blobs import Blob, blob_of_file, moved_durably
 from edge_sdk.wire.crash_points import crash_point
 from edge_sdk.wire.errors import WireError
+from edge_sdk.wire.hashing import Hasher
 from edge_sdk.wire.messages import Chunk
 from edge_sdk.wire.records import read_record, write_record
 
@@ -79,23 +80,39 @@ class Partial:
 
     def write(self, chunk: Chunk) -> None:
         """Put a chunk in its place."""
-        self._data.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(self._data, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        with os.fdopen(handle, "wb") as file:
-            file.seek(chunk.index * self.chunk_bytes)
-            file.write(chunk.data)
+        begin, left = chunk.index * self.chunk_bytes, memoryview(chunk.data)
+        handle = self._opened()
+        try:
+            while left:
+                written = os.pwrite(handle, left, begin)
+                begin, left = begin + written, left[written:]
+        finally:
+            os.close(handle)
         crash_point("chunk.written")
 
+    def _opened(self) -> int:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
+        try:
+            return os.open(self._data, flags, 0o600)
+        except FileNotFoundError:
+            self._data.parent.mkdir(parents=True, exist_ok=True)
+            return os.open(self._data, flags, 0o600)
+
     def save(self, held: int) -> None:
-        """Bring the data to the disk, then claim it."""
+        """Bring the data to the disk, then claim it.
+
+        What is on the disk leaves the page cache: a file larger than the memory would else push out all that is there,
+        and it is not read again before it is used.
+        """
         with self._data.open("rb") as file:
             os.fdatasync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         bits = held.to_bytes((held.bit_length() + 7) // 8, "little")
         write_record(self._journal, _Journal(self.size_bytes, self.chunk_bytes, bits), "journal")
 
-    def is_whole(self, blob: Blob) -> bool:
-        """Read the data through."""
-        return blob_of_file(self._data) == blob
+    def is_whole(self, blob: Blob, hasher: Hasher, hashed: int) -> bool:
+        """Read the data through, but for the first `hashed` chunks, which `hasher` has."""
+        return blob_of_file(self._data, hasher, min(hashed * self.chunk_bytes, self.size_bytes)) == blob
 
     def move_to(self, target: pathlib.Path) -> None:
         """Give the data its name; from then on the blob is there, whatever happens."""

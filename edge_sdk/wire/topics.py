@@ -2,6 +2,7 @@
 
     <fleet>/v1/announcement          retained   coordinator -> all devices
     <fleet>/v1/manifest/<sha256>     retained   coordinator -> all devices; the manifest's bytes
+    <fleet>/v1/all/<sha256>                     coordinator -> all devices that want the blob; its chunks
     <fleet>/v1/presence/<device>     retained   device -> coordinator; also its last will
     <fleet>/v1/up/<device>                      device -> coordinator
     <fleet>/v1/down/<device>                    coordinator -> device
@@ -21,7 +22,7 @@ DEVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 FLEET = DEVICE
 COORDINATOR: Final = "@coordinator"  # what it goes by on a broker: a name that no device can have
 NAME_RULE = "letters, digits, dot, dash, underscore, at most 64"  # what both are, in words
-KINDS = ("manifest", "presence", "up", "down")
+KINDS = ("manifest", "all", "presence", "up", "down")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,10 @@ class Topics:
     def manifest(self, sha256: str) -> str:
         """One manifest; `+` for all."""
         return f"{self.fleet}/v1/manifest/{sha256}"
+
+    def all(self, sha256: str) -> str:
+        """A blob's chunks, for whoever wants it; `+` for all."""
+        return f"{self.fleet}/v1/all/{sha256}"
 
     def presence(self, device: str) -> str:
         """One device's presence; `+` for all."""

@@ -20,6 +20,7 @@ from typing import Final, Protocol
 MESSAGE_BYTES: Final = 256  # what a message costs in memory besides its payload
 MAX_PACKET_BYTES: Final = 268_435_460  # MQTT's own bound: a header of 5 bytes, and what 28 bits can count
 MIN_PACKET_BYTES: Final = 16_384  # a broker that takes less is none for us
+FEW: Final = 8  # messages of a backlog: whoever sends is not idle, and may be given more
 PACKET_OVERHEAD_BYTES: Final = 512  # at most, beside the payload: headers, our longest topic, properties
 
 
@@ -67,8 +68,15 @@ class Transport(Protocol):
     def publish(self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False) -> None:
         """Send, without waiting. An empty retained payload clears what was retained."""
 
+    @property
+    def backlog(self) -> int:
+        """Messages that were given to `publish` and are not on their way yet. For whoever has many to send."""
+
     def subscribe(self, pattern: str) -> None:
         """Receive what matches: `+` stands for one level, a final `#` for any number."""
+
+    def unsubscribe(self, pattern: str) -> None:
+        """Receive it no more; what is under way may still come."""
 
     def receive(self, timeout_s: float) -> Event | None:
         """The next event, or None after `timeout_s` or a `wake`. For one thread."""
@@ -280,11 +288,21 @@ class MemoryTransport:
         if self._broker.is_connected(self):
             self._broker.deliver(topic, payload, retain=retain)
 
+    @property
+    def backlog(self) -> int:
+        """See Transport."""
+        return 0
+
     def subscribe(self, pattern: str) -> None:
         """See Transport."""
         if pattern not in self.patterns:
             self.patterns.append(pattern)
         self._broker.subscribed(self, pattern)
+
+    def unsubscribe(self, pattern: str) -> None:
+        """See Transport."""
+        if pattern in self.patterns:
+            self.patterns.remove(pattern)
 
     def receive(self, timeout_s: float) -> Event | None:
         """See Transport."""

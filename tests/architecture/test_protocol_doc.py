@@ -13,7 +13,7 @@ import pytest
 from coordinator.round_states import State
 from docs import meanings, protocol
 from edge_sdk.phases import Phase
-from edge_sdk.wire import manifest, messages
+from edge_sdk.wire import delta, manifest, messages
 from edge_sdk.wire.keys import KEY_BYTES, Signer
 from edge_sdk.wire.messages import KINDS, ChunkRequest, Presence, decode_message
 from edge_sdk.wire.signed import read_envelope
@@ -65,7 +65,7 @@ def test_names_of_bounds_exist() -> None:
 
 def test_meanings_are_of_something() -> None:
     """Every meaning is used: none is left of a field or value that is gone, and none lacks."""
-    kinds = (*KINDS.values(), *protocol.INSIDE, *protocol.MANIFEST, messages.DeltaFile, messages.Tensor)
+    kinds = (*KINDS.values(), *protocol.INSIDE, *protocol.MANIFEST, delta.DeltaFile, delta.Tensor)
     fields = {(f"{kind.__name__}.{field.name}", field.name) for kind in kinds for field in dataclasses.fields(kind)}
     assert {full if full in meanings.FIELDS else name for full, name in fields} == meanings.FIELDS.keys()
     enums = [kind for module in (messages, manifest) for kind in vars(module).values() if defined_in(module, kind)]

@@ -11,9 +11,9 @@ from coordinator.config import AggregationConfig, Config, LevelConfig, ModelConf
 from coordinator.course import RoundsConfig
 from coordinator.policy.types import Answer, Outcome
 from edge_sdk.wire.blobs import Blob, blob_of
-from edge_sdk.wire.delta import Delta, encode_delta, pack_array
+from edge_sdk.wire.delta import Delta, DeltaFile, encode_delta, pack_array
 from edge_sdk.wire.manifest import Manifest, TaskType
-from edge_sdk.wire.messages import DeltaFile, Hello, Presence, Report, Task
+from edge_sdk.wire.messages import Hello, Presence, Report, Task
 from edge_sdk.wire.tensors import Array
 from tests.edge_sdk import samples
 

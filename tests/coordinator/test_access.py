@@ -25,11 +25,13 @@ from tests.brokers import Amqtt, BrokerProcess, FleetMosquitto, Mosquitto
 PATIENCE_S = 30.0
 FLEET, OTHER = "garden", "park"
 ANNOUNCEMENT, MANIFEST = f"{FLEET}/v1/announcement", f"{FLEET}/v1/manifest/{'ab' * 32}"
+EVERYBODY = f"{FLEET}/v1/all/{'ab' * 32}"
 NAMES = (COORDINATOR, "a", "b")
 # Who may publish where, and who hears it: everything else must be silence.
 OPEN = {
     (COORDINATOR, ANNOUNCEMENT): set(NAMES),
     (COORDINATOR, MANIFEST): set(NAMES),
+    (COORDINATOR, EVERYBODY): set(NAMES),
     **{(COORDINATOR, f"{FLEET}/v1/down/{name}"): {name} for name in ("a", "b")},
     **{(name, f"{FLEET}/v1/{kind}/{name}"): {COORDINATOR} for kind in ("up", "presence") for name in ("a", "b")},
 }
@@ -38,7 +40,13 @@ FOREIGN = [f"{OTHER}/v1/down/a", f"{FLEET}/v1/down/a/x", f"{FLEET}/v2/up/a", f"{
 # What a curious client asks for: its own, others', and every wildcard that holds others'.
 CURIOUS = ["#", "+/#", "+/+/+/+", f"{FLEET}/#", f"{FLEET}/v1/#", f"{FLEET}/v1/+/+", f"{FLEET}/+/down/#", "$SYS/#"]
 CURIOUS += [f"{FLEET}/v1/{kind}/{name}" for kind in ("up", "down", "presence") for name in ("+", "#", "a", "b")]
-CURIOUS += [ANNOUNCEMENT, f"{FLEET}/v1/manifest/+", f"$share/us/{FLEET}/v1/up/+", f"$share/us/{FLEET}/v1/down/+"]
+CURIOUS += [
+    ANNOUNCEMENT,
+    f"{FLEET}/v1/manifest/+",
+    f"{FLEET}/v1/all/+",
+    f"$share/us/{FLEET}/v1/up/+",
+    f"$share/us/{FLEET}/v1/down/+",
+]
 
 
 @dataclasses.dataclass(slots=True)

@@ -58,7 +58,7 @@ class Choosing(Scene):
     """Rounds under a policy that chooses so."""
 
     def __init__(
-        self, choices: Mapping[str, Choice], rule: Rule = Rule.FREEZE_A, past: Past | None = None, **transfer: float
+        self, choices: Mapping[str, Choice], rule: Rule = Rule.FREEZE_A, past: Past | None = None, **transfer: Any
     ) -> None:
         super().__init__()
         self.policy = Chosen(choices)

@@ -18,7 +18,7 @@ from edge_sdk.wire.chunks import Download, read_chunk
 from edge_sdk.wire.messages import MAX_WINDOW, Chunk, ChunkRequest, RefusalReason, TransferRefused
 from tests.edge_sdk.wire.lines import SIZE, content
 
-COUNT = 30  # chunks of each blob
+COUNT = 70  # chunks of each blob
 BLOBS = [content(SIZE * COUNT, seed) for seed in range(12)]
 
 
@@ -58,7 +58,7 @@ def test_what_is_asked_for_is_sent(store: BlobStore) -> None:
     """The chunks are the file's, in order, to the one who asked; nothing is left afterwards."""
     publisher = Publisher(store, Pace())
     assert publisher.wait_s(0.0) == math.inf
-    assert publisher.asked("d", ask(0, 3, 5, 29)) is None
+    assert publisher.asked("d", ask(0, 3, 5, 29), 0.0) is None
     blob = blob_of(BLOBS[0])
     assert drained(publisher) == [("d", read_chunk(store, blob, SIZE, index)) for index in (3, 5, 29)]
 
@@ -73,7 +73,7 @@ def test_no_device_has_more_than_a_window_of_a_blob_waiting(
     for device, k, indices in requests:
         if indices:
             request = ask(k, *indices)
-            assert publisher.asked(device, request) is None
+            assert publisher.asked(device, request, 0.0) is None
             asked |= {(device, request.blob, index) for index in indices}
     sent = [(device, chunk.blob, chunk.index) for device, chunk in drained(publisher) if isinstance(chunk, Chunk)]
     per_blob = Counter((device, blob) for device, blob, _ in sent)
@@ -87,21 +87,21 @@ def test_asking_again_adds_nothing(store: BlobStore) -> None:
     """A repeated request, as after a lost answer, is one request."""
     publisher = Publisher(store, Pace())
     for _ in range(5):
-        publisher.asked("d", ask(0, 1, 2, 3))
+        publisher.asked("d", ask(0, 1, 2, 3), 0.0)
     assert indices_of(drained(publisher)) == [1, 2, 3]
 
 
 def test_what_was_asked_before_is_kept_where_a_window_has_room(store: BlobStore) -> None:
     """Half a window ahead loses nothing; a device that was started anew gets what it asks for now."""
     publisher = Publisher(store, Pace())
-    publisher.asked("d", ask(0, *range(4)))
-    publisher.asked("d", ask(0, *range(4, 8)))
+    publisher.asked("d", ask(0, *range(4)), 0.0)
+    publisher.asked("d", ask(0, *range(4, 8)), 0.0)
     assert indices_of(drained(publisher)) == list(range(8))
-    publisher.asked("d", ask(0, *range(8)))
-    publisher.asked("d", ask(0, *range(10, 18)))
-    assert indices_of(drained(publisher)) == list(range(10, 18))
-    publisher.asked("d", ask(0, 0, 1))
-    publisher.asked("d", ask(0, 2, chunk_bytes=2 * SIZE))
+    publisher.asked("d", ask(0, *range(MAX_WINDOW)), 0.0)
+    publisher.asked("d", ask(0, *range(MAX_WINDOW, 2 * MAX_WINDOW)), 0.0)
+    assert indices_of(drained(publisher)) == list(range(MAX_WINDOW, 2 * MAX_WINDOW))
+    publisher.asked("d", ask(0, 0, 1), 0.0)
+    publisher.asked("d", ask(0, 2, chunk_bytes=2 * SIZE), 0.0)
     assert [len(chunk.data) for _, chunk in drained(publisher) if isinstance(chunk, Chunk)] == [2 * SIZE]
 
 
@@ -109,9 +109,9 @@ def test_devices_take_turns(store: BlobStore) -> None:
     """A device that wants one chunk waits for one chunk of each other, not for all that they want."""
     publisher = Publisher(store, Pace())
     for k in range(MAX_BLOBS):
-        publisher.asked("greedy", ask(k, *range(8)))
+        publisher.asked("greedy", ask(k, *range(8)), 0.0)
     for device in ("small", "tiny"):
-        publisher.asked(device, ask(0, 0))
+        publisher.asked(device, ask(0, 0), 0.0)
     assert [device for device, _ in drained(publisher)][:4] == ["greedy", "small", "tiny", "greedy"]
 
 
@@ -119,7 +119,7 @@ def test_a_device_s_blobs_take_turns(store: BlobStore) -> None:
     """Downloads side by side all advance: none waits so long that it is asked for again."""
     publisher = Publisher(store, Pace())
     for k in range(3):
-        publisher.asked("d", ask(k, *range(8)))
+        publisher.asked("d", ask(k, *range(8)), 0.0)
     order = [chunk.blob for _, chunk in drained(publisher) if isinstance(chunk, Chunk)]
     assert all(len(set(order[begin : begin + 3])) == 3 for begin in range(0, 24, 3))
 
@@ -129,19 +129,19 @@ def test_a_device_waits_for_a_few_blobs_at_a_time(store: BlobStore) -> None:
     publisher = Publisher(store, Pace())
     for _ in range(2):
         for k in range(MAX_BLOBS + 1):
-            assert publisher.asked("d", ask(k, 0)) is None
+            assert publisher.asked("d", ask(k, 0), 0.0) is None
     sent = [chunk.blob for _, chunk in drained(publisher)]
     assert sent == [blob_of(BLOBS[k]).sha256 for k in range(MAX_BLOBS)]
-    publisher.asked("d", ask(MAX_BLOBS, 0))
+    publisher.asked("d", ask(MAX_BLOBS, 0), 0.0)
     assert indices_of(drained(publisher)) == [0]
 
 
 def test_what_is_not_here_is_refused(store: BlobStore) -> None:
     """An unknown blob is an answer at once; a request past the blob's end asks for nothing."""
     publisher, unknown = Publisher(store, Pace()), blob_of(b"unknown").sha256
-    refusal = publisher.asked("d", ChunkRequest(unknown, SIZE, 0, b"\x01", 1))
+    refusal = publisher.asked("d", ChunkRequest(unknown, SIZE, 0, b"\x01", 1), 0.0)
     assert refusal == TransferRefused(unknown, RefusalReason.UNKNOWN_BLOB)
-    assert publisher.asked("d", ask(0, COUNT)) is None
+    assert publisher.asked("d", ask(0, COUNT), 0.0) is None
     assert publisher.wait_s(0.0) == math.inf
 
 
@@ -151,7 +151,7 @@ def test_a_file_that_goes_or_is_cut_is_refused_once(tmp_path: pathlib.Path) -> N
     blobs = [store.put(BLOBS[k]) for k in range(3)]
     publisher = Publisher(store, Pace())
     for k in range(3):
-        publisher.asked("d", ask(k, 20, 21))
+        publisher.asked("d", ask(k, 20, 21), 0.0)
     store.remove(blobs[0].sha256)
     os.truncate(store.path(blobs[1].sha256), SIZE)
     sent = drained(publisher)
@@ -165,8 +165,8 @@ def test_a_file_that_goes_or_is_cut_is_refused_once(tmp_path: pathlib.Path) -> N
 def test_bytes_are_counted_by_device(store: BlobStore) -> None:
     """What was sent to each since the last time; refusals count nothing."""
     publisher = Publisher(store, Pace())
-    publisher.asked("a", ask(0, 0, 1))
-    publisher.asked("b", ask(0, 0))
+    publisher.asked("a", ask(0, 0, 1), 0.0)
+    publisher.asked("b", ask(0, 0), 0.0)
     drained(publisher)
     assert publisher.take_sent_bytes() == {"a": 2 * SIZE, "b": SIZE}
     assert publisher.take_sent_bytes() == {}
@@ -189,7 +189,7 @@ def test_downloads_side_by_side_receive_each_byte_once(
     while waiting:
         for (device, _), download in running.items():
             if request := download.poll(0.0):
-                assert publisher.asked(device, request) is None
+                assert publisher.asked(device, request, 0.0) is None
         for device, message in publisher.next_chunks(0.0):
             assert isinstance(message, Chunk)
             if running[device, message.blob].take(message, 0.0):
@@ -204,7 +204,7 @@ def sent_in(publisher: Publisher, demand: dict[str, int], seconds: float) -> dic
     step_s, now_s = SIZE / 1e6, 0.0
     for _ in range(int(seconds / step_s)):
         for device, k in demand.items():
-            publisher.asked(device, ask(k, *range(MAX_WINDOW)))
+            publisher.asked(device, ask(k, *range(MAX_WINDOW)), 0.0)
         list(publisher.next_chunks(now_s))
         now_s += step_s
     return publisher.take_sent_bytes()
@@ -229,7 +229,7 @@ def test_a_slowed_device_costs_the_others_nothing(store: BlobStore) -> None:
 def test_who_waits_knows_how_long(store: BlobStore) -> None:
     """After what was saved up has gone, the next chunk is due when the last one's time is over."""
     publisher = Publisher(store, Pace(device_bytes_s=SIZE))
-    publisher.asked("d", ask(0, *range(4)))
+    publisher.asked("d", ask(0, *range(4)), 0.0)
     assert indices_of(list(publisher.next_chunks(100.0))) == [0, 1]
     assert publisher.wait_s(100.25) == pytest.approx(0.75)
     assert list(publisher.next_chunks(100.75)) == []

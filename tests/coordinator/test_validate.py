@@ -14,8 +14,8 @@ from coordinator.guards import ChecksConfig
 from coordinator.validate import Accepted, Expected, Refused, check_delta, expected
 from edge_sdk.wire import codec
 from edge_sdk.wire.blobs import blob_of
-from edge_sdk.wire.delta import Delta, pack_array, unpack_array
-from edge_sdk.wire.messages import DeltaCodec, DeltaFile, RefusalReason, Tensor
+from edge_sdk.wire.delta import Delta, DeltaFile, Tensor, pack_array, unpack_array
+from edge_sdk.wire.messages import DeltaCodec, RefusalReason
 from tests.coordinator.samples import delta_bytes, make_delta, make_manifest, make_task
 
 TASK = make_task()

@@ -10,12 +10,15 @@ import pytest
 from edge_sdk.events import FetchFailed, FetchFiles, FetchManifest, FilesHere, ManifestHere
 from edge_sdk.fetcher import Fetcher, Outcome, blobs_of
 from edge_sdk.store import DeviceStore
-from edge_sdk.wire.blobs import Blob, BlobStore
+from edge_sdk.wire import codec
+from edge_sdk.wire.blobs import Blob, BlobStore, blob_of
+from edge_sdk.wire.blocks import BLOCK_BYTES, BLOCKS, BlockList, block_list, read_list
 from edge_sdk.wire.chunks import read_chunk, requested
 from edge_sdk.wire.manifest import Manifest, encode_manifest
 from edge_sdk.wire.messages import CHUNK_BYTES, DeclineReason, RefusalReason, Task, TransferRefused
 from edge_sdk.wire.partial import chunk_count
 from tests.edge_sdk.samples import MB, make_manifest, make_task
+from tests.edge_sdk.wire.lines import content
 
 FILES = {"forward": b"a" * 300_000, "backward": b"b" * 5, "tensors": b"c" * 700_000, "initial": b""}
 FILES |= {"keep.forward": b"d", "keep.backward": b"e"}
@@ -40,7 +43,7 @@ class Place:
         """Send what is asked for, at most so many chunks; the outcome, or None when that was not enough."""
         last = self.sent + chunks
         while requests := fetcher.requests(0.0):
-            if isinstance(requests, FetchFailed):
+            if not isinstance(requests, list):
                 return requests
             for request in requests:
                 blob = Blob(request.blob, self.coordinator.path(request.blob).stat().st_size)
@@ -101,6 +104,75 @@ def test_a_stopped_fetch_goes_on(place: Place) -> None:
     again.begin(FetchFiles(place.task, place.manifest))
     assert isinstance(place.finish(again), FilesHere)
     assert place.sent == sum(counts)
+
+
+def changed(place: Place, **files: bytes) -> Place:
+    """The next level: these files are others, and it lists all blocks."""
+    named = {**place.manifest.files, **{name: place.coordinator.put(data) for name, data in files.items()}}
+    named[BLOCKS] = place.coordinator.put(block_list(place.coordinator, named.values()))
+    manifest = dataclasses.replace(place.manifest, files=named)
+    artifact = place.coordinator.put(encode_manifest(manifest))
+    return dataclasses.replace(
+        place, manifest=manifest, task=dataclasses.replace(place.task, artifact=artifact), sent=0
+    )
+
+
+@pytest.mark.parametrize("chunk_bytes", [CHUNK_BYTES, 100 * 1024])
+def test_blocks_that_are_here_do_not_come_again(place: Place, chunk_bytes: int) -> None:
+    """Of a file that shares blocks with one that the device has, wherever they lie, the others alone are sent; what is
+    no more as it was on the device's disk is sent, too.
+    """
+    blocks = [bytes([k]) * 3 + content(BLOCK_BYTES - 3, k) for k in range(9)]
+    old = changed(place, tensors=b"".join(blocks[:6]), forward=b"".join(blocks[6:]) + b"end")
+    first = old.fetcher()
+    first.begin(FetchFiles(old.task, old.manifest))
+    assert isinstance(old.finish(first), FilesHere)
+    with old.store.blobs.path(old.manifest.files["tensors"].sha256).open("r+b") as damaged:
+        damaged.seek(2 * BLOCK_BYTES + 5)
+        damaged.write(b"?")
+    data = b"".join([blocks[7], b"new" + blocks[0][3:], *blocks[1:4]]) + b"end"
+    new = changed(old, tensors=data)
+    second = new.fetcher()
+    second.use_chunks_of(chunk_bytes)
+    second.begin(FetchFiles(new.task, new.manifest))
+    assert isinstance(new.finish(second), FilesHere)
+    assert new.store.blobs.read(new.manifest.files["tensors"]) == data
+    ours = 3 * (BLOCK_BYTES // chunk_bytes) if chunk_bytes == CHUNK_BYTES else 4
+    assert new.sent <= 2 + chunk_count(len(data), chunk_bytes) - ours
+
+
+def test_a_file_of_blocks_that_are_here_needs_nothing(place: Place) -> None:
+    """The same blocks in another order: nothing but the manifest and the list is sent."""
+    one, two = content(BLOCK_BYTES, 1), content(BLOCK_BYTES, 2)
+    old = changed(place, tensors=one + two)
+    first = old.fetcher()
+    first.begin(FetchFiles(old.task, old.manifest))
+    assert isinstance(old.finish(first), FilesHere)
+    new = changed(old, tensors=two + one)
+    second = new.fetcher()
+    second.begin(FetchFiles(new.task, new.manifest))
+    assert isinstance(new.finish(second), FilesHere)
+    assert new.sent == 2
+
+
+def test_a_list_of_blocks_that_lies_costs_time_alone(place: Place) -> None:
+    """Wrong digests, another file's, or no list at all: the file comes whole, and is the promised one."""
+    old = changed(place, tensors=content(3 * BLOCK_BYTES, 1))
+    first = old.fetcher()
+    first.begin(FetchFiles(old.task, old.manifest))
+    assert isinstance(old.finish(first), FilesHere)
+    data = content(3 * BLOCK_BYTES, 2)
+    new = changed(old, tensors=data)
+    known = read_list(old.store.blobs.read(old.manifest.files[BLOCKS]))
+    theirs = {blob_of(data).sha256: known.files[old.manifest.files["tensors"].sha256]}
+    for lie in [codec.encode(BlockList(BLOCK_BYTES, theirs)), b"no list", b""]:
+        files = {**new.manifest.files, BLOCKS: new.coordinator.put(lie)}
+        manifest = dataclasses.replace(new.manifest, files=files)
+        fetcher = new.fetcher()
+        fetcher.begin(FetchFiles(new.task, manifest))
+        assert isinstance(new.finish(fetcher), FilesHere)
+        assert new.store.blobs.read(files["tensors"]) == data
+        new.store.blobs.remove(files["tensors"].sha256)
 
 
 def test_a_broker_that_takes_less_gets_shorter_chunks(place: Place) -> None:

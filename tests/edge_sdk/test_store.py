@@ -95,6 +95,19 @@ def test_a_damaged_blob_is_removed_so_that_it_comes_again(
     assert store.missing(blobs) == [blobs[0]]
 
 
+def test_what_was_removed_is_said(tmp_path: pathlib.Path) -> None:
+    """How many files, and how large, went for what; nothing is said where there was room, or none could be made."""
+    lines: list[str] = []
+    store = DeviceStore(tmp_path, 3_000_000, lambda _folder: 10**12, lines.append)
+    for k in range(3):
+        store.blobs.put(bytes([k]) * 1_000_000)
+    assert store.make_room(0, set()) is None
+    assert store.make_room(4_000_000, set()) is not None
+    assert lines == []
+    assert store.make_room(2_000_000, set()) is None
+    assert lines == ["removed the 2 files that were not used for longest, 2 MB: 2 MB come"]
+
+
 @settings(max_examples=50)
 @given(quota=st.integers(0, 6), needed=st.integers(0, 6), kept=st.sets(st.integers(0, 3)))
 def test_room_is_made_or_refused(

@@ -159,6 +159,7 @@ class EndsAtReceipt:
         """Everything else goes to `inner`."""
         self._inner = inner
         self.publish, self.subscribe, self.wake, self.close = inner.publish, inner.subscribe, inner.wake, inner.close
+        self.unsubscribe, self.backlog = inner.unsubscribe, inner.backlog
 
     def receive(self, timeout_s: float) -> Event | None:
         """See Transport. Raises Killed."""

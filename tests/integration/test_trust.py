@@ -171,7 +171,7 @@ def test_a_fleet_with_tokens(tmp_path: pathlib.Path, tiny: Tiny) -> None:
     for row in results:
         wanted = ChunkRequest(row.sha256, CHUNK_BYTES, 0, b"\x01", 1)
         assert BlobStore(received_folder(config)).has(Blob(row.sha256, row.size_bytes))
-        assert publisher.asked("a", wanted) == TransferRefused(row.sha256, RefusalReason.UNKNOWN_BLOB)
+        assert publisher.asked("a", wanted, 0.0) == TransferRefused(row.sha256, RefusalReason.UNKNOWN_BLOB)
 
 
 def test_a_coordinator_from_an_old_backup(

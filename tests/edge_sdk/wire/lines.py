@@ -59,7 +59,7 @@ class Line:
     def _send(self, chunk: Chunk) -> None:
         fate = next(self.fates, Fate.ARRIVES)
         if fate is Fate.DAMAGED:
-            chunk = dataclasses.replace(chunk, data=chunk.data[:-1] + b"?", crc32=chunk.crc32 ^ 1)
+            chunk = dataclasses.replace(chunk, data=bytes(chunk.data[:-1]) + b"?", crc32=chunk.crc32 ^ 1)
         elif fate is Fate.CUT:
             chunk = dataclasses.replace(chunk, data=chunk.data[:-1], crc32=zlib.crc32(chunk.data[:-1]))
         if fate is Fate.OVERTAKEN:

@@ -21,6 +21,7 @@ from edge_sdk.wire.messages import (
     MAX_TOKENS,
     MAX_WINDOW,
     MIN_POWER,
+    Chunk,
     ChunkRequest,
     OptimizerKind,
     Schedule,
@@ -82,6 +83,14 @@ MASK_SHARES = st.dictionaries(NAMES, st.tuples(st.binary(max_size=50), SIGNATURE
     )
 )
 SHARES = {"battery": st.floats(0, 1), "clock": st.floats(0, 1)}  # fields of that name, whatever has them
+CHUNKS = st.builds(
+    Chunk,
+    SHA256,
+    st.integers(0, MAX_CHUNK_BYTES),
+    st.integers(0, MAX_INTEGER),
+    st.integers(0, (1 << 32) - 1),
+    st.binary(max_size=50),
+)
 KNOWN: dict[Any, st.SearchStrategy[Any]] = {
     str: TEXT,
     bytes: st.binary(max_size=50),
@@ -93,6 +102,7 @@ KNOWN: dict[Any, st.SearchStrategy[Any]] = {
     ChunkRequest: CHUNK_REQUESTS,
     MaskKeys: MASK_KEYS,
     MaskShares: MASK_SHARES,
+    Chunk: CHUNKS,
 }
 
 

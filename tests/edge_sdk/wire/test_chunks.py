@@ -8,15 +8,17 @@ import os
 import pathlib
 import tracemalloc
 import zlib
+from collections import deque
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_sdk.wire.blobs import Blob, BlobStore, blob_of
-from edge_sdk.wire.chunks import LONGEST_WAIT_S, RESTARTS, Download, chunk_bytes_within, read_chunk, requested
+from edge_sdk.wire.blobs import Blob, BlobStore, blob_of, blob_of_file
+from edge_sdk.wire.chunks import LONGEST_WAIT_S, RESTARTS, WINDOW, Download, chunk_bytes_within, read_chunk, requested
 from edge_sdk.wire.errors import IntegrityError
-from edge_sdk.wire.messages import CHUNK_BYTES, Chunk, ChunkRequest, encode_message
+from edge_sdk.wire.hashing import Hasher
+from edge_sdk.wire.messages import CHUNK_BYTES, MAX_WINDOW, Chunk, ChunkRequest, encode_message
 from edge_sdk.wire.partial import chunk_count
 from edge_sdk.wire.transport import MAX_PACKET_BYTES, MIN_PACKET_BYTES, PACKET_OVERHEAD_BYTES
 from tests.edge_sdk.wire.lines import SIZE, Fate, Line, below, content, line, through_the_wire
@@ -79,6 +81,43 @@ def test_requests_are_few_and_the_sender_is_never_idle() -> None:
         assert requests == 1 + (80 - 8) // 4
 
 
+@pytest.mark.parametrize(("chunks_s", "ahead"), [(20, WINDOW), (200, 20), (100_000, MAX_WINDOW)])
+def test_more_is_asked_for_ahead_where_more_comes(tmp_path: pathlib.Path, chunks_s: float, ahead: int) -> None:
+    """A tenth of a second's worth, within bounds; so a slow line's broker has little of it to hold."""
+    source, under_way, now_s = BlobStore(tmp_path / "source"), deque[int](), 0.0
+    blob = source.put(content(200 * SIZE))
+    download, deepest = Download(BlobStore(tmp_path / "target"), blob, 0.0, 0, chunk_bytes=SIZE), 0
+    for _ in range(199):
+        if request := download.poll(now_s):
+            under_way.extend(requested(request, blob.size_bytes))
+        deepest = max(deepest, download.under_way)
+        now_s += 1 / chunks_s
+        download.take(read_chunk(source, blob, SIZE, under_way.popleft()), now_s)
+    assert deepest == pytest.approx(ahead, abs=1 if WINDOW < ahead < MAX_WINDOW else 0)
+
+
+def test_downloads_side_by_side_share_a_window(tmp_path: pathlib.Path) -> None:
+    """What is under way elsewhere is not asked for here: the memory of several is that of one."""
+    blob = blob_of(content(100 * SIZE))
+    download = Download(BlobStore(tmp_path), blob, 0.0, 0, chunk_bytes=SIZE)
+    assert download.poll(0.0, elsewhere=MAX_WINDOW) is None
+    request = download.poll(0.0, elsewhere=MAX_WINDOW - WINDOW // 2)
+    assert request is not None
+    assert request.window == WINDOW // 2 == download.under_way
+
+
+@given(st.binary(max_size=5000), st.integers(0, 5000))
+def test_a_hash_goes_on_from_what_came_in_order(data: bytes, known: int) -> None:
+    """What was hashed as it came needs not be read from the disk; the rest does, and the promise is the same."""
+    known = min(known, len(data))
+    hasher = Hasher()
+    for begin in range(0, known, 700):
+        hasher.update(memoryview(data)[begin : min(begin + 700, known)])
+    with line() as this:
+        path = this.target.path(this.target.put(data).sha256)
+        assert blob_of_file(path, hasher, known) == blob_of(data) == blob_of_file(path)
+
+
 def test_devices_do_not_ask_in_step(tmp_path: pathlib.Path) -> None:
     """Many that lost the same broker at the same time ask again at different times."""
     blob = blob_of(content(SIZE))
@@ -99,7 +138,7 @@ def test_what_is_no_missing_chunk_of_ours_is_ignored() -> None:
         bad = [
             dataclasses.replace(good, crc32=good.crc32 ^ 1),
             dataclasses.replace(good, data=short, crc32=zlib.crc32(short)),
-            dataclasses.replace(good, data=good.data + b"x", crc32=zlib.crc32(good.data + b"x")),
+            dataclasses.replace(good, data=bytes(good.data) + b"x", crc32=zlib.crc32(bytes(good.data) + b"x")),
             dataclasses.replace(good, index=3),
             dataclasses.replace(good, chunk_bytes=2 * SIZE),
             *(dataclasses.replace(good, index=index) for index in (-1, 4, 1 << 62)),

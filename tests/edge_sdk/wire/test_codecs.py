@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from edge_sdk.wire.codecs import CODECS, NEEDS_RESIDUAL, SHARE, Halves, Largest, Levels
-from edge_sdk.wire.delta import encode_delta, pack_array, unpack_array
+from edge_sdk.wire.delta import DeltaFile, Tensor, encode_delta, pack_array, unpack_array
 from edge_sdk.wire.errors import DecodeError
-from edge_sdk.wire.messages import DeltaCodec, DeltaFile, Tensor
+from edge_sdk.wire.messages import DeltaCodec
 from edge_sdk.wire.tensors import Array
 
 LEVELS = {how: codec for how, codec in CODECS.items() if isinstance(codec, Levels)}

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_sdk.wire.delta import Delta, decode_delta, encode_delta, pack_array, unpack_array
+from edge_sdk.wire.delta import Delta, DeltaFile, Tensor, decode_delta, encode_delta, pack_array, unpack_array
 from edge_sdk.wire.errors import DecodeError, TooLargeError, WireError
-from edge_sdk.wire.messages import DeltaCodec, DeltaFile, Tensor
+from edge_sdk.wire.messages import DeltaCodec
 from edge_sdk.wire.tensors import Array
 
 SHAPES = {"block.0/q.lora_A": (2, 3), "block.0/q.lora_B": (3, 2), "head/bias": (4,)}

@@ -17,6 +17,7 @@ from edge_sdk.wire.messages import (
     MAX_CHUNK_BYTES,
     MAX_MESSAGE_BYTES,
     MAX_TEXT,
+    MAX_WINDOW,
     MIN_POWER,
     VERSION,
     Chunk,
@@ -176,7 +177,7 @@ def test_a_device_trains_with_a_share_of_its_threads(power: float, own: int) -> 
         (SHA256, 1024, 0, b"", 1),
         (SHA256, 1024, 0, bytes(10_000), 1),
         (SHA256, 1024, 0, b"\1", 0),
-        (SHA256, 1024, 0, b"\1", 9),
+        (SHA256, 1024, 0, b"\1", MAX_WINDOW + 1),
     ],
 )
 def test_a_request_that_costs_too_much_cannot_be_made(fields: tuple[str, int, int, bytes, int]) -> None:

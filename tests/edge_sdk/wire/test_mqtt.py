@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from paho.mqtt.enums import MQTTProtocolVersion
 
 from edge_sdk.wire.mqtt import IN_FLIGHT, LONGEST_RETRY_S, MAX_QUEUED, V5, V311, MqttTransport, retry_after_s
-from edge_sdk.wire.transport import MAX_PACKET_BYTES, Connected, Disconnected, Event, Received, Will
+from edge_sdk.wire.transport import FEW, MAX_PACKET_BYTES, Connected, Disconnected, Event, Received, Will
 from tests.brokers import Amqtt, BrokerProcess, Mosquitto
 
 PATIENCE_S = 60.0
@@ -354,6 +354,24 @@ def test_publishing_never_blocks_and_its_queue_is_bounded(mosquitto: Mosquitto, 
         assert time.monotonic() - began_s < 30
     finally:
         mosquitto.process.send_signal(signal.SIGCONT)
+
+
+def test_what_is_not_acknowledged_is_bounded_too(mosquitto: Mosquitto, connect: Connect) -> None:
+    """Chunks go without an acknowledgement: who sends them sees how many wait, and is woken when few do."""
+    assert mosquitto.process is not None
+    transport = connect(mosquitto.url, "sender")
+    heard(transport, Connected)
+    mosquitto.process.send_signal(signal.SIGSTOP)
+    try:
+        for _ in range(2 * MAX_QUEUED):
+            transport.publish("t", bytes(100_000), qos=0)
+        assert MAX_QUEUED >= transport.backlog > FEW
+    finally:
+        mosquitto.process.send_signal(signal.SIGCONT)
+    deadline_s = time.monotonic() + PATIENCE_S
+    while transport.backlog and time.monotonic() < deadline_s:
+        transport.receive(0.1)
+    assert transport.backlog == 0
 
 
 @contextlib.contextmanager
