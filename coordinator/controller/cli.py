@@ -34,7 +34,7 @@ def add_command(commands: Any) -> None:  # noqa: ANN401 - argparse has no public
         type=_whole,
         default=1200,
         metavar="RUNS",
-        help="of the analytic policy, to begin with; default: 1200",
+        help="of the teacher, an analytic policy, to begin with; default: 1200",
     )
     command.add_argument(
         "--resume", action="store_true", help="go on from the checkpoint in DIR, your own: it may run code"

@@ -25,13 +25,13 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from coordinator.controller.baselines import kkt_for
 from coordinator.controller.compare import Make
 from coordinator.controller.environment import FleetEnv
 from coordinator.controller.evaluation import average, play
 from coordinator.controller.imitation import imitate, shown
 from coordinator.controller.network import SetEncoder, SetPolicy
 from coordinator.controller.reward import Weights
+from coordinator.controller.teacher import careful_for
 from coordinator.controller.worlds import Grounds
 from coordinator.errors import ConfigError
 from coordinator.policy.learned import FORMAT, MEANING, Learned, load_policy
@@ -52,7 +52,7 @@ class Request:
     rate: float = 3e-4
     discount: float = 0.98
     entropy: float = 0.0005
-    shown: int = 1200  # runs of the analytic policy, from which the network learns first; 0: none
+    shown: int = 1200  # runs of the teacher, from which the network learns first; 0: none
     imitated: int = 12  # times
     sharp: float = 3.0  # how much more often than in training what is likely is drawn in use
     masked: bool = True
@@ -120,12 +120,12 @@ def _begin(
     start: Learned | None,
     say: Callable[[str], None],
 ) -> None:
-    """From what the network learns by updates: `start` and what that earns, or what the analytic policy does."""
+    """From what the network learns by updates: `start` and what that earns, or what the teacher does."""
     if start is not None:
         encoder.take(start.arrays)
     if request.shown:
         env = _seeded(grounds, weights, request, request.places)
-        teacher: Make = kkt_for if start is None else lambda _world: start
+        teacher: Make = careful_for if start is None else lambda _world: start
         runs = shown(env, teacher, request.shown, request.discount)
         imitate(encoder, runs, request.imitated, say, act=start is None)
 
