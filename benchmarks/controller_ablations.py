@@ -3,6 +3,7 @@
     python -m benchmarks.controller_ablations [--steps 60000] [--quick]
 
 - `as it is`: the set encoder, shared by all devices, with branches, masks and imitation;
+- `its teacher`: the analytic policy that the network imitates before it is trained, by itself;
 - `no imitation`: from random weights;
 - `no masking`: levels that do not fit may be chosen, and fail;
 - `no sharing`: one wide network over all places at once, with weights of its own for each; the library's default;
@@ -48,6 +49,7 @@ from coordinator.controller.fleets import SCENARIOS
 from coordinator.controller.profile import Profile, load_profile
 from coordinator.controller.reward import Weights, reward
 from coordinator.controller.simulator import World
+from coordinator.controller.teacher import careful_for
 from coordinator.controller.training import CHECKPOINT, Request, train
 from coordinator.controller.worlds import JUDGING, MOST_LEVELS, around, world
 from coordinator.policy.actions import CODECS, LEVEL
@@ -215,6 +217,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(name, {k: f"{v['mean']:.3f} ± {v['half']:.3f}" for k, v in result.items()}, flush=True)
 
     file = "controller-ablations-quick.json" if asked.quick else "controller-ablations.json"
+    say("its teacher", judged(lambda one: play(one, careful_for(one), Weights()).reward, profile, seeds=seeds))
     for name, stored in {BANDIT: True, f"{BANDIT}, no store": False}.items():
         say(name, judged(of_baseline(BANDIT), profile, stored=stored, seeds=seeds))
     for seed in range(trainings):  # each takes minutes: what is known is written after each
