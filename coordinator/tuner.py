@@ -7,7 +7,6 @@ a restart goes on with the trial, and never tries what was found to be worse. A 
 
 from __future__ import annotations
 
-import importlib.util
 import pathlib
 import shutil
 import sys
@@ -18,6 +17,7 @@ from coordinator.config import Config
 from coordinator.controller.duel import ROUNDS, Duel, verdict
 from coordinator.controller.earned import Measured, earned
 from coordinator.controller.reward import Weights
+from coordinator.controller.trainer import POLICY, lacking
 from coordinator.errors import ConfigError
 from coordinator.history import read_history
 from coordinator.jobs import Done, Failed, Jobs, Line
@@ -25,10 +25,9 @@ from coordinator.ledger import Ledger
 from coordinator.places import policies_folder
 from coordinator.policy.learned import DEFAULT, Learned, PolicyFileError, load_policy
 from coordinator.policy.settings import TuneConfig
+from edge_sdk.wire.blobs import moved_durably, written_atomically
 
 JOB: Final = "tuning the policy"
-MADE: Final = "policy.safetensors"
-NEEDED: Final = ("torch", "gymnasium", "sb3_contrib")
 
 
 class Tuner:
@@ -44,13 +43,12 @@ class Tuner:
         say: Callable[[str, str], None],
     ) -> None:
         """`first` is the configured policy. Raises ConfigError where what tuning takes is not installed, OSError."""
-        if lacking := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
-            msg = f"policy.tune needs {', '.join(lacking)}: pip install 'fedpeat[controller]'"
+        if lacks := lacking():
+            msg = f"policy.tune needs {', '.join(lacks)}: pip install 'fedpeat[controller]'"
             raise ConfigError(msg)
         self._config, self._tune, self._ledger, self._jobs, self._say = config, tune, ledger, jobs, say
         self._weights, self._busy = Weights.of(first.card.get("weights")), False
         self._folder = policies_folder(config)
-        self._folder.mkdir(parents=True, exist_ok=True)
         self._policies = {first.digest: first}
         self._keep(config.policy.file or DEFAULT, first.digest)
         self._first, self._duels = first.digest, ledger.duels()
@@ -120,10 +118,10 @@ class Tuner:
         shutil.rmtree(out, ignore_errors=True)
         command = [self._ledger.path, "--policy", self._path(base), "--out", out, "--steps", self._tune.steps]
         self._jobs.process([sys.executable, "-m", "coordinator.cli", "controller", "tune", *map(str, command)], say)
-        if not (out / MADE).is_file():
+        if not (out / POLICY).is_file():
             return None
-        tuned = load_policy(out / MADE)
-        (out / MADE).replace(self._path(tuned.digest))
+        tuned = load_policy(out / POLICY)
+        moved_durably(out / POLICY, self._path(tuned.digest))
         shutil.rmtree(out, ignore_errors=True)
         return base, tuned
 
@@ -136,9 +134,8 @@ class Tuner:
         """So that a trial, and whoever replays the run, finds it whatever becomes of its file."""
         kept = self._path(digest)
         if not kept.is_file():
-            making = kept.with_suffix(".making")
-            shutil.copyfile(source, making)
-            making.replace(kept)
+            with written_atomically(kept) as file:
+                file.write(source.read_bytes())
 
     def _path(self, digest: str) -> pathlib.Path:
         return self._folder / f"{digest}.safetensors"

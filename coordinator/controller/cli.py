@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib.util
 import math
 import pathlib
 from typing import Any, Final
@@ -12,11 +11,11 @@ from typing import Any, Final
 from coordinator.controller.calibrate_cli import add_calibrate
 from coordinator.controller.profile import DEFAULT, load_profile
 from coordinator.controller.reward import Weights
+from coordinator.controller.trainer import POLICY, lacking
 from coordinator.errors import ConfigError
 from coordinator.policy.learned import DEFAULT as DEFAULT_POLICY
 from coordinator.policy.learned import load_policy
 
-NEEDED: Final = ("torch", "gymnasium", "sb3_contrib")
 CONFIG: Final = "coordinator.toml"
 MOST_DEVICES: Final = 10_000
 
@@ -94,14 +93,14 @@ def _weights(arguments: argparse.Namespace) -> Weights:
 
 
 def _require_trainer() -> None:
-    if lacking := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
-        msg = f"{', '.join(lacking)} not found; to train a policy: pip install 'fedpeat[controller]'"
+    if lacks := lacking():
+        msg = f"{', '.join(lacks)} not found; to train a policy: pip install 'fedpeat[controller]'"
         raise ConfigError(msg)
 
 
 def _train(arguments: argparse.Namespace) -> int:
     _require_trainer()
-    from coordinator.controller.training import POLICY, Request, train
+    from coordinator.controller.training import Request, train
     from coordinator.controller.worlds import around
 
     profile = load_profile(arguments.profile)

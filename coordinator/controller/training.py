@@ -32,11 +32,12 @@ from coordinator.controller.imitation import imitate, shown
 from coordinator.controller.network import SetEncoder, SetPolicy
 from coordinator.controller.reward import Weights
 from coordinator.controller.teacher import careful_for
+from coordinator.controller.trainer import POLICY
 from coordinator.controller.worlds import Grounds
 from coordinator.errors import ConfigError
 from coordinator.policy.learned import FORMAT, MEANING, Learned, load_policy
 
-POLICY, CHECKPOINT, PROGRESS = "policy.safetensors", "checkpoint.zip", "progress.csv"
+CHECKPOINT, PROGRESS = "checkpoint.zip", "progress.csv"
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from typing import Final
 
 from coordinator.controller.reward import Weights
-from coordinator.controller.training import POLICY, Request, train
+from coordinator.controller.trainer import POLICY
+from coordinator.controller.training import Request, train
 from coordinator.controller.worlds import Grounds
 from coordinator.policy.learned import Learned
 

@@ -10,7 +10,7 @@ import pytest
 from coordinator.cli import main
 from coordinator.controller.fleets import SCENARIOS
 from coordinator.controller.profile import as_plain, load_profile
-from coordinator.controller.training import POLICY
+from coordinator.controller.trainer import POLICY
 
 
 def test_a_profile_survives_json(tmp_path: pathlib.Path) -> None:

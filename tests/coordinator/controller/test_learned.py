@@ -14,7 +14,8 @@ from coordinator.controller.environment import SLOTS, WIDTHS, FleetEnv
 from coordinator.controller.network import Branches, SetEncoder
 from coordinator.controller.reward import Weights
 from coordinator.controller.simulator import begin, observe, step
-from coordinator.controller.training import CHECKPOINT, POLICY, PROGRESS, Request, save, train
+from coordinator.controller.trainer import POLICY
+from coordinator.controller.training import CHECKPOINT, PROGRESS, Request, save, train
 from coordinator.controller.worlds import around
 from coordinator.policy.actions import CODECS
 from coordinator.policy.arrays import Floats32

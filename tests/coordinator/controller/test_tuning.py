@@ -16,7 +16,7 @@ from coordinator.controller.calibrate import CalibrationError
 from coordinator.controller.duel import ROUNDS, TURNS, Duel, verdict
 from coordinator.controller.earned import REPEATED, Measured, earned
 from coordinator.controller.reward import Weights
-from coordinator.controller.training import POLICY
+from coordinator.controller.trainer import POLICY
 from coordinator.controller.twin import PLACED_M, population, twin_of, width_hz
 from coordinator.history import read_history
 from coordinator.ledger import Ledger
