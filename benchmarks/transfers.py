@@ -9,12 +9,15 @@ one, is killed with SIGKILL when half of the artifact is there, and is started a
 - memory: the most that either agent had resident, above what it had while it waited;
 - resumption: what the coordinator sent above the artifact's size. A kill may cost chunks that were asked for and not
   yet kept, a window that downloads side by side share, and what came since the journal was written;
+- a broker's memory: what it has resident, above what it had while nobody sent anything, when the agent has been frozen
+  for seconds in the middle of a file: not more than was asked for;
 - speed: bytes per second between a tenth and nine tenths of the artifact's largest file, before the kill and after it;
 - the peer: as many bytes as `RAW_BYTES` in chunks of the same size, published with QoS 1 by one bare paho client and
   counted by another, each in a process of its own, over the same broker. They keep nothing and verify nothing.
 
 The two are measured in turns. `--check` exits 1 unless the memory is at most 16 MiB, what was sent twice is within its
-bound, the speed is at least 0.7 of the peer's, and the device's task ends well. Writes
+bound, the broker holds a window of chunks and 2 MiB at most for a frozen device, the speed is at least 0.7 of the
+peer's, and the device's task ends well. Writes
 benchmarks/results/transfers.json.
 """
 
@@ -57,7 +60,9 @@ RAW_BYTES: Final = 192 * MIB  # fewer chunks than a broker keeps for a subscribe
 TURNS: Final = 3
 MOST_MEMORY_BYTES, LEAST_SPEED = 16 * MIB, 0.7
 MOST_AGAIN_BYTES: Final = MAX_WINDOW * CHUNK_BYTES + SAVE_BYTES
+MOST_HELD_BYTES: Final = MAX_WINDOW * CHUNK_BYTES + 2 * MIB
 PATIENCE_S, SETTLED_S, LOOK_S = 600.0, 3.0, 0.02
+FROZEN_S: Final = 5.0
 ROWS, TOKENS, LABELS = 32, 8, ("no", "yes")
 FLEET: Final = "transfers"
 ADAPTER: Final = {"kind": "lora", "rank": 2, "alpha": 4, "targets": ["query", "value"]}
@@ -72,6 +77,7 @@ class Transfer:
     sent_bytes: int
     idle_bytes: int
     peak_bytes: int
+    held_bytes: int  # by the broker
     bytes_s: float
     resumed_bytes_s: float
     ended: str
@@ -105,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             for turn in range(TURNS):
                 raw.append(raw_bytes_s(broker.url))
-                transfers.append(transfer(model, artifact, broker.url, folder / f"turn-{turn}"))
+                transfers.append(transfer(model, artifact, broker, folder / f"turn-{turn}"))
                 say(f"turn {turn}: raw {raw[-1] / 1e6:.0f} MB/s, {transfers[-1]}")
         finally:
             broker.close()
@@ -126,6 +132,7 @@ def figures(transfers: Sequence[Transfer], raw: Sequence[float]) -> dict[str, An
         "memory_bytes": max(one.memory_bytes for one in transfers),
         "idle_bytes": max(one.idle_bytes for one in transfers),
         "again_bytes": max(one.again_bytes for one in transfers),
+        "held_bytes": max(one.held_bytes for one in transfers),
         "bytes_s": [one.bytes_s for one in transfers],
         "resumed_bytes_s": [one.resumed_bytes_s for one in transfers],
         "raw_bytes_s": list(raw),
@@ -136,10 +143,15 @@ def figures(transfers: Sequence[Transfer], raw: Sequence[float]) -> dict[str, An
 def complaints(transfers: Sequence[Transfer], raw: Sequence[float]) -> list[str]:
     """What `--check` does not let pass."""
     memory, again = max(one.memory_bytes for one in transfers), max(one.again_bytes for one in transfers)
-    share, ends = _share(transfers, raw), {one.ended for one in transfers}
+    held, share, ends = (
+        max(one.held_bytes for one in transfers),
+        _share(transfers, raw),
+        {one.ended for one in transfers},
+    )
     found = {
         f"the agent took {memory / MIB:.1f} MiB above idle": memory > MOST_MEMORY_BYTES,
         f"{again / MIB:.1f} MiB were sent again": not 0 <= again <= MOST_AGAIN_BYTES,
+        f"the broker held {held / MIB:.1f} MiB for a frozen device": held > MOST_HELD_BYTES,
         f"a transfer has {share:.2f} of the speed of raw messages": share < LEAST_SPEED,
         f"the device's task ended as {', '.join(sorted(ends))}": ends != {"result"},
     }
@@ -163,16 +175,23 @@ def raw_bytes_s(url: str) -> float:
         return (RAW_BYTES - CHUNK_BYTES) / float(counter.stdout.readline())
 
 
-def transfer(model: pathlib.Path, artifact: pathlib.Path, url: str, folder: pathlib.Path) -> Transfer:
+def transfer(model: pathlib.Path, artifact: pathlib.Path, broker: Broker, folder: pathlib.Path) -> Transfer:
     """From a device that waits, through its death, to a delta that was aggregated. Raises TimeoutError."""
     folder.mkdir()
     out, data = folder / "coordinator", folder / "data"
     _write_rows(data)
     shutil.copytree(artifact, out / "artifact", copy_function=os.link)
     store = folder / "store"
-    device = {"device": "board", "fleet": FLEET, "broker": url, "budget": "6GB", "store": str(store), "threads": 1}
+    device = {
+        "device": "board",
+        "fleet": FLEET,
+        "broker": broker.url,
+        "budget": "6GB",
+        "store": str(store),
+        "threads": 1,
+    }
     write_toml(folder / "device.toml", {**device, "data": {"kind": "token-arrays", "path": str(data)}})
-    write_toml(folder / "coordinator.toml", _table(model, out, url))
+    write_toml(folder / "coordinator.toml", _table(model, out, broker.url))
     largest = max((artifact / "blobs").iterdir(), key=lambda path: path.stat().st_size)
     arriving = store / "partial" / f"{largest.name}.data"
     whole_bytes = largest.stat().st_size
@@ -183,21 +202,32 @@ def transfer(model: pathlib.Path, artifact: pathlib.Path, url: str, folder: path
         first = stack.enter_context(_running(agent, log))
         _wait(lambda: b"connected" in (folder / "agent.log").read_bytes(), "the agent does not connect")
         time.sleep(SETTLED_S)
-        idle_bytes = _memory(first).resident_bytes
+        idle_bytes, broker_bytes = _memory(first.pid).resident_bytes, _memory(broker.pid).resident_bytes
         coordinator = stack.enter_context(_running(serve, stack.enter_context((folder / "serve.log").open("wb"))))
         speed = _speed(arriving, 0.1 * whole_bytes, 0.5 * whole_bytes)
-        peak_bytes = _memory(first).peak_bytes
+        peak_bytes = _memory(first.pid).peak_bytes
         first.send_signal(signal.SIGKILL)
         first.wait()
         second = stack.enter_context(_running(agent, log))
         resumed = _speed(arriving, 0.6 * whole_bytes, 0.9 * whole_bytes)
+        held_bytes = _beside_frozen(second, broker) - broker_bytes
         _wait(lambda: not arriving.exists(), "the artifact does not become whole")
-        peak_bytes = max(peak_bytes, _memory(second).peak_bytes)
+        peak_bytes = max(peak_bytes, _memory(second.pid).peak_bytes)
         coordinator.wait(PATIENCE_S)
     history = read_history(out / "ledger.sqlite")
     ended = "result" if history.results else ", ".join(row.kind for row in history.answers) or "nothing"
     sizes = sum(blob.stat().st_size for blob in (store / "blobs").iterdir())
-    return Transfer(sizes, history.traffic[0].sent_bytes, idle_bytes, peak_bytes, speed, resumed, ended)
+    return Transfer(sizes, history.traffic[0].sent_bytes, idle_bytes, peak_bytes, held_bytes, speed, resumed, ended)
+
+
+def _beside_frozen(agent: subprocess.Popen[bytes], broker: Broker) -> int:
+    """What a broker has resident while an agent, which had asked for chunks, does not read."""
+    agent.send_signal(signal.SIGSTOP)
+    try:
+        time.sleep(FROZEN_S)
+        return _memory(broker.pid).resident_bytes
+    finally:
+        agent.send_signal(signal.SIGCONT)
 
 
 def _model_of(gib: float) -> pathlib.Path:
@@ -267,8 +297,8 @@ def _wait(what: Callable[[], object], why: str) -> None:
         time.sleep(LOOK_S)
 
 
-def _memory(process: subprocess.Popen[bytes]) -> Memory:
-    return read_memory(pathlib.Path(f"/proc/{process.pid}/status"))
+def _memory(pid: int) -> Memory:
+    return read_memory(pathlib.Path(f"/proc/{pid}/status"))
 
 
 if __name__ == "__main__":

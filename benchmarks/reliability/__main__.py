@@ -2,11 +2,12 @@
 
     python -m benchmarks.reliability [--quick] [--check] [--seed 1] [--jobs 1] [--inputs 1000000] [--only SECTION]
 
-Kills a process of a real fleet at every labelled step; does every kind of fault to a fleet; slows one device of four
-down; gives every decoder bad inputs; cuts the power, as far as it can be told what that leaves, after every step of a
-device; and does the same to the obvious ways, which are seen to fail. Writes benchmarks/results/reliability.json and
-docs/results/reliability.md; with --quick, a part of each, into reliability-quick.json alone. With --check the status is
-1 when anything was lost, doubled, damaged, accepted or broken, or when the control did not fail.
+Kills a process of a real fleet at every labelled step; does every kind of fault to a fleet, on each broker; slows one
+device of four down; gives every decoder bad inputs; cuts the power, as far as it can be told what that leaves, after
+every step of a device; and does the same to the obvious ways, which are seen to fail. Writes
+benchmarks/results/reliability.json and docs/results/reliability.md; with --quick, a part of each, into
+reliability-quick.json alone. With --check the status is 1 when anything was lost, doubled, damaged, accepted or broken,
+or when the control did not fail.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import enum
+import itertools
 import pathlib
 import sys
 import tempfile
@@ -29,6 +31,7 @@ from benchmarks.reliability.crashes import Case
 from benchmarks.reliability.decoders import decoders, scratch_folder
 from benchmarks.reliability.faults import KINDS, Fault, inject
 from benchmarks.reliability.faults import QUICK as QUICK_FAULTS
+from benchmarks.reliability.fleets import BROKERS
 from benchmarks.reliability.power import cut
 from benchmarks.reliability.power_scenes import CONTROL_NAME, SCENES
 from benchmarks.reliability.promises import promises
@@ -113,8 +116,9 @@ def _power_cuts(seed: int, folder: pathlib.Path) -> list[dict[str, Any]]:
 
 def _faults(asked: argparse.Namespace, tiny: Tiny, folder: pathlib.Path) -> list[dict[str, Any]]:
     found = []
-    for number, kind in enumerate(QUICK_FAULTS if asked.quick else KINDS):
-        fault = inject(kind, tiny, folder / str(number))
+    kinds, brokers = (QUICK_FAULTS, ["mosquitto"]) if asked.quick else (KINDS, list(BROKERS))
+    for number, (broker, kind) in enumerate(itertools.product(brokers, kinds)):
+        fault = inject(kind, broker, tiny, folder / str(number))
         _say_fault(fault)
         found.append(_plain(fault))
     return found
@@ -145,7 +149,7 @@ def _say_case(case: Case) -> None:
 
 def _say_fault(fault: Fault) -> None:
     what = "ok" if fault.passed else fault.lacks or f"NOT {fault.tally.complaints}"
-    print(f"{fault.kind}, {fault.injected} times: {what}, {fault.wall_s:.1f} s", flush=True)
+    print(f"{fault.kind}, {fault.broker}, {fault.injected} times: {what}, {fault.wall_s:.1f} s", flush=True)
 
 
 if __name__ == "__main__":

@@ -44,9 +44,13 @@ class Impossible(Exception):  # noqa: N818 - an answer: this machine cannot do i
 
 @dataclass(slots=True)
 class Fault:
-    """One kind of fault: `injected` times in one run. `lacks` says why it could not be tried, and is empty else."""
+    """One kind of fault in a fleet around `broker`: `injected` times in one run.
+
+    `lacks` says why it could not be tried, and is empty else.
+    """
 
     kind: str
+    broker: str
     injected: int = 0
     survived: bool = False
     lacks: str = ""
@@ -85,11 +89,11 @@ class _Run:
         return self.stack.enter_context(proxy)
 
 
-def inject(kind: str, tiny: Tiny, folder: pathlib.Path) -> Fault:
-    """Do what `kind` names to a fleet around `tiny`, whose files lie in `folder`."""
-    fault, began_s = Fault(kind), time.monotonic()
+def inject(kind: str, broker: str, tiny: Tiny, folder: pathlib.Path) -> Fault:
+    """Do what `kind` names to a fleet around `tiny` and a `broker` of `fleets.BROKERS`, whose files lie in `folder`."""
+    fault, began_s = Fault(kind, broker), time.monotonic()
     with contextlib.ExitStack() as stack:
-        run = _Run(Fleet(tiny, folder, stack), stack)
+        run = _Run(Fleet(tiny, folder, stack, broker=broker), stack)
         try:
             fault.injected = KINDS[kind](run)
             fault.survived = True

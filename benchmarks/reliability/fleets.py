@@ -1,4 +1,4 @@
-"""A real fleet in which something goes wrong: Mosquitto, coordinator and two agents as processes, and an observer.
+"""A real fleet in which something goes wrong: broker, coordinator and two agents as processes, and an observer.
 
 A run is over when every round is aggregated and every result has its receipt. Then `judged` compares what was heard on
 the broker with the ledger, and the bytes of every blob that anybody stored with its name.
@@ -19,13 +19,14 @@ from benchmarks.reliability.observer import Heard, Observer
 from coordinator.errors import LedgerError
 from coordinator.history import History
 from edge_sdk.wire.blobs import SHA256, blob_of_file
-from tests.brokers import Mosquitto
+from tests.brokers import Amqtt, Mosquitto
 from tests.integration.conftest import TOKENS, Processes, Tiny
 
 ROUNDS: Final = 2
 PATIENCE_S: Final = 180.0
 LOOK_S: Final = 0.05
 FLEET: Final = "test"
+BROKERS: Final = {"mosquitto": Mosquitto, "amqtt": Amqtt}
 TRAINING: Final = {"steps": 2, "batch": 2, "tokens": TOKENS, "learning_rate": 1e-3, "delta_codec": "fp16"}
 
 
@@ -51,7 +52,7 @@ class Tally:
 class Fleet:
     """The processes of one run around `tiny`, their files in `folder`; what is started ends with `stack`.
 
-    `rounds` are changes to the configuration's table of that name, `changes` to the others.
+    `rounds` are changes to the configuration's table of that name, `changes` to the others; `broker` is one of BROKERS.
     """
 
     def __init__(
@@ -60,11 +61,13 @@ class Fleet:
         folder: pathlib.Path,
         stack: contextlib.ExitStack,
         rounds: dict[str, Any] | None = None,
+        *,
+        broker: str = "mosquitto",
         **changes: Any,  # noqa: ANN401 - tables of a configuration
     ) -> None:
         """A broker and an observer; nobody else yet."""
         (folder / "broker").mkdir(parents=True)
-        self.broker, self.folder = Mosquitto(folder / "broker"), folder
+        self.broker, self.folder = BROKERS[broker](folder / "broker"), folder
         self.broker.start()
         stack.callback(self.broker.kill)
         self.processes = Processes(folder, tiny, self.broker)

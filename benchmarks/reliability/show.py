@@ -45,7 +45,8 @@ def _amiss(board: Board) -> Iterator[str]:
             yield f"kill of {case['process']} at {case['label']}: {why}"
     for fault in board.get("faults", ()):
         if not fault["passed"] and not fault["lacks"]:
-            yield f"{fault['kind']}: {'; '.join(fault['tally']['complaints']) or 'nothing was injected'}"
+            why = "; ".join(fault["tally"]["complaints"]) or "nothing was injected"
+            yield f"{fault['kind']}, {fault['broker']}: {why}"
     total = results(board)
     for name in ("lost", "duplicated", "wrong_blobs"):
         if total[name]:
@@ -103,7 +104,7 @@ def _table(board: Board) -> Iterator[str]:
     if faults := board.get("faults"):
         tried = [fault for fault in faults if not fault["lacks"]]
         survived = sum(fault["passed"] for fault in tried)
-        yield f"| kinds of fault survived | {survived} of {len(tried)} tried | all |"
+        yield f"| kinds of fault survived, on each broker | {survived} of {len(tried)} tried | all |"
     total = results(board)
     if total["offered"]:
         yield f"| results offered, receipted | {total['offered']}, {total['receipted']} | equal |"
@@ -151,12 +152,13 @@ def _power(board: Board) -> Iterator[str]:
 def _faults(board: Board) -> Iterator[str]:
     if not board.get("faults"):
         return
-    yield from ("| fault | times | survived | results | seconds |", "|---|---|---|---|---|")
+    yield from ("| fault | broker | times | survived | results | seconds |", "|---|---|---|---|---|---|")
     for fault in board["faults"]:
         survived = f"not tried: needs {fault['lacks']}" if fault["lacks"] else ("yes" if fault["passed"] else "**no**")
         tally = fault["tally"]
         counts = f"{tally['offered']} offered, {tally['receipted']} receipted, {tally['aggregated']} aggregated"
-        yield f"| {fault['kind']} | {fault['injected']} | {survived} | {counts} | {fault['wall_s']:.0f} |"
+        head = f"{fault['kind']} | {fault['broker']} | {fault['injected']}"
+        yield f"| {head} | {survived} | {counts} | {fault['wall_s']:.0f} |"
     yield ""
 
 

@@ -3,16 +3,19 @@
 MQTT 5 where the broker has it, else 3.1.1. What 5 adds is told, never needed: how large a packet may be, why
 something was refused; and the broker is told not to send us what no message of ours can be.
 
-One thread of ours owns the socket: it turns paho's `loop()`, which paho offers for foreign event loops, and makes one
-paho client per connection. What paho's own thread would do instead: end for good when a callback raises, with
-`is_connected()` still true, and come back without jitter and without a word. Callbacks here only put events into the
-inbox, and whatever else goes wrong is an event that says when the next attempt follows.
+One thread of ours owns the socket: it waits for it, has paho read and write as paho offers it to foreign event loops,
+and makes one paho client per connection. What paho's own thread would do instead: end for good when a callback raises,
+with `is_connected()` still true, and come back without jitter and without a word; and what paho's `loop()` would:
+lose every connection whose descriptor is above 1023, which `select` does not know, in a process with as many devices.
+Callbacks here only put events into the inbox, and whatever else goes wrong is an event that says when the next attempt
+follows.
 """
 
 from __future__ import annotations
 
 import contextlib
 import random
+import select
 import socket
 import ssl
 import threading
@@ -98,6 +101,9 @@ class MqttTransport:
         self._in_flight, self._again = IN_FLIGHT, False
         self._reason, self._reported, self._answered = "", False, False
         self._closing, self._over = threading.Event(), threading.Event()
+        self._roused, self._rouser = socket.socketpair()  # ends the network thread's wait: there is something to write
+        for end in (self._roused, self._rouser):
+            end.settimeout(0)
         self._thread = threading.Thread(target=self._live, name=f"mqtt-{client_id}", daemon=True)
         self._thread.start()
 
@@ -115,6 +121,7 @@ class MqttTransport:
         self._last = client.publish(topic, payload, qos, retain)
         if self._last.rc == MQTTErrorCode.MQTT_ERR_SUCCESS:
             self._given += 1
+        self._rouse()
 
     @property
     def backlog(self) -> int:
@@ -130,6 +137,7 @@ class MqttTransport:
             client = self._client
         if client is not None:
             client.subscribe(pattern, 1)
+            self._rouse()
 
     def unsubscribe(self, pattern: str) -> None:
         """See Transport."""
@@ -140,6 +148,7 @@ class MqttTransport:
             client = self._client
         if client is not None:
             client.unsubscribe(pattern)
+            self._rouse()
 
     def receive(self, timeout_s: float) -> Event | None:
         """See Transport."""
@@ -158,9 +167,17 @@ class MqttTransport:
                 with contextlib.suppress(ValueError, RuntimeError):  # it was never queued: nothing to wait for
                     last.wait_for_publish(GOODBYE_S)
             client.disconnect()
+            self._rouse()
             self._thread.join(GOODBYE_S)
         self._over.set()
+        self._rouse()
         self._thread.join(CONNECT_S + LOOP_S)
+        self._rouser.close()
+        self._roused.close()
+
+    def _rouse(self) -> None:
+        with contextlib.suppress(BlockingIOError, OSError):  # it is roused already; it is closed
+            self._rouser.send(b"\0")
 
     # ---- the network thread
 
@@ -190,7 +207,7 @@ class MqttTransport:
             client.connect(self._address.host, self._address.port, self._keepalive_s, **self._connect_options())
             wire = client.socket()
             patience_s = time.monotonic() + ANSWER_S
-            while client.loop(LOOP_S) == MQTTErrorCode.MQTT_ERR_SUCCESS and not self._over.is_set():
+            while self._turn(client) and not self._over.is_set():
                 if not self._answered and time.monotonic() > patience_s:
                     self._reason = "it took our connection, and never answered"
                     break
@@ -205,6 +222,24 @@ class MqttTransport:
                 self._client = None
             if (left := client.socket()) is not None:
                 left.close()
+
+    def _turn(self, client: Client) -> bool:
+        """Read and write what can be, once anything can. False when the connection is over."""
+        wire = client.socket()
+        if wire is None:
+            return False
+        waiting = select.poll()
+        waiting.register(self._roused, select.POLLIN)
+        waiting.register(wire, select.POLLIN | (select.POLLOUT if client.want_write() else 0))
+        decrypted = isinstance(wire, ssl.SSLSocket) and wire.pending() > 0  # what no poll tells of
+        ready = dict(waiting.poll(0 if decrypted else LOOP_S * 1000))
+        if self._roused.fileno() in ready:
+            self._roused.recv(4096)
+        readable = decrypted or ready.get(wire.fileno(), 0) & ~select.POLLOUT  # or it failed, which reading tells
+        steps = [client.loop_read] if readable else []
+        steps += [client.loop_write] if client.want_write() else []
+        steps += [client.loop_misc]
+        return all(step() == MQTTErrorCode.MQTT_ERR_SUCCESS and client.socket() is not None for step in steps)
 
     def _connect_options(self) -> dict[str, Any]:
         if self._protocol != V5:

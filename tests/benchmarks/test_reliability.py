@@ -23,7 +23,17 @@ GOOD: dict[str, Any] = {
         "of": 1,
         "cases": [{"process": "agent", "label": "chunk.written", "passed": True, "tally": TALLY, "wall_s": 5.0}],
     },
-    "faults": [{"kind": "disk full", "injected": 1, "passed": True, "lacks": "", "tally": TALLY, "wall_s": 5.0}],
+    "faults": [
+        {
+            "kind": "disk full",
+            "broker": "mosquitto",
+            "injected": 1,
+            "passed": True,
+            "lacks": "",
+            "tally": TALLY,
+            "wall_s": 5.0,
+        }
+    ],
     "stragglers": {
         "courses": [
             {

@@ -11,7 +11,7 @@ import pytest
 from benchmarks import scale
 from benchmarks.transfers import GIB, MIB, MOST_AGAIN_BYTES, Transfer, complaints, figures
 
-GOOD = Transfer(2 * GIB, 2 * GIB + 4 * MIB, 40 * MIB, 50 * MIB, 160e6, 150e6, "result")
+GOOD = Transfer(2 * GIB, 2 * GIB + 4 * MIB, 40 * MIB, 50 * MIB, 8 * MIB, 160e6, 150e6, "result")
 
 
 def test_what_is_within_its_bounds_passes() -> None:
@@ -28,6 +28,7 @@ def test_what_is_within_its_bounds_passes() -> None:
         ({"peak_bytes": 57 * MIB}, "the agent took 17.0 MiB above idle"),
         ({"sent_bytes": 2 * GIB + MOST_AGAIN_BYTES + MIB}, "25.0 MiB were sent again"),
         ({"sent_bytes": GIB}, "-1024.0 MiB were sent again"),
+        ({"held_bytes": 11 * MIB}, "the broker held 11.0 MiB for a frozen device"),
         ({"bytes_s": 100e6}, "a transfer has 0.50 of the speed of raw messages"),
         ({"ended": "declined"}, "the device's task ended as declined"),
     ],
