@@ -20,6 +20,7 @@ import socket
 import ssl
 import threading
 import time
+from collections.abc import Callable
 from typing import Any, Final
 
 from paho.mqtt.client import Client, MQTTMessage, MQTTMessageInfo
@@ -236,7 +237,7 @@ class MqttTransport:
         if self._roused.fileno() in ready:
             self._roused.recv(4096)
         readable = decrypted or ready.get(wire.fileno(), 0) & ~select.POLLOUT  # or it failed, which reading tells
-        steps = [client.loop_read] if readable else []
+        steps: list[Callable[[], MQTTErrorCode]] = [client.loop_read] if readable else []
         steps += [client.loop_write] if client.want_write() else []
         steps += [client.loop_misc]
         return all(step() == MQTTErrorCode.MQTT_ERR_SUCCESS and client.socket() is not None for step in steps)
