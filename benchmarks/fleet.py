@@ -1,4 +1,4 @@
-"""A whole fleet in one process: the real coordinator and agents around one broker, and one engine for all.
+"""A whole fleet in one process, or a few: the real coordinator and agents around one broker, and engines for all.
 
 Rounds, policy, validation, aggregation, codecs and the ledger are the coordinator's own; sessions, fetching, outbox,
 residuals and the steps themselves are the device's. What differs from boards:
@@ -9,13 +9,16 @@ residuals and the steps themselves are the device's. What differs from boards:
 - devices have the artifact's files from the start, the adapter's starting values among them; what crosses the wire, and
   is counted there, are the adapters of later rounds and all deltas.
 
-Many devices and rounds run in minutes, and the same configuration and seed give the same adapters.
+Many devices and rounds run in minutes, and the same configuration and seed give the same adapters. Above a hundred or
+two, devices go to processes of their own, some dozens to each: a thousand threads that all have something to do, as
+when a broker comes back, would each wait seconds for the interpreter, and take the broker for dead.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import multiprocessing
 import os
 import pathlib
 import shutil
@@ -24,6 +27,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from multiprocessing.synchronize import Event
 from typing import Any, Final, TypeAlias
 
 from rich.console import Console
@@ -231,12 +235,15 @@ def play(
     engine: Engine,
     folder: pathlib.Path,
     connect: Connect | None = None,
+    *,
+    crowd: int = 0,
 ) -> Run:
     """Run a configuration with these devices in `folder`, to its end.
 
     `table` is `coordinator.toml` as tables, without fleet and out; its levels are those of the engine's folder.
-    `connect` gives each of them a transport of its own, by default over a broker in memory. Raises ConfigError,
-    Unfinished, and whatever went wrong in a thread.
+    `connect` gives each of them a transport of its own, by default over a broker in memory. With `crowd`, so many
+    devices share a process, with an engine of its own, and `connect` must be a function that pickle finds by its name.
+    Raises ConfigError, Unfinished, and whatever went wrong in a thread.
     """
     path = folder / "coordinator.toml"
     write_toml(path, {**table, "fleet": FLEET, "out": str(folder / "coordinator")})
@@ -249,10 +256,14 @@ def play(
         stack.callback((jobs := Jobs()).close)
         ledger = stack.enter_context(Ledger(ledger_path(config), config.name, config.digest()))
         registry = stack.enter_context(Registry(trust_folder(config)))
-        over = threading.Event()
-        stack.enter_context(_living(members, built, connect, engine, folder / "devices", over, errors))
+        configs = _stocked(members, built, folder / "devices")
+        if crowd:
+            groups = [configs[k : k + crowd] for k in range(0, len(configs), crowd)]
+            failed = stack.enter_context(_crowds(groups, connect, engine.folder))
+        else:
+            failed = stack.enter_context(_living(configs, connect, engine, errors))
         daemon = Daemon(config, built, ledger, registry, transport, jobs, Screen(Console(quiet=True)))
-        state = daemon.run(lambda: bool(errors), lambda: None)
+        state = daemon.run(failed, lambda: None)
     if errors:
         raise errors[0]
     history = read_history(ledger_path(config))
@@ -263,22 +274,24 @@ def play(
     return Run(config, built, history)
 
 
-@contextlib.contextmanager
-def _living(
-    members: Sequence[Member],
-    built: Built,
-    connect: Connect,
-    engine: Engine,
-    folder: pathlib.Path,
-    over: threading.Event,
-    errors: list[BaseException],
-) -> Iterator[None]:
-    """All devices, each in a thread, while the block lasts; what goes wrong in one is put into `errors`."""
+def _stocked(members: Sequence[Member], built: Built, folder: pathlib.Path) -> list[DeviceConfig]:
+    """A configuration for each, and a store that has the artifact."""
     files = {blob for level in built.levels.values() for blob in level.manifest.files.values()}
     # Of adapters there is room for two: what came for earlier rounds goes.
     beside_bytes = 2 * built.initial_adapter().size_bytes + len(built.levels) * MAX_MANIFEST_BYTES
     quota_bytes = sum(blob.size_bytes for blob in files) + beside_bytes
     configs = [_config(member, folder / member.name, quota_bytes) for member in members]
+    for config in configs:
+        _stock(config.store, built)
+    return configs
+
+
+@contextlib.contextmanager
+def _living(
+    configs: Sequence[DeviceConfig], connect: Connect, engine: Engine, errors: list[BaseException]
+) -> Iterator[Callable[[], bool]]:
+    """All devices, each in a thread, while the block lasts; what goes wrong in one is put into `errors`."""
+    over = threading.Event()
 
     def supervise(post: Post, _home: pathlib.Path | None) -> Threads:
         return Threads(engine, errors.append, post)
@@ -295,17 +308,44 @@ def _living(
         except BaseException as error:  # noqa: BLE001 - raised by `play`
             errors.append(error)
 
-    for config in configs:
-        _stock(config.store, built)
     threads = [threading.Thread(target=live, args=(config,), name=config.device) for config in configs]
     for thread in threads:
         thread.start()
     try:
-        yield
+        yield lambda: bool(errors)
     finally:
         over.set()
         for thread in threads:
             thread.join()
+
+
+@contextlib.contextmanager
+def _crowds(
+    groups: Sequence[Sequence[DeviceConfig]], connect: Connect, folder: pathlib.Path
+) -> Iterator[Callable[[], bool]]:
+    """All devices, each group in a process of its own, while the block lasts; it says whether one failed."""
+    spawning = multiprocessing.get_context("spawn")
+    over = spawning.Event()
+    processes = [spawning.Process(target=_crowd, args=(group, connect, folder, over)) for group in groups]
+    for process in processes:
+        process.start()
+    try:
+        yield lambda: any(process.exitcode for process in processes)
+    finally:
+        over.set()
+        for process in processes:
+            process.join()
+
+
+def _crowd(configs: Sequence[DeviceConfig], connect: Connect, folder: pathlib.Path, over: Event) -> None:
+    """A process's devices, until it is over. Raises what goes wrong in one of them."""
+    engine, errors = Engine(folder, 1), list[BaseException]()
+    with _living(configs, connect, engine, errors) as failed:
+        while not failed() and not over.wait(1.0):
+            pass
+    engine.close()
+    if errors:
+        raise errors[0]
 
 
 def _config(member: Member, store: pathlib.Path, quota_bytes: int) -> DeviceConfig:

@@ -2,12 +2,12 @@
 
     python -m benchmarks.scale [--quick] [--check]
 
-The real coordinator and agents, a connection each, in one process around an engine (see `benchmarks.fleet`), and the
-broker in a process of its own, as the coordinator starts it. Each device takes part in every round: one step of
-MiniLM on its own reviews, the adapter down and the delta up. What is told is how long a device's task takes from its
-offer to the commit of its delta, the broker's peak, and how long a fleet takes that lost its broker, killed with all
-it knew, until all have done another round. Devices, coordinator and broker share this machine's cores: a fleet of
-boards brings its own.
+The real coordinator and agents, a connection each, the agents in processes of some dozens around an engine (see
+`benchmarks.fleet`), and the broker in a process of its own, as the coordinator starts it. Each device takes part in
+every round: one step of MiniLM on its own reviews, the adapter down and the delta up. What is told is how long a
+device's task takes from its offer to the commit of its delta, the broker's peak, and how long a fleet takes that lost
+its broker, killed with all it knew, until all have done another round. Devices, coordinator and broker share this
+machine's cores: a fleet of boards brings its own.
 
 `--check` exits 1 unless every device's delta is in every round, once. Writes benchmarks/results/scale.json.
 """
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import math
 import os
 import pathlib
@@ -41,11 +42,13 @@ from edge_sdk.config import DataConfig, DataKind
 from edge_sdk.memory import read_memory
 from edge_sdk.wire.mqtt import MqttTransport
 from edge_sdk.wire.topics import COORDINATOR
+from edge_sdk.wire.transport import Will
 from export.cache import cache_folder
 
 RESULTS: Final = pathlib.Path(__file__).parent / "results"
 FLEETS: Final = {"mosquitto": 1000, "amqtt": 200}
 QUICK: Final = {"mosquitto": 100, "amqtt": 20}
+CROWD: Final = 50  # devices a process
 ROUNDS: Final = 3  # the broker is killed in the last
 ROWS: Final = 8  # reviews of a device
 LORA: Final = {**reviews.LORA, "rank": 2, "alpha": 4}
@@ -91,11 +94,16 @@ def played(kind: str, count: int, engine: fleet.Engine) -> dict[str, Any]:
                     members,
                     engine,
                     folder,
-                    lambda client, will: MqttTransport(broker.url, client, will, user=_user(client)),
+                    functools.partial(_connect, broker.url),
+                    crowd=CROWD,
                 )
         finally:
             broker.close()
         return _figures(kind, count, run, killed)
+
+
+def _connect(url: str, client: str, will: Will | None) -> MqttTransport:
+    return MqttTransport(url, client, will, user=_user(client))
 
 
 def _user(client: str) -> str:
