@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import multiprocessing
+import multiprocessing.connection
 import os
 import pathlib
 import shutil
@@ -330,7 +331,7 @@ def _crowds(
     for process in processes:
         process.start()
     try:
-        yield lambda: any(process.exitcode for process in processes)
+        yield lambda: bool(multiprocessing.connection.wait([process.sentinel for process in processes], 0))
     finally:
         over.set()
         for process in processes:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from coordinator.assignment import Decided
 from coordinator.policy.types import Answer, Choice, Policy
@@ -51,12 +51,16 @@ class TaskState(enum.Enum):
     @property
     def final(self) -> bool:
         """Whether nothing more can come of it."""
-        return self not in {TaskState.OFFERED, TaskState.TRAINED, TaskState.FETCHING}
+        return self not in _UNFINISHED
 
     @property
     def answered(self) -> bool:
         """Whether an open round need not wait for it."""
         return self.final or self is TaskState.TRAINED
+
+
+# No set: that would hash, which enums do slowly, and this is asked of every task at every message.
+_UNFINISHED: Final = (TaskState.OFFERED, TaskState.TRAINED, TaskState.FETCHING)
 
 
 # ---- events
