@@ -19,7 +19,7 @@ from typing import Final
 
 from coordinator import answers
 from coordinator.aggregation import Aggregated, aggregation, narrowed
-from coordinator.builder import Artifact, BuiltLevel
+from coordinator.builder import Artifact
 from coordinator.collector import Collector, Fetched, Unfetched
 from coordinator.config import Config
 from coordinator.errors import CoordinatorError, JobError
@@ -62,10 +62,9 @@ from coordinator.jobs import Done, Failed, Jobs, Outcome
 from coordinator.ledger import Ledger
 from coordinator.narrate import narrate, rolled_back
 from coordinator.places import received_folder
-from coordinator.plan import Plan
+from coordinator.planning import plan_of
 from coordinator.policy.learned import Learned
 from coordinator.policy.registry import policy_or_greedy
-from coordinator.policy.types import Level
 from coordinator.publisher import ALL, Publisher
 from coordinator.registry import Registry
 from coordinator.report import FULL
@@ -74,8 +73,7 @@ from coordinator.rounds import Rounds
 from coordinator.screen import Screen, board
 from coordinator.scribe import write_down
 from coordinator.secure.config import BLIND
-from coordinator.secure.opening import summed_shapes, terms_of
-from coordinator.task_book import TaskMaker
+from coordinator.secure.opening import summed_shapes
 from coordinator.tuner import Tuner
 from coordinator.validate import Accepted, Expected, Refused, check_delta, check_masked, expected
 from edge_sdk.wire.blobs import BlobStore
@@ -151,7 +149,7 @@ class Daemon:
         if config.policy.tune is not None and isinstance(policy, Learned):
             self._tuner = Tuner(config, config.policy.tune, policy, ledger, jobs, screen.line)
             policy = self._tuner.decides(past.version + 1)
-        self._rounds = Rounds(self._plan(), policy, past, time.monotonic())
+        self._rounds = Rounds(plan_of(config, artifact, ledger), policy, past, time.monotonic())
         if past.version or past.open:
             done = past.version >= config.rounds.count
             self._screen.line("all rounds are done already" if done else f"continuing at round {past.version + 1}")
@@ -468,33 +466,3 @@ class Daemon:
 
     def _manifest(self, level: str) -> Manifest:
         return self._artifact.levels[level].manifest
-
-    def _plan(self) -> Plan:
-        levels, training = self._artifact.levels, self._config.training
-        tokens = self._artifact.full.manifest.model.row_tokens(training.tokens)
-        training = dataclasses.replace(training, tokens=tokens)
-        return Plan(
-            rounds=self._config.rounds,
-            tasks=TaskMaker(
-                self._ledger.run,
-                training,
-                self._config.aggregation.rule,
-                terms_of(self._config),
-                self._config.example_noise,
-                self._config.transfer.sources,
-            ),
-            levels=tuple(self._level(built) for built in levels.values()),
-            artifacts={name: built.blob for name, built in levels.items()},
-            needed=frozenset({self._config.participant.device} if self._config.participant else ()),
-            checks=self._config.checks,
-            lots=self._ledger.secret if self._config.central_privacy else "",
-            transfer=self._config.transfer,
-            rollout=self._config.rollout,
-        )
-
-    def _level(self, built: BuiltLevel) -> Level:
-        """As policies see it."""
-        training, name = self._config.training, built.manifest.level.name
-        quality = next(level.quality for level in self._config.levels if level.name == name)
-        tokens = built.manifest.model.row_tokens(training.tokens)
-        return built.level(training.batch, tokens, quality)

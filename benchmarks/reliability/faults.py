@@ -166,13 +166,23 @@ def _replayed(run: _Run) -> int:
 
 
 def _broker_killed(run: _Run) -> int:
-    """While tasks are open, and again when a round is done: it comes back having forgotten everything."""
+    """While tasks are open, and again when a round is done: it comes back having forgotten everything.
+
+    The coordinator, which alone gives receipts, stands still until who counts them listens again.
+    """
     fleet = run.fleet
     run.start()
     for what in (fleet.has_open_task, lambda: run.result_of("b")):
         fleet.until(what, "the run has got so far")
-        fleet.broker.kill()
-        fleet.broker.start()
+        coordinator = fleet.processes.running["coordinator"]
+        coordinator.send_signal(signal.SIGSTOP)
+        try:
+            fleet.broker.kill()
+            fleet.until(lambda: not fleet.observer.listens, "the observer has noticed")
+            fleet.broker.start()
+            fleet.until(lambda: fleet.observer.listens, "the observer is back")
+        finally:
+            coordinator.send_signal(signal.SIGCONT)
     run.finish()
     return 2
 

@@ -10,7 +10,7 @@ from edge_sdk.wire.messages import Receipt, ResultOffer, decode_message
 from edge_sdk.wire.mqtt import MqttTransport
 from edge_sdk.wire.signed import is_envelope, read_envelope
 from edge_sdk.wire.topics import Topics
-from edge_sdk.wire.transport import Connected, Received
+from edge_sdk.wire.transport import Connected, Disconnected, Received
 
 
 @dataclass(slots=True)
@@ -40,6 +40,11 @@ class Observer:
             msg = f"no broker at {url}"
             raise TimeoutError(msg)
 
+    @property
+    def listens(self) -> bool:
+        """Whether it hears what is said now: not after its broker died, until it has found the next one."""
+        return self._listening.is_set()
+
     def close(self) -> Heard:
         """Listen no more; what was heard."""
         self._over.set()
@@ -53,6 +58,8 @@ class Observer:
             happened = self._transport.receive(0.2)
             if isinstance(happened, Connected):
                 self._listening.set()
+            elif isinstance(happened, Disconnected):
+                self._listening.clear()
             elif isinstance(happened, Received):
                 self._note(happened.payload)
 
