@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.fleet import Engine, Member, Run, Unfinished, play
+from benchmarks.fleet import Connect, Engine, Member, Run, Unfinished, play
 from edge_sdk.config import DataConfig, DataKind
 from edge_sdk.data import write_image_folder
 from edge_sdk.engine.train import StepReport
@@ -21,7 +22,10 @@ from edge_sdk.order import WorkerOrder
 from edge_sdk.wire import codec
 from edge_sdk.wire.delta import Delta, decode_delta
 from edge_sdk.wire.messages import DeltaCodec, Report
+from edge_sdk.wire.mqtt import MqttTransport
+from edge_sdk.wire.transport import Will
 from edge_sdk.worker import Failure, do
+from tests.brokers import Mosquitto
 from tests.edge_sdk.orders import make_order
 
 DEVICES, PARTICIPANTS, ROUNDS = 6, 2, 3
@@ -43,7 +47,16 @@ def squares(path: pathlib.Path, seed: int, classes: int = 3) -> pathlib.Path:
     return path
 
 
-def played(folder: pathlib.Path, engine: Engine, *, seed: int = 0, classes: int = 3, **changes: Any) -> Run:
+def played(
+    folder: pathlib.Path,
+    engine: Engine,
+    *,
+    seed: int = 0,
+    classes: int = 3,
+    connect: Connect | None = None,
+    crowd: int = 0,
+    **changes: Any,
+) -> Run:
     """A few rounds of a few devices; `changes` go to the configuration."""
     table = {
         "name": "test",
@@ -55,7 +68,12 @@ def played(folder: pathlib.Path, engine: Engine, *, seed: int = 0, classes: int 
     }
     homes = [squares(folder / f"d{k}", k, classes) for k in range(DEVICES)]
     members = [Member(home.name, DataConfig(kind=DataKind.IMAGE_ARRAYS, path=home)) for home in homes]
-    return play({**table, **changes}, members, engine, folder)
+    return play({**table, **changes}, members, engine, folder, connect, crowd=crowd)
+
+
+def over(url: str, client: str, will: Will | None) -> MqttTransport:
+    """A transport, for processes that find it by its name."""
+    return MqttTransport(url, client, will)
 
 
 def test_as_many_take_part_as_were_asked_for(tmp_path: pathlib.Path, engine: Engine) -> None:
@@ -85,6 +103,30 @@ def test_a_seed_gives_the_same_adapters_again(tmp_path_factory: pytest.TempPathF
     )
     assert same == again
     assert same[1:] != other[1:]
+
+
+def test_in_processes_it_is_the_same(
+    tmp_path_factory: pytest.TempPathFactory, engine: Engine, mosquitto: Mosquitto
+) -> None:
+    """Devices that share processes, over a real broker, make the adapters that they make in one."""
+    connect = functools.partial(over, mosquitto.url)
+    spread = played(tmp_path_factory.mktemp("run"), engine, seed=1, connect=connect, crowd=DEVICES // 2)
+    beside = played(tmp_path_factory.mktemp("run"), engine, seed=1)
+    assert [row.sha256 for row in spread.history.adapters] == [row.sha256 for row in beside.history.adapters]
+
+
+def test_a_process_that_ends_ends_the_run(tmp_path: pathlib.Path, engine: Engine, mosquitto: Mosquitto) -> None:
+    """What goes wrong there is not waited for."""
+    with pytest.raises(Unfinished):
+        played(tmp_path, engine, connect=functools.partial(over_its_own_way, mosquitto.url), crowd=DEVICES)
+
+
+def over_its_own_way(url: str, client: str, will: Will | None) -> MqttTransport:
+    """As `over`, but for one device."""
+    if client.endswith("d3"):
+        msg = "there is no way"
+        raise OSError(msg)
+    return over(url, client, will)
 
 
 def test_deltas_have_their_codec_and_their_residual(tmp_path: pathlib.Path, engine: Engine) -> None:
