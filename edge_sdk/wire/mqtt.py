@@ -105,6 +105,7 @@ class MqttTransport:
         self._roused, self._rouser = socket.socketpair()  # ends the network thread's wait: there is something to write
         for end in (self._roused, self._rouser):
             end.settimeout(0)
+        self._is_roused = False
         self._thread = threading.Thread(target=self._live, name=f"mqtt-{client_id}", daemon=True)
         self._thread.start()
 
@@ -177,8 +178,11 @@ class MqttTransport:
         self._roused.close()
 
     def _rouse(self) -> None:
-        with contextlib.suppress(BlockingIOError, OSError):  # it is roused already; it is closed
-            self._rouser.send(b"\0")
+        """Called after there is something to write: the network thread looks for it after it takes the word back."""
+        if not self._is_roused:
+            self._is_roused = True
+            with contextlib.suppress(OSError):  # it is closed
+                self._rouser.send(b"\0")
 
     # ---- the network thread
 
@@ -235,7 +239,8 @@ class MqttTransport:
         decrypted = isinstance(wire, ssl.SSLSocket) and wire.pending() > 0  # what no poll tells of
         ready = dict(waiting.poll(0 if decrypted else LOOP_S * 1000))
         if self._roused.fileno() in ready:
-            self._roused.recv(4096)
+            self._roused.recv(16)
+            self._is_roused = False
         readable = decrypted or ready.get(wire.fileno(), 0) & ~select.POLLOUT  # or it failed, which reading tells
         steps: list[Callable[[], MQTTErrorCode]] = [client.loop_read] if readable else []
         steps += [client.loop_write] if client.want_write() else []
