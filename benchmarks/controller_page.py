@@ -147,7 +147,7 @@ def parts_worth(path: pathlib.Path) -> list[str]:
         "",
         f"`python -m benchmarks.controller_ablations`: each trained anew for {ablations['request']['steps']:,} rounds,",
         "which is less than the policy above had.",
-        f"Training seeds: {ablations.get('trainings', 1)}; the interval is over them; of one, over seeds of judging.",
+        f"Training seeds: {ablations['trainings']}; the interval is over them; of one, over seeds of judging.",
         "`no sharing` and `no branching` are the library's own network, which begins from nothing: to be seen beside",
         "`no imitation`. Who leaves its devices at one level needs no store; the bandit, which tries levels, does.",
         "`seen before` takes the best of 16 joint decisions in every round, by what the round then earns: what devices",

@@ -137,18 +137,15 @@ def figures(transfers: Sequence[Transfer], raw: Sequence[float]) -> dict[str, An
         "bytes_s": [one.bytes_s for one in transfers],
         "resumed_bytes_s": [one.resumed_bytes_s for one in transfers],
         "raw_bytes_s": list(raw),
-        "share_of_raw": _share(transfers, raw),
+        "share_of_raw": statistics.median(one.bytes_s for one in transfers) / statistics.median(raw),
     }
 
 
 def complaints(transfers: Sequence[Transfer], raw: Sequence[float]) -> list[str]:
     """What `--check` does not let pass."""
-    memory, again = max(one.memory_bytes for one in transfers), max(one.again_bytes for one in transfers)
-    held, share, ends = (
-        max(one.held_bytes for one in transfers),
-        _share(transfers, raw),
-        {one.ended for one in transfers},
-    )
+    told, ends = figures(transfers, raw), {one.ended for one in transfers}
+    memory, again, held = (told[name] for name in ("memory_bytes", "again_bytes", "held_bytes"))
+    share = told["share_of_raw"]
     found = {
         f"the agent took {memory / MIB:.1f} MiB above idle": memory > MOST_MEMORY_BYTES,
         f"{again / MIB:.1f} MiB were sent again": not 0 <= again <= MOST_AGAIN_BYTES,
@@ -157,10 +154,6 @@ def complaints(transfers: Sequence[Transfer], raw: Sequence[float]) -> list[str]
         f"the device's task ended as {', '.join(sorted(ends))}": ends != {"result"},
     }
     return [complaint for complaint, applies in found.items() if applies]
-
-
-def _share(transfers: Sequence[Transfer], raw: Sequence[float]) -> float:
-    return statistics.median(one.bytes_s for one in transfers) / statistics.median(raw)
 
 
 def raw_bytes_s(url: str) -> float:
