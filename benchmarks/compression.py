@@ -60,7 +60,8 @@ less than nothing, the adapter has learnt on the emulator what harms the full mo
 
 `N-even` keeps N blocks at even distances, `N-important` those with the most influence on public rows; `ffnP` keeps P %
 of each FFN's neurons, `rankR` has FFN matrices as products of rank R, of as many bytes. `-refit` is fitted to the full
-model in closed form, 4 bits by how they round, `-distilled` by training ({distill} steps) on public rows. Mixed levels
+model in closed form: bridges in the place of blocks ([ADR 0035](../adr/0035-bridges.md)), what an FFN or a factor has
+left, how 4 bits round; `-distilled` by training ({distill} steps) on public rows. Mixed levels
 have their frozen tensors within so many MB.
 
 ![Bytes against the share of the gap closed](../../benchmarks/results/compression.png)
@@ -79,24 +80,21 @@ def techniques(subject: Subject) -> dict[str, list[Level]]:
     factored: list[Level] = [{"name": f"rank{n}", "svd": list(subject.factored), "svd_rank": n} for n in ranks]
     solved = {"refit": "least-squares"}
     distilled = {"refit": "distill", "distill_steps": DISTILL_STEPS}
-    mended = solved if subject.sums else distilled
-    found: dict[str, list[Level]] = {
+    return {
         "precision": [{"name": "fp16", "bits": 16}, {"name": "int8", "bits": 8}, {"name": "int4", "bits": 4}],
         "precision, refit": _with(solved, [{"name": "int4", "bits": 4}]),
         "mixed precision, refit": _with(
             solved, [{"name": f"mixed-{mb:g}mb", "bits": 8, "tensors_mb": mb} for mb in bounds]
         ),
         "depth, uniform": even,
-        "depth, uniform, refit": _with(mended, even),
+        "depth, uniform, refit": _with(solved, even),
         "depth, importance": important,
-        "depth, importance, refit": _with(mended, important),
+        "depth, importance, refit": _with(solved, important),
+        "depth, importance, distilled": _with(distilled, important[-1:]),
         "width": slim,
         "width, refit": _with(solved, slim),
         "rank, refit": _with(solved, factored),
     }
-    if subject.sums:
-        found["depth, importance, distilled"] = _with(distilled, important[-1:])
-    return found
 
 
 def _with(refit: Level, levels: Sequence[Level]) -> list[Level]:

@@ -20,6 +20,7 @@ from benchmarks.studies import HELD_OUT_PRESIDENT
 from edge_sdk.wire.manifest import TaskType
 from export.adapters import AdapterRequest
 from export.compress.importance import block_influence
+from export.compress.surgery import WHOLE, operated_model
 from export.emulator import emulator
 from export.evaluate import evaluate
 from export.fitting import fit
@@ -39,7 +40,8 @@ def main() -> int:
     foundation = open_foundation(assets.smollm2(), TaskType.CAUSAL_LM, ())
     public = read_public(PublicRequest(folders[PUBLIC_PRESIDENT], rows=arguments.rows), foundation, TOKENS)
     unseen = read_public(PublicRequest(folders[HELD_OUT_PRESIDENT], rows=HELD_OUT_ROWS), foundation, TOKENS)
-    adapted = adapt(foundation, AdapterRequest("lora", 8, 16.0).resolved(foundation), 0)
+    lora = AdapterRequest("lora", 8, 16.0).resolved(foundation)
+    adapted = adapt(foundation, lora, 0)
     begin = time.monotonic()
     influence = block_influence(adapted.base, public)
     _say("influence", seconds=time.monotonic() - begin)
@@ -47,9 +49,11 @@ def main() -> int:
         begin = time.monotonic()
         layers = foundation.spec.layers
         level = resolve_level(request, layers, range(layers), influence=influence, public_rows=len(public))
-        fitted = fit(adapted, None, level, public, 0, lambda _: None)
+        operated = None if level.surgery == WHOLE else operated_model(foundation, level.surgery, lora.targets)
+        own = adapt(foundation, lora, 0, operated)
+        fitted = fit(own, operated, level, public, 0, lambda _: None)
         seconds = time.monotonic() - begin
-        model, _ = emulator(adapted, level, fitted)
+        model, _ = emulator(own, level, fitted)
         loss = evaluate(model, foundation.spec.task, unseen).loss
         _say(request.name, loss=loss, parameters=sum(p.numel() for p in model.parameters()), seconds=seconds)
     return 0

@@ -36,7 +36,7 @@ class Subject:
     configuration. `held_out` rows are judged by, `public` ones levels are chosen and refitted by.
 
     The model has `layers` blocks, and all its weights together take `megabytes`, by bits. `factored` are names of FFN
-    matrices, of width x neurons, either way round. `sums` is whether a block ends in adding what its FFN gives.
+    matrices, of width x neurons, either way round.
     """
 
     name: str
@@ -52,7 +52,6 @@ class Subject:
     width: int
     neurons: int
     factored: tuple[str, ...]
-    sums: bool = True
 
 
 def speeches() -> Subject:
@@ -91,7 +90,6 @@ def reviews() -> Subject:
         width=384,
         neurons=1536,
         factored=("intermediate.dense",),
-        sums=False,
     )
 
 

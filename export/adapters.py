@@ -44,6 +44,7 @@ from transformers.pytorch_utils import Conv1D
 
 from edge_sdk.wire.manifest import AdapterSpec
 from edge_sdk.wire.tensors import Array
+from export.compress.bridges import is_of_bridge
 from export.errors import ExportError
 from export.families import Family
 from export.foundation import NEW_WITH_THE_TASK, Foundation, first_line, quiet, seeded
@@ -314,12 +315,13 @@ def _names(model: nn.Module, modules: list[nn.Module]) -> list[str]:
 
 
 def _freeze(adapted: PeftModel, foundation: Foundation, request: AdapterRequest) -> None:
-    """Freeze what the loss does not depend on; and of the biases, which peft trains wherever they are, those of the
-    embedding.
+    """Freeze what the loss does not depend on, and bridges, also of blocks that train whole; and of the biases, which
+    peft trains wherever they are, those of the embedding.
     """
     reached = {id(entry.value) for _, entry in _trained(adapted, foundation)}
     for path, value in adapted.named_parameters():
-        if path.endswith(foundation.family.idle) or (request.kind == "bias" and id(value) not in reached):
+        idle = path.endswith(foundation.family.idle) or is_of_bridge(path)
+        if idle or (request.kind == "bias" and id(value) not in reached):
             value.requires_grad_(False)  # noqa: FBT003 - torch takes it by place
 
 

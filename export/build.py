@@ -249,7 +249,8 @@ def _possible_levels(request: BuildRequest, model: ModelSpec, adapter: AdapterRe
     if not 2 <= model.row_tokens(request.tokens) <= model.max_tokens:  # noqa: PLR2004 - one token predicts nothing
         msg = f"cannot measure at {request.tokens} tokens: the model takes 2 to {model.max_tokens}"
         raise ExportError(msg)
-    levels = _resolve(request, model, adapter, range(model.layers), 1)
+    falling = range(model.layers, 0, -1)  # the last layers go: a refit has a bridge in their place, as nearly all have
+    levels = _resolve(request, model, adapter, falling, 1)
     for level in request.levels:
         if level.needs_public and request.public is None:
             msg = f"level {level.name} needs public data: give --public, {WHAT_IT_IS}"

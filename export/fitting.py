@@ -1,12 +1,14 @@
 """What a level keeps, fitted to the whole model on public data: tensors that are its own.
 
-Where something was cut, the blocks that are left. Those that train stay the model's own, where there are others: an
-adapter learns on what it will be plugged into, and these tensors are shared with other levels. Then, in all of the
-level, the rounding of what is held in 4 bits.
+Where blocks were dropped, the bridges in their place: all else stays the model's own. In a level without any, the
+blocks that were cut or are trained, and there, too, those that the adapter is on stay as they are, if there are others:
+it learns on what it will be plugged into, and these tensors are shared with other levels. Then, in all of the level,
+the rounding of what is held in 4 bits.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -18,6 +20,7 @@ from edge_sdk.wire.blobs import BlobStore
 from edge_sdk.wire.manifest import LevelSpec, Manifest
 from edge_sdk.wire.tensors import Array, read_tensors
 from export.adapters import named
+from export.compress.bridges import fit_bridges
 from export.compress.calibrate import Rounding, calibrated
 from export.compress.distill import distil
 from export.compress.quantize import FULL_BITS, LEAST_BITS, whole_tensors
@@ -37,29 +40,33 @@ def fit(
     seed: int,
     report: Callable[[str], None],
 ) -> Fitted:
-    """The blocks of a level that was cut and has a refit, without what the adapter trains, as yet in 32 bits; `report`
-    is told how far it is.
+    """What of a level that was cut and has a refit is its own, as yet in 32 bits: blocks with their bridges, or where
+    it has none all blocks, without what the adapter trains. `report` is told how far it is.
 
     `operated` is the model after the level's surgery, before any adapter; None where the level has none. It is left as
-    it is. Least squares go first; where training follows, or a surgery was refitted, blocks that they cannot fit are
-    taken as they are. Raises ExportError.
+    it is. Raises ExportError.
     """
-    if level.refit is None or (operated is None and len(level.layers) == adapted.foundation.spec.layers):
+    if level.refit is None or (operated is None and not level.refit.steps):
         return NOT_FITTED
     teacher = adapted.foundation.load(seed)
     student = copy.deepcopy(teacher if operated is None else operated)
     keep_layers(student, level.layers)
     pair = Imitation(adapted.foundation, student, teacher, level.layers)
+    if level.surgery.bridges:
+        report("bridges")
+        fit_bridges(pair, public)
+        frozen = _frozen_weights(adapted, pair)
+        return _arrays({layer: frozen[layer] for layer in level.surgery.bridges})
     report("least squares")
-    try:
+    with contextlib.suppress(UnsupportedError):  # blocks that they cannot fit are taken as they are
         fit_states(pair, _own_weights(adapted, pair, level).keys(), public)
-    except UnsupportedError:
-        if operated is None and not level.refit.steps:
-            raise
     if level.refit.steps:
         weights = [weight for own in _own_weights(adapted, pair, level).values() for weight in own.values()]
         distil(pair, weights, public, level.refit, seed, report)
-    found = _own_weights(adapted, pair, level)
+    return _arrays(_own_weights(adapted, pair, level))
+
+
+def _arrays(found: Mapping[int, Mapping[str, nn.Parameter]]) -> Fitted:
     return {f"block.{layer}": {name: w.detach().numpy() for name, w in own.items()} for layer, own in found.items()}
 
 
@@ -96,9 +103,18 @@ def calibrate(adapted: Adapted, level: LevelSpec, fitted: Fitted, public: Rows) 
 
 
 def _own_weights(adapted: Adapted, pair: Imitation, level: LevelSpec) -> dict[int, dict[str, nn.Parameter]]:
-    """What is fitted of the student: by layer, by input name."""
+    """What is fitted of the student's blocks: by layer, by input name."""
+    found = {layer: weights for layer, weights in _frozen_weights(adapted, pair).items() if weights}
+    if not found:
+        msg = f"level {level.name} has no refit: all its blocks train whole"
+        raise ExportError(msg)
+    return {layer: own for layer, own in found.items() if layer not in level.trained_layers} or found
+
+
+def _frozen_weights(adapted: Adapted, pair: Imitation) -> dict[int, dict[str, nn.Parameter]]:
+    """What the adapter does not train of the student's blocks: by layer, by input name."""
     blocks = zip(pair.layers, blocks_of(backbone_of(pair.student)), strict=True)
-    found = {
+    return {
         layer: {
             name: entry.value
             for name, entry in named(adapted.foundation.family.block(block)).items()
@@ -106,11 +122,6 @@ def _own_weights(adapted: Adapted, pair: Imitation, level: LevelSpec) -> dict[in
         }
         for layer, block in blocks
     }
-    found = {layer: weights for layer, weights in found.items() if weights}
-    if not found:
-        msg = f"level {level.name} has no refit: all its blocks train whole"
-        raise ExportError(msg)
-    return {layer: own for layer, own in found.items() if layer not in level.trained_layers} or found
 
 
 def read_fitted(adapted: Adapted, store: BlobStore, manifest: Manifest) -> Fitted:

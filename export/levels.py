@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from edge_sdk.wire.manifest import BITS, LevelSpec, Refit, Surgery
-from export.compress.depth import Choice, layers_beside, most_influential, uniform_layers
+from export.compress.depth import Choice, bridged, layers_beside, most_influential, uniform_layers
 from export.errors import ExportError
 
 FLOATING_BITS = (32, 16)
@@ -25,9 +25,10 @@ class Drop(enum.Enum):
 
 
 class Refitting(enum.Enum):
-    """How what is kept is fitted to the whole model on public data: not, in closed form, or by training after that.
+    """How what is kept is fitted to the whole model on public data: not, in closed form, or by training.
 
-    In closed form fitted is what blocks, FFNs and factors are left with when something was cut, and how 4 bits round.
+    In closed form fitted is what FFNs and factors are left with when something was cut, bridges in the place of blocks
+    that were dropped, and how 4 bits round.
     """
 
     NONE = "none"
@@ -116,7 +117,8 @@ def resolve_level(
         msg = f"{bound}: give more MB, and more than {min(BITS)} bits"
         raise ExportError(msg)
     try:
-        surgery, refit = Surgery(request.ffn, request.svd, request.svd_rank), _refit(request, public_rows)
+        bridges = bridged(kept, total) if request.refit is Refitting.LEAST_SQUARES else ()
+        surgery, refit = Surgery(request.ffn, request.svd, request.svd_rank, bridges), _refit(request, public_rows)
         if len(kept) == total and surgery == Surgery():
             _require_fewer_bits(request)
         return LevelSpec(request.name, kept, trained, request.bits, surgery=surgery, refit=refit)

@@ -60,10 +60,10 @@ A level can lose more than bits and layers; what its adapter is on stays whole, 
   --drop importance  keep the --layers that change the hidden state of public text most, in place of every so-manieth
   --ffn S            keep that share of the neurons of every block's FFN, those with the largest weights
   --svd A,B --svd-rank R  hold the matrices of modules called A and B as a product of two of rank R
-  --refit HOW        fit what is kept to the whole model, on public data: least-squares, in closed form, what a cut has
-                     left of blocks and how 4 bits round; or distill, which trains blocks after that, for
-                     --distill-steps at --distill-rate. Of blocks that were cut those that train stay as they are,
-                     where there are others.
+  --refit HOW        fit the level to the whole model, on public data: least-squares, in closed form, what a cut has
+                     left of FFNs, a bridge in the place of blocks that were dropped, and how 4 bits round; or
+                     distill, which trains the blocks, for --distill-steps at --distill-rate. Of those that were cut
+                     or are distilled, those that the adapter trains on stay as they are, where there are others.
   --tensors-mb MB    hold blocks and embedding in fewer than --bits until they fit, those first that mind least
 Public data is what need not be private: a folder of .txt, a .csv, or a token folder; for a model of images a folder of
 pictures for each class, a file in MNIST's format, or an image folder.

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from edge_sdk.wire.errors import last_line
 from edge_sdk.wire.lifeline import parent_environment
@@ -115,6 +116,12 @@ def arguments_of(model: nn.Module, rows: Rows) -> dict[str, Tensor]:
         return {"pixel_values": scaled(model, rows.stretched())}
     ids, mask = inputs(rows)
     return {"input_ids": ids, "attention_mask": mask.long()}
+
+
+def token_losses(logits: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+    """Of each predicted token, in nats: `logits` (rows, tokens, vocabulary), `ids` and `mask` (rows, tokens)."""
+    predicted = mask[:, 1:]
+    return cross_entropy(logits[:, :-1][predicted], ids[:, 1:][predicted], reduction="none")
 
 
 def mask_of(given: Mapping[str, Tensor], state: Tensor) -> Tensor:

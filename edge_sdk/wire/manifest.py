@@ -124,15 +124,17 @@ class ModelSpec:
 
 @dataclass(frozen=True, slots=True)
 class Surgery:
-    """What every block lost before it was captured. No device needs to know it, whoever proves the level does.
+    """What was done to blocks before they were captured. No device needs to know it, whoever proves the level does.
 
     `ffn` is the share of its FFN's neurons that a block keeps. `svd` names modules by the last parts of their names;
-    each of their matrices is the product of two of rank `svd_rank`.
+    each of their matrices is the product of two of rank `svd_rank`. `bridges` are the layers that a bridge follows, in
+    the place of layers that were dropped.
     """
 
     ffn: float = 1.0
     svd: tuple[str, ...] = ()
     svd_rank: int = 0
+    bridges: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse what cannot be done to any model."""
@@ -185,6 +187,9 @@ class LevelSpec:
             raise ValueError(msg)
         if not set(self.trained_layers) <= set(self.layers):
             msg = f"level {self.name} trains layers it does not keep"
+            raise ValueError(msg)
+        if not set(self.surgery.bridges) <= set(self.layers):
+            msg = f"level {self.name} has bridges behind layers it does not keep"
             raise ValueError(msg)
         for bits in (self.bits, *self.layer_bits):
             if bits not in BITS:

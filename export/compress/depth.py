@@ -46,3 +46,8 @@ def _require_layers(total: int, keep: int) -> None:
     if not 1 <= keep <= total:
         msg = f"cannot keep {keep} of {total} layers: give 1 to {total}"
         raise ExportError(msg)
+
+
+def bridged(layers: Sequence[int], total: int) -> tuple[int, ...]:
+    """Which of the kept `layers` of `total` are followed by dropped ones."""
+    return tuple(layer for layer, following in zip(layers, [*layers[1:], total], strict=True) if following > layer + 1)

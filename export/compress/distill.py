@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from edge_sdk.wire.manifest import Refit, TaskType
 from edge_sdk.wire.tensors import Array
@@ -25,7 +24,7 @@ from export.compress.states import Imitation
 from export.errors import ExportError
 from export.evaluate import ROWS, Rows
 from export.parts import backbone_of, blocks_of
-from export.public import arguments_of, mask_of, seen
+from export.public import arguments_of, mask_of, seen, token_losses
 
 HIDDEN = 30.0  # Offsite-Tuning's
 WARM_UP = 0.1  # of the steps
@@ -94,7 +93,7 @@ def _loss(pair: Imitation, rows: Rows) -> Tensor:
     hidden = torch.stack([_relative(s[mask], t[mask]) for s, t in zip(found, wanted, strict=True)]).mean()
     loss: Tensor = HIDDEN * hidden
     if predicts and bool(mask[:, 1:].any()):
-        loss = loss + cross_entropy(result.logits[:, :-1][mask[:, 1:]], given["input_ids"][:, 1:][mask[:, 1:]])
+        loss = loss + token_losses(result.logits, given["input_ids"], mask).mean()
     return loss
 
 

@@ -12,7 +12,7 @@ fitted blocks below it give: what they leave wrong, it can mend.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +40,7 @@ class Imitation:
 
 
 @dataclass(slots=True)
-class _Batch:
+class Batch:
     """Some rows on their way: where a token is, what all blocks need, and the states that two models have."""
 
     mask: Tensor
@@ -55,6 +55,18 @@ def fit_states(pair: Imitation, chosen: Collection[int], public: Rows) -> None:
 
     Raises UnsupportedError where a block does not end in adding what its FFN gives.
     """
+
+    def fit(layer: int, part: Part, batches: Sequence[Batch]) -> None:
+        if layer in chosen:
+            _fit(part, batches)
+
+    follow(pair, public, fit)
+
+
+def follow(pair: Imitation, public: Rows, fit: Callable[[int, Part, Sequence[Batch]], None]) -> None:
+    """Send public rows through both models, and have each block of the student fitted, one after the other: `fit` gets
+    its layer, the block, and what there is to fit it to, and changes it in place.
+    """
     family = pair.foundation.family
     whole, kept = ([family.block(b) for b in blocks_of(backbone_of(one))] for one in (pair.teacher, pair.student))
     batches = [_embedded(family, pair.teacher, public[k : k + ROWS]) for k in range(0, len(public), ROWS)]
@@ -63,13 +75,12 @@ def fit_states(pair: Imitation, chosen: Collection[int], public: Rows) -> None:
         for batch in batches:
             for block in whole[bounds[k] : bounds[k + 1]]:
                 batch.wanted = block(batch.wanted, batch.context)
-        if layer in chosen:
-            _fit(part, batches)
+        fit(layer, part, batches)
         for batch in batches:
             batch.found = part(batch.found, batch.context)
 
 
-def _embedded(family: Family, model: nn.Module, rows: Rows) -> _Batch:
+def _embedded(family: Family, model: nn.Module, rows: Rows) -> Batch:
     backbone: Any = backbone_of(model)
     embed = family.embed(backbone, 0)
     if isinstance(rows, Images):
@@ -78,10 +89,10 @@ def _embedded(family: Family, model: nn.Module, rows: Rows) -> _Batch:
     else:
         ids, mask = inputs(rows)
         state = embed(ids, {})
-    return _Batch(mask, family.context(backbone, mask.long()), state, state)
+    return Batch(mask, family.context(backbone, mask.long()), state, state)
 
 
-def _fit(part: Part, batches: Sequence[_Batch]) -> None:
+def _fit(part: Part, batches: Sequence[Batch]) -> None:
     """Fit one block to what is wanted of it."""
     takes = ffn_of(part.module).takes[1]
     matrix = matrix_of(takes)
@@ -99,7 +110,7 @@ def _fit(part: Part, batches: Sequence[_Batch]) -> None:
     set_matrix(takes, matrix + change.to(matrix.dtype))
 
 
-def _gain(part: Part, takes: nn.Module, batch: _Batch) -> Tensor:
+def _gain(part: Part, takes: nn.Module, batch: Batch) -> Tensor:
     """How much the block gives for each 1 more that its FFN gives (width,), which must be the same for every token."""
     before = part(batch.found, batch.context)
     handle = takes.register_forward_hook(lambda _module, _given, result: result + 1)

@@ -12,6 +12,7 @@ from itertools import repeat
 from torch import nn
 
 from edge_sdk.wire.manifest import Surgery
+from export.compress.bridges import put_bridges
 from export.compress.rank import factors, replace, require_saving
 from export.compress.refit import refitted, second_moments
 from export.compress.width import ffn_of, matrix_of, neurons_kept, set_matrix, slim
@@ -46,6 +47,7 @@ def operate(model: nn.Module, surgery: Surgery, targets: tuple[str, ...], public
         _slim(model, blocks, surgery.ffn, adapted, public)
     if surgery.svd:
         _factor(model, blocks, surgery, adapted, public)
+    put_bridges(model, surgery.bridges)
 
 
 def _slim(

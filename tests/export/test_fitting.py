@@ -121,7 +121,7 @@ def test_a_level_has_its_own_blocks(exports: Exports, bits: int, tmp_path_factor
 
 def test_what_an_adapter_trains_is_not_fitted(exports: Exports) -> None:
     """Biases that train are the full model's; where whole blocks train and no other is kept, nothing is left to fit."""
-    level = LevelSpec("fitted", (0, 2), (0, 2), 32, refit=Refit(9))
+    level = LevelSpec("fitted", (0, 2), (0, 2), 32, refit=Refit(9, 1, 1e-3))
     biased = exports.of("opt", AdapterRequest("bias")).program.adapted
     for segment, own in fit(biased, None, level, public_rows(9), 0, print).items():
         assert own

@@ -13,6 +13,7 @@ from edge_sdk.wire.blobs import Blob, BlobStore
 from edge_sdk.wire.manifest import LevelSpec, Manifest, Refit, Surgery, decode_manifest
 from export.artifact import ArtifactWriter, staged
 from export.cli import main
+from export.compress.depth import bridged
 from export.compress.surgery import operated_model
 from export.parity import Oracle, check_parity, require_parity
 from export.plug_in import plug_in
@@ -115,7 +116,9 @@ def test_a_ladder_from_one_request(
         assert len({manifest.files[name] for manifest in found.values()}) == 1
     for name in ("embed.safetensors", "embed.forward.onnx", "vocabulary.project.onnx"):
         assert found["slim"].files[name] == found["shallow"].files[name]
-    assert found["slim"].level.surgery == found["all"].level.surgery == Surgery(ffn=0.5)
+    assert found["slim"].level.surgery == Surgery(ffn=0.5)
+    assert found["all"].level.surgery == Surgery(ffn=0.5, bridges=bridged(found["all"].level.layers, 4))
+    assert found["all"].level.surgery.bridges
     assert found["slim"].level.refit == found["all"].level.refit == Refit(4)
     assert found["rounded"].level.refit == found["rounded-mixed"].level.refit == Refit(4)
     shared = set(found["rounded-mixed"].files.values()) & set(found["rounded"].files.values())
