@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, pad
 
 from edge_sdk.wire.manifest import TaskType
+from export.compress.depth import ends
 from export.compress.refit import with_ridge
 from export.compress.states import Batch, Imitation, follow
 from export.evaluate import ROWS, Rows
@@ -100,8 +101,7 @@ def fit_bridges(pair: Imitation, public: Rows) -> None:
         for layer, block in zip(pair.layers, blocks_of(backbone_of(pair.student)), strict=True)
         if hasattr(block, "bridge")
     }
-    after = dict(zip(pair.layers, [*pair.layers[1:], len(whole)], strict=True))
-    _fit_gradients(pair, bridges, after, public)
+    _fit_gradients(pair, bridges, dict(zip(pair.layers, ends(pair.layers, len(whole)), strict=True)), public)
     with torch.no_grad():
         follow(pair, public, lambda layer, part, batches: _fit_states(bridges.get(layer), part, batches))
 

@@ -48,6 +48,11 @@ def _require_layers(total: int, keep: int) -> None:
         raise ExportError(msg)
 
 
+def ends(layers: Sequence[int], total: int) -> tuple[int, ...]:
+    """Where the next one begins, of each of the kept `layers` of `total`: up to there it stands for dropped ones."""
+    return (*layers[1:], total)
+
+
 def bridged(layers: Sequence[int], total: int) -> tuple[int, ...]:
     """Which of the kept `layers` of `total` are followed by dropped ones."""
-    return tuple(layer for layer, following in zip(layers, [*layers[1:], total], strict=True) if following > layer + 1)
+    return tuple(layer for layer, end in zip(layers, ends(layers, total), strict=True) if end > layer + 1)

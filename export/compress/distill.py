@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from edge_sdk.wire.manifest import Refit, TaskType
 from edge_sdk.wire.tensors import Array
+from export.compress.depth import ends
 from export.compress.states import Imitation
 from export.errors import ExportError
 from export.evaluate import ROWS, Rows
@@ -85,7 +86,7 @@ def _drawn(public: Rows, seed: int) -> Iterator[Rows]:
 def _loss(pair: Imitation, rows: Rows) -> Tensor:
     given, whole = arguments_of(pair.student, rows), blocks_of(backbone_of(pair.teacher))
     with torch.no_grad():
-        _, wanted = _states(backbone_of(pair.teacher), given, [whole[k - 1] for k in (*pair.layers[1:], len(whole))])
+        _, wanted = _states(backbone_of(pair.teacher), given, [whole[k - 1] for k in ends(pair.layers, len(whole))])
     predicts = pair.foundation.spec.task is TaskType.CAUSAL_LM
     backbone = backbone_of(pair.student)
     result, found = _states(pair.student if predicts else backbone, given, blocks_of(backbone))

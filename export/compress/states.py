@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from export.compress.depth import ends
 from export.compress.refit import with_ridge
 from export.compress.width import ffn_of, matrix_of, set_matrix
 from export.errors import UnsupportedError
@@ -70,7 +71,7 @@ def follow(pair: Imitation, public: Rows, fit: Callable[[int, Part, Sequence[Bat
     family = pair.foundation.family
     whole, kept = ([family.block(b) for b in blocks_of(backbone_of(one))] for one in (pair.teacher, pair.student))
     batches = [_embedded(family, pair.teacher, public[k : k + ROWS]) for k in range(0, len(public), ROWS)]
-    bounds = [0, *pair.layers[1:], len(whole)]
+    bounds = (0, *ends(pair.layers, len(whole)))
     for k, (layer, part) in enumerate(zip(pair.layers, kept, strict=True)):
         for batch in batches:
             for block in whole[bounds[k] : bounds[k + 1]]:
