@@ -8,8 +8,9 @@ import pathlib
 import numpy as np
 import pytest
 
+from benchmarks import fedpeft
 from benchmarks.demo import write_toml
-from benchmarks.fedpeft import FULL, KINDS, QUICK, Outcome, complaints, deal, draw, main, table, table_of
+from benchmarks.fedpeft import FULL, KINDS, QUICK, Effort, Outcome, complaints, deal, draw, kept, main, table, table_of
 from benchmarks.fleet import Point
 from benchmarks.vision import DataSet, Pictures
 from coordinator.config import Rule, load_config
@@ -69,3 +70,19 @@ def test_an_unknown_kind_ends_with_a_line(capsys: pytest.CaptureFixture[str]) ->
     with pytest.raises(SystemExit, match="2"):
         main(["--kinds", "magic"])
     assert "no kind is called magic; there are full, head" in capsys.readouterr().err
+
+
+def test_a_run_that_is_over_is_kept(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is played once, and read as it was; another seed's is another run."""
+    played: list[int] = []
+
+    def play(_data: DataSet, _kind: str, seed: int, _effort: Effort) -> Outcome:
+        played.append(seed)
+        return dataclasses.replace(GOOD, seed=seed)
+
+    monkeypatch.setattr(fedpeft, "play", play)
+    monkeypatch.setattr(fedpeft, "cache_folder", lambda: tmp_path)
+    seeds = (0, 0, 1, 0)
+    found = [kept(DATA, "bias", seed, QUICK) for seed in seeds]
+    assert found == [dataclasses.replace(GOOD, seed=seed) for seed in seeds]
+    assert played == [0, 1]
