@@ -1,6 +1,6 @@
 """FedPEFT's table: accuracy against the bytes that crossed the wire, by what the devices train.
 
-    python -m benchmarks.fedpeft [--quick] [--check] [--kinds head,bias,...]
+    python -m benchmarks.fedpeft [--quick] [--check] [--kinds head,bias,...] [--seeds 0,1]
 
 The setting of G. Sun et al., Exploring Parameter-Efficient Fine-Tuning to Enable Foundation Models in Federated
 Learning (arXiv 2210.01708): 64 devices of which 8 are drawn for each round, labels dealt out by Dirichlet(0.1), a ViT;
@@ -127,12 +127,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="one data set, one seed, few rounds")
     parser.add_argument("--check", action="store_true", help="exit 1 unless every kind learns and sends what it should")
     parser.add_argument("--kinds", type=_kinds, default=tuple(KINDS), help=f"of {', '.join(KINDS)}; all by default")
+    parser.add_argument("--seeds", type=_seeds, default=(), metavar="N,...", help="of those that there are; all")
     asked = parser.parse_args(arguments)
     effort = QUICK if asked.quick else FULL
+    if unknown := sorted({*asked.seeds} - {*effort.seeds}):
+        parser.error(f"there is no seed {', '.join(map(str, unknown))}; there are {', '.join(map(str, effort.seeds))}")
     console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
     data = {name: DATA[name](effort.side) for name in effort.data}
     outcomes = []
-    for seed in effort.seeds:
+    for seed in asked.seeds or effort.seeds:
         for name, kind in itertools.product(effort.data, asked.kinds):
             outcomes.append(kept(data[name], kind, seed, effort))
             console.print(line_of(outcomes[-1]))
@@ -158,6 +161,10 @@ def _kinds(text: str) -> tuple[str, ...]:
         msg = f"no kind is called {', '.join(unknown)}; there are {', '.join(KINDS)}"
         raise argparse.ArgumentTypeError(msg)
     return names
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    return tuple(map(int, text.split(",")))
 
 
 def kept(data: DataSet, kind: str, seed: int, effort: Effort) -> Outcome:

@@ -86,3 +86,10 @@ def test_a_run_that_is_over_is_kept(tmp_path: pathlib.Path, monkeypatch: pytest.
     found = [kept(DATA, "bias", seed, QUICK) for seed in seeds]
     assert found == [dataclasses.replace(GOOD, seed=seed) for seed in seeds]
     assert played == [0, 1]
+
+
+def test_a_seed_that_is_not_played_ends_with_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """And the seeds there are."""
+    with pytest.raises(SystemExit, match="2"):
+        main(["--seeds", "0,7"])
+    assert "there is no seed 7; there are 0, 1, 2" in capsys.readouterr().err
