@@ -44,7 +44,7 @@ from transformers.pytorch_utils import Conv1D
 
 from edge_sdk.wire.manifest import AdapterSpec
 from edge_sdk.wire.tensors import Array
-from export.compress.bridges import is_of_bridge
+from export.compress.bridges import Bridge, is_of_bridge
 from export.errors import ExportError
 from export.families import Family
 from export.foundation import NEW_WITH_THE_TASK, Foundation, first_line, quiet, seeded
@@ -333,15 +333,24 @@ def block_parts(adapted: PeftModel, family: Family) -> list[Part]:
 
 
 def named(part: Part) -> dict[str, Named]:
-    """The part's parameters by input name: frozen ones first, each in the module's order."""
+    """The part's parameters by input name: frozen ones first, each in the module's order; a block's without those of
+    the bridge behind it, which is a part of its own.
+    """
     copies = tuple(_copies(part.module))
     found = {}
     for path, value in part.module.named_parameters():
-        if path.startswith(copies):
+        if path.startswith(copies) or is_of_bridge(path):
             continue
         name = _BEHIND.sub("", _AROUND.sub("", path))
         found[part.names.get(name, name)] = Named(path, value, value.requires_grad)
     return dict(sorted(found.items(), key=lambda item: item[1].trained))
+
+
+def bridge_behind(part: Part) -> Part | None:
+    """That of a block, where there is one."""
+    copies = tuple(_copies(part.module))
+    found = (m for path, m in part.module.named_modules() if isinstance(m, Bridge) and not path.startswith(copies))
+    return next(map(Part, found), None)
 
 
 def _copies(module: nn.Module) -> Iterator[str]:

@@ -11,25 +11,26 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 from edge_sdk.wire.blobs import BlobStore
-from edge_sdk.wire.manifest import LevelSpec, Manifest
+from edge_sdk.wire.manifest import LevelSpec, Manifest, Refit
 from edge_sdk.wire.tensors import Array, read_tensors
 from export.adapters import named
-from export.compress.bridges import fit_bridges
+from export.compress.bridges import bridges_of, fit_bridges, fit_gradients, gradients
 from export.compress.calibrate import Rounding, calibrated
-from export.compress.distill import distil
+from export.compress.distill import distil, loss_of_outcome, loss_of_states
 from export.compress.quantize import FULL_BITS, LEAST_BITS, whole_tensors
 from export.compress.states import Imitation, fit_states
+from export.compress.way import WHOLE_WAY, Way, has_way, shares, to_the_end
 from export.emulator import NOT_FITTED, Fitted, emulator, frozen_parameters
 from export.errors import ExportError, UnsupportedError
 from export.evaluate import Rows
 from export.parts import backbone_of, blocks_of, keep_layers
-from export.program import VOCABULARY, Adapted, layer_of
+from export.program import VOCABULARY, Adapted, adapt, layer_of
 
 
 def fit(
@@ -40,8 +41,8 @@ def fit(
     seed: int,
     report: Callable[[str], None],
 ) -> Fitted:
-    """What of a level that was cut and has a refit is its own, as yet in 32 bits: blocks with their bridges, or where
-    it has none all blocks, without what the adapter trains. `report` is told how far it is.
+    """What of a level that was cut and has a refit is its own, as yet in 32 bits: its bridges, or where it has none
+    all blocks, without what the adapter trains. `report` is told how far it is.
 
     `operated` is the model after the level's surgery, before any adapter; None where the level has none. It is left as
     it is. Raises ExportError.
@@ -55,19 +56,62 @@ def fit(
     if level.surgery.bridges:
         report("bridges")
         fit_bridges(pair, public)
-        frozen = _frozen_weights(adapted, pair)
-        return _arrays({layer: frozen[layer] for layer in level.surgery.bridges})
+        if level.refit.steps:
+            pair = _trained(adapted, level, level.refit, pair, public, seed, report)
+        return _bridges(pair)
     report("least squares")
     with contextlib.suppress(UnsupportedError):  # blocks that they cannot fit are taken as they are
         fit_states(pair, _own_weights(adapted, pair, level).keys(), public)
     if level.refit.steps:
         weights = [weight for own in _own_weights(adapted, pair, level).values() for weight in own.values()]
-        distil(pair, weights, public, level.refit, seed, report)
-    return _arrays(_own_weights(adapted, pair, level))
+        distil(pair, weights, public, level.refit, seed, report, loss_of_states)
+    return _arrays("block", _own_weights(adapted, pair, level))
 
 
-def _arrays(found: Mapping[int, Mapping[str, nn.Parameter]]) -> Fitted:
-    return {f"block.{layer}": {name: w.detach().numpy() for name, w in own.items()} for layer, own in found.items()}
+def _trained(
+    adapted: Adapted,
+    level: LevelSpec,
+    refit: Refit,
+    pair: Imitation,
+    public: Rows,
+    seed: int,
+    report: Callable[[str], None],
+) -> Imitation:
+    """The same with bridges that were trained further, where it can be along the way that the adapter goes."""
+    way = Way({}, {}, ())
+    if has_way(adapted.request.kind, adapted.foundation.spec.task):
+        report("the adapter's way")
+        whole = adapt(adapted.foundation, adapted.request, seed)
+        in_full = dataclasses.replace(level, bits=FULL_BITS, layer_bits=())
+        model, parameters = emulator(adapted, in_full, _bridges(pair))
+        pair = dataclasses.replace(pair, student=model.get_base_model(), teacher=whole.base)
+        names = [name for name in parameters if layer_of(name.partition("/")[0]) in level.trained_layers]
+        tuned, follows = ({name: own[name] for name in names} for own in (whole.parameters, parameters))
+        way = Way(*to_the_end(whole.base, tuned, public, seed), (tuned, follows))
+    along = shares(seed)
+
+    def loss_on_the_way(pair: Imitation, rows: Rows) -> Tensor:
+        way.go(next(along))
+        return loss_of_outcome(pair, rows)
+
+    def gradients_on_the_way() -> Iterator[list[Tensor]]:
+        for share in WHOLE_WAY:
+            way.go(share)
+            yield from gradients(pair, public)
+
+    weights = [weight for bridge in bridges_of(pair).values() for weight in (bridge.states, bridge.shift)]
+    distil(pair, weights, public, refit, seed, report, loss_on_the_way)
+    if way.models:
+        fit_gradients(pair, gradients_on_the_way())
+    return pair
+
+
+def _bridges(pair: Imitation) -> Fitted:
+    return _arrays("bridge", {layer: dict(bridge.named_parameters()) for layer, bridge in bridges_of(pair).items()})
+
+
+def _arrays(kind: str, found: Mapping[int, Mapping[str, nn.Parameter]]) -> Fitted:
+    return {f"{kind}.{layer}": {name: w.detach().numpy() for name, w in own.items()} for layer, own in found.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +141,7 @@ def calibrate(adapted: Adapted, level: LevelSpec, fitted: Fitted, public: Rows) 
     in_full = dataclasses.replace(level, bits=FULL_BITS, layer_bits=())
     model, parameters = emulator(adapted, in_full, fitted)
     own = frozen_parameters(dataclasses.replace(adapted, peft_model=model, parameters=parameters))
-    names = {f"block.{k}": f"block.{layer}" for k, layer in enumerate(level.layers)}
+    names = {f"{kind}.{k}": f"{kind}.{n}" for k, n in enumerate(level.layers) for kind in ("block", "bridge")}
     rounding = calibrated(model.get_base_model(), public, predicts=not adapted.foundation.spec.task.classifies)
     return Calibrated(rounding, {names.get(segment, segment): tensors for segment, tensors in own.items()})
 

@@ -28,7 +28,7 @@ class Refitting(enum.Enum):
     """How what is kept is fitted to the whole model on public data: not, in closed form, or by training.
 
     In closed form fitted is what FFNs and factors are left with when something was cut, bridges in the place of blocks
-    that were dropped, and how 4 bits round.
+    that were dropped, and how 4 bits round. By training, bridges further; in a level without, blocks that were cut.
     """
 
     NONE = "none"
@@ -117,7 +117,7 @@ def resolve_level(
         msg = f"{bound}: give more MB, and more than {min(BITS)} bits"
         raise ExportError(msg)
     try:
-        bridges = bridged(kept, total) if request.refit is Refitting.LEAST_SQUARES else ()
+        bridges = () if request.refit is Refitting.NONE else bridged(kept, total)
         surgery, refit = Surgery(request.ffn, request.svd, request.svd_rank, bridges), _refit(request, public_rows)
         if len(kept) == total and surgery == Surgery():
             _require_fewer_bits(request)

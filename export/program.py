@@ -14,7 +14,16 @@ from peft import PeftModel
 from torch import nn
 
 from edge_sdk.wire.tensors import Array
-from export.adapters import AdapterRequest, adapter_arrays, adapter_parameters, attach, block_parts, named
+from export.adapters import (
+    AdapterRequest,
+    adapter_arrays,
+    adapter_parameters,
+    attach,
+    block_parts,
+    bridge_behind,
+    named,
+)
+from export.compress.bridges import blocks_alone
 from export.errors import ExportError
 from export.foundation import Foundation
 from export.kinds import taken_positions
@@ -58,7 +67,7 @@ class Adapted:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A place in the walk of the full model; `layer` is None for all but blocks."""
+    """A place in the walk of the full model; `layer` is None for all but blocks and the bridges behind them."""
 
     segment: str
     structure: str
@@ -126,7 +135,8 @@ def capture_program(adapted: Adapted, report: Report) -> Program:
             captured = capture_embed(place.part, sizes) if image is None else capture_patches(place.part, image, sizes)
             structures["embed"] = captured
         else:
-            structures[place.structure] = capture_block(place.part, context, width, sizes, row_tokens)
+            with blocks_alone(adapted.peft_model):
+                structures[place.structure] = capture_block(place.part, context, width, sizes, row_tokens)
     report("loss")
     task = adapted.foundation.spec.task
     make_head = family.heads[task]
@@ -160,9 +170,9 @@ def uses_vocabulary(program: Program) -> bool:
 
 
 def layer_of(segment: str) -> int | None:
-    """The layer of a segment of that name; None for all but blocks."""
+    """The layer of a segment of that name; None for all but blocks and bridges."""
     kind, _, number = segment.partition(".")
-    return int(number) if kind == "block" else None
+    return int(number) if kind in {"block", "bridge"} else None
 
 
 def places(adapted: Adapted) -> tuple[Place, ...]:
@@ -178,5 +188,7 @@ def _walk(adapted: Adapted) -> Iterator[Place]:
         number = len(structures) + 1
         structure = structures.setdefault(signature(part), "block" if number == 1 else f"block{number}")
         yield Place(f"block.{layer}", structure, part, layer)
+        if (bridge := bridge_behind(part)) is not None:
+            yield Place(f"bridge.{layer}", "bridge", bridge, layer)
     if (norm := family.norm(backbone)) is not None:
         yield Place("norm", "norm", norm, None)

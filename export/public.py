@@ -25,6 +25,7 @@ from torch.nn.functional import cross_entropy
 
 from edge_sdk.wire.errors import last_line
 from edge_sdk.wire.lifeline import parent_environment
+from edge_sdk.wire.tensors import Array
 from export.errors import ExportError
 from export.evaluate import ROWS, Images, Rows, Tokens, inputs, read_rows
 from export.foundation import Foundation
@@ -108,6 +109,15 @@ def run(model: nn.Module, public: Rows) -> Iterator[tuple[Tensor, Tensor]]:
         with torch.no_grad():
             state = backbone(**given).last_hidden_state
         yield mask_of(given, state), state
+
+
+def drawn(public: Rows, seed: int) -> Iterator[Rows]:
+    """Some rows at a time, without end: each once, in an order from `seed`, before any comes again."""
+    generator = np.random.default_rng(seed)
+    while True:
+        order: Array = generator.permutation(len(public))
+        for begin in range(0, len(order), ROWS):
+            yield public[order[begin : begin + ROWS]]
 
 
 def arguments_of(model: nn.Module, rows: Rows) -> dict[str, Tensor]:

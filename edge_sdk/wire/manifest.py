@@ -8,7 +8,8 @@ A model is a walk:  embed -> block.a -> block.b -> ... -> norm -> loss,  and bac
 - A **structure** is a pair of graphs (forward; backward, which recomputes its own forward) shared by all segments
   built alike; and pairs that keep activations in between, for who has the memory.
 - A **segment** is one place in the walk: a structure and a tensor file. `block.7` is layer 7 *of the full model*,
-  whichever layers the emulator kept: the adapter goes back into the full model by that name.
+  whichever layers the emulator kept: the adapter goes back into the full model by that name. `bridge.7` stands behind
+  it, in the place of dropped layers, and never trains.
 - Graph inputs: `x` (batch, tokens, width), `dy` like `y`, then context, frozen and trained tensors by name. Outputs:
   `y` forward; `dx` and `d.<trained>` backward. Batch and tokens are dynamic. The walk begins with `ids` (batch, tokens)
   int64, or with `pixels` (batch, channels, height, width) uint8, which the embedding scales and cuts into patches.

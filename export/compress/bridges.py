@@ -11,13 +11,18 @@ has a poor derivative. Both are fitted in closed form to public data, the kept b
     A, b:  least squares of t - x on [n(x), 1], every token counting by its relative error, as in `states`
     B:     least squares of h - g on g, over tokens;  g: where the next kept block begins, h: where the bridge begins
 
+Where steps of a distillation are asked for, A and b are then trained (`export.compress.distill`), where it can be along
+the way that an adapter goes (`export.compress.way`), and B is fitted to both ends of that. While A trains, its way back
+is its derivative.
+
 The gradients are those of the predicted tokens' loss. Before a classifier, which has learnt no classes yet, they are of
 a random direction of the last block's states at every token.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -37,17 +42,23 @@ EPSILON = 1e-6
 
 
 class Bridge(nn.Module):
-    """`states` (width, width) is A, `shift` (width,) b, `gradients` (width, width) B: zeros, as it is made."""
+    """`states` (width, width) is A, `shift` (width,) b, `gradients` (width, width) B: zeros, as it is made.
+
+    Unless it is `called_apart`, its block calls it.
+    """
 
     def __init__(self, width: int) -> None:
         """One that changes nothing."""
         super().__init__()
+        self.called_apart = False
         self.states = nn.Parameter(torch.zeros(width, width), requires_grad=False)
         self.shift = nn.Parameter(torch.zeros(width), requires_grad=False)
         self.gradients = nn.Parameter(torch.zeros(width, width), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`x` (batch, tokens, width) -> y."""
+        """`x` (batch, tokens, width) -> y. Where A and b train, the way back is the derivative."""
+        if self.states.requires_grad:
+            return x + linear(_unit(x), self.states, self.shift)
         y: Tensor = _Crossing.apply(x, self.states, self.shift, self.gradients)  # type: ignore[no-untyped-call]
         return y
 
@@ -83,9 +94,24 @@ def put_bridges(model: Any, layers: Iterable[int]) -> None:  # noqa: ANN401 - tr
 
 
 def _cross(block: Any, _given: object, result: Any) -> Any:  # noqa: ANN401 - whatever a block gives
+    if block.bridge.called_apart:
+        return result
     if isinstance(result, tuple):
         return (block.bridge(result[0]), *result[1:])
     return block.bridge(result)
+
+
+@contextmanager
+def blocks_alone(model: nn.Module) -> Iterator[None]:
+    """Meanwhile no block of `model` calls its bridge."""
+    bridges = [module for module in model.modules() if isinstance(module, Bridge)]
+    for bridge in bridges:
+        bridge.called_apart = True
+    try:
+        yield
+    finally:
+        for bridge in bridges:
+            bridge.called_apart = False
 
 
 def is_of_bridge(name: str) -> bool:
@@ -93,20 +119,21 @@ def is_of_bridge(name: str) -> bool:
     return "bridge" in name.split(".")
 
 
+def bridges_of(pair: Imitation) -> dict[int, Bridge]:
+    """The student's, by the layer that each follows."""
+    blocks: list[Any] = list(blocks_of(backbone_of(pair.student)))
+    return {layer: block.bridge for layer, block in zip(pair.layers, blocks, strict=True) if hasattr(block, "bridge")}
+
+
 def fit_bridges(pair: Imitation, public: Rows) -> None:
-    """Fit all bridges of the student, in place."""
-    whole = blocks_of(backbone_of(pair.teacher))
-    bridges = {
-        layer: block.bridge
-        for layer, block in zip(pair.layers, blocks_of(backbone_of(pair.student)), strict=True)
-        if hasattr(block, "bridge")
-    }
-    _fit_gradients(pair, bridges, dict(zip(pair.layers, ends(pair.layers, len(whole)), strict=True)), public)
+    """Fit all bridges of the student in closed form, in place."""
+    bridges = bridges_of(pair)
+    fit_gradients(pair, gradients(pair, public))
     with torch.no_grad():
         follow(pair, public, lambda layer, part, batches: _fit_states(bridges.get(layer), part, batches))
 
 
-def _fit_states(bridge: Any, part: Part, batches: Sequence[Batch]) -> None:  # noqa: ANN401
+def _fit_states(bridge: Bridge | None, part: Part, batches: Sequence[Batch]) -> None:
     if bridge is None:
         return
     width = len(bridge.shift)
@@ -123,21 +150,24 @@ def _fit_states(bridge: Any, part: Part, batches: Sequence[Batch]) -> None:  # n
     bridge.shift.copy_(found[:, width])
 
 
-def _fit_gradients(pair: Imitation, bridges: Mapping[int, Any], after: Mapping[int, int], public: Rows) -> None:
+def fit_gradients(pair: Imitation, found: Iterable[Sequence[Tensor]]) -> None:
+    """Fit B of all bridges of the student, in place, to what `gradients` finds."""
+    bridges, total = bridges_of(pair), len(blocks_of(backbone_of(pair.teacher)))
+    after = dict(zip(pair.layers, ends(pair.layers, total), strict=True))
     moments = {layer: torch.zeros(bridge.states.shape, dtype=torch.float64) for layer, bridge in bridges.items()}
     errors = {layer: torch.zeros_like(moment) for layer, moment in moments.items()}
-    for gradients in _gradients(pair, public):
+    for behind in found:
         for layer in bridges:
-            g, h = gradients[after[layer] - 1].double(), gradients[layer].double()
+            g, h = behind[after[layer] - 1].double(), behind[layer].double()
             moments[layer] += g.T @ g
             errors[layer] += (h - g).T @ g
     with torch.no_grad():
         for layer, bridge in bridges.items():
-            found = torch.linalg.solve(with_ridge(moments[layer], GRADIENT_RIDGE), errors[layer], left=False)
-            bridge.gradients.copy_(found)
+            fitted = torch.linalg.solve(with_ridge(moments[layer], GRADIENT_RIDGE), errors[layer], left=False)
+            bridge.gradients.copy_(fitted)
 
 
-def _gradients(pair: Imitation, public: Rows) -> Iterator[list[Tensor]]:
+def gradients(pair: Imitation, public: Rows) -> Iterator[list[Tensor]]:
     """Of the whole model's states, behind each block at every token (tokens, width); some rows at a time."""
     teacher, blocks = pair.teacher, blocks_of(backbone_of(pair.teacher))
     predicts = pair.foundation.spec.task is TaskType.CAUSAL_LM

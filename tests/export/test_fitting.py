@@ -10,7 +10,7 @@ import torch
 from edge_sdk.wire.manifest import LevelSpec, Refit
 from export.adapters import AdapterRequest
 from export.artifact import ArtifactWriter, staged
-from export.compress.distill import distil
+from export.compress.distill import distil, loss_of_states
 from export.compress.states import Imitation, fit_states
 from export.emulator import emulator
 from export.errors import ExportError, UnsupportedError
@@ -82,7 +82,7 @@ def test_training_comes_nearer(exports: Exports, name: str) -> None:
     was = copy.deepcopy(pairs[0].student)
     for pair, seed in zip(pairs, (0, 0, 1), strict=True):
         weights = list(blocks_of(backbone_of(pair.student))[0].parameters())
-        distil(pair, weights, public, Refit(20, 30, 3e-3), seed, said.append)
+        distil(pair, weights, public, Refit(20, 30, 3e-3), seed, said.append, loss_of_states)
     assert off(pairs[0], public) < 0.97 * before
     first, same, other = (dict(pair.student.named_parameters()) for pair in pairs)
     assert all(first[n].equal(same[n]) for n in first)
@@ -97,7 +97,9 @@ def test_a_loss_that_is_none_is_said(exports: Exports) -> None:
     """One line, instead of weights that are not numbers."""
     pair = imitation(opened(exports, "llama"), 1)
     with pytest.raises(ExportError, match="give a learning rate below 1e\\+30"):
-        distil(pair, list(pair.student.parameters()), public_rows(9), Refit(9, 9, 1e30), 0, lambda _: None)
+        distil(
+            pair, list(pair.student.parameters()), public_rows(9), Refit(9, 9, 1e30), 0, lambda _: None, loss_of_states
+        )
 
 
 @pytest.mark.parametrize("bits", [32, 8, 4])
