@@ -39,7 +39,7 @@ FULL_MODEL: Final = "full model"
 BLOCKS: Final = (5 / 6, 2 / 3, 1 / 2)  # kept
 FFN_SHARES: Final = (3 / 4, 1 / 2, 1 / 4)  # of its neurons, or of its matrices' bytes
 BETWEEN: Final = (0.6, 0.3, 0.06)  # int4's bytes and int8's, for mixes of both
-DISTILL_STEPS: Final = 24
+DISTILL: Final = {"refit": "distill", "distill_steps": 160, "distill_rate": 6e-4}
 SMALL, CLOSES_SMALL, CLOSES_HALF = 0.16, 0.95, 0.80  # what --check asks for
 LOWEST: Final = -1.0  # share of the gap that is drawn
 
@@ -61,8 +61,8 @@ less than nothing, the adapter has learnt on the emulator what harms the full mo
 `N-even` keeps N blocks at even distances, `N-important` those with the most influence on public rows; `ffnP` keeps P %
 of each FFN's neurons, `rankR` has FFN matrices as products of rank R, of as many bytes. `-refit` is fitted to the full
 model in closed form: bridges in the place of blocks ([ADR 0035](../adr/0035-bridges.md)), what an FFN or a factor has
-left, how 4 bits round; `-distilled` by training ({distill} steps) on public rows. Mixed levels
-have their frozen tensors within so many MB.
+left, how 4 bits round; `-distilled` has its bridges trained on public rows ({distill} steps), along the way that an
+adapter goes ([ADR 0036](../adr/0036-the-adapters-way.md)). Mixed levels have their frozen tensors within so many MB.
 
 ![Bytes against the share of the gap closed](../../benchmarks/results/compression.png)
 """
@@ -79,7 +79,6 @@ def techniques(subject: Subject) -> dict[str, list[Level]]:
     ranks = [int(share * subject.width * subject.neurons / (subject.width + subject.neurons)) for share in FFN_SHARES]
     factored: list[Level] = [{"name": f"rank{n}", "svd": list(subject.factored), "svd_rank": n} for n in ranks]
     solved = {"refit": "least-squares"}
-    distilled = {"refit": "distill", "distill_steps": DISTILL_STEPS}
     return {
         "precision": [{"name": "fp16", "bits": 16}, {"name": "int8", "bits": 8}, {"name": "int4", "bits": 4}],
         "precision, refit": _with(solved, [{"name": "int4", "bits": 4}]),
@@ -90,7 +89,7 @@ def techniques(subject: Subject) -> dict[str, list[Level]]:
         "depth, uniform, refit": _with(solved, even),
         "depth, importance": important,
         "depth, importance, refit": _with(solved, important),
-        "depth, importance, distilled": _with(distilled, important[-1:]),
+        "depth, importance, distilled": _with(DISTILL, important[-1:]),
         "width": slim,
         "width, refit": _with(solved, slim),
         "rank, refit": _with(solved, factored),
@@ -130,7 +129,7 @@ class Effort:
 FULL: Final = Effort((0, 1, 2))
 QUICK: Final = Effort(
     seeds=(0,),
-    techniques=("precision, refit", "depth, uniform", "depth, importance, refit"),
+    techniques=("precision, refit", "depth, uniform", "depth, importance, refit", "depth, importance, distilled"),
     strengths=1,
     steps=40,
     held_out=32,
@@ -324,7 +323,8 @@ def _said(found: Sequence[Line]) -> str:
 def page(found: Mapping[str, Any]) -> str:
     """docs/results/compression.md, of the numbers in compression.json alone."""
     runs = found["runs"]
-    parts = [INTRODUCTION.strip().format(distill=DISTILL_STEPS), "## What was to be reached", _verdict_lines(runs)]
+    introduction = INTRODUCTION.strip().format(distill=DISTILL["distill_steps"])
+    parts = [introduction, "## What was to be reached", _verdict_lines(runs)]
     for same in _by_study(runs).values():
         parts += [f"## {same[0]['title']}", _setting(same, found["effort"]["seeds"]), _table(lines(same))]
     return "\n\n".join(parts) + "\n"

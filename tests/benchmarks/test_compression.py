@@ -34,7 +34,12 @@ def test_levels_are_a_coordinators(tmp_path: pathlib.Path) -> None:
     assert [one.name for one in read_levels(tmp_path / "levels.toml").levels] == [one["name"] for one in tables]
     assert len({one["name"] for one in tables}) == len(tables)
     quick = QUICK.levels(SUBJECT)
-    assert [one["name"] for some in quick.values() for one in some] == ["int4-refit", "15-even", "15-important-refit"]
+    assert [one["name"] for some in quick.values() for one in some] == [
+        "int4-refit",
+        "15-even",
+        "15-important-refit",
+        "15-important-distilled",
+    ]
     assert FULL.levels(SUBJECT) == found
 
 
