@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import numpy as np
 import pytest
@@ -174,6 +175,23 @@ def test_graphs_have_both_ways(exports: Exports, name: str, tmp_path_factory: py
 
 def _level(layers: tuple[int, ...], bits: int, surgery: Surgery) -> LevelSpec:
     return LevelSpec("bridged", layers, layers, bits, surgery=surgery, refit=Refit(20))
+
+
+@pytest.mark.slow
+def test_behind_blocks_that_train_whole(exports: Exports, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A block that peft keeps a copy of has one bridge; parity holds, with a layer held in fewer bits, too."""
+    surgery = Surgery(bridges=(0,))
+    adapted = with_adapter(exports, "gpt2", surgery, AdapterRequest("layers", first=1, last=1))
+    layers = (0, *range(2, adapted.foundation.spec.layers))
+    level = dataclasses.replace(_level(layers, 8, surgery), layer_bits=(4, *[8] * (len(layers) - 1)))
+    operated = operated_model(adapted.foundation, surgery, ())
+    fitted = fit(adapted, operated, level, public_for(adapted.foundation, 20), 0, print)
+    with staged(tmp_path_factory.mktemp("bridged") / "artifact") as store:
+        manifest = ArtifactWriter(capture_program(adapted, lambda _: None), store).write(level, 16, fitted)
+        found = {segment.name: segment for segment in manifest.walk}
+        assert (found["bridge.0"].structure, found["bridge.0"].trains) == ("bridge.4bits", False)
+        assert found["block.0"].trains
+        require_parity(check_parity(Oracle(adapted), store, manifest))
 
 
 def test_bridges_never_train(exports: Exports) -> None:
