@@ -23,6 +23,7 @@ from edge_sdk.wire.lifeline import end_with_parent, exit_on_terminate
 from edge_sdk.wire.manifest import TaskType
 from export import manual
 from export.errors import ExportError, ParityError
+from export.kinds import FACTORS
 from export.levels import Drop, LevelRequest, Refitting, default_name
 
 if TYPE_CHECKING:
@@ -149,6 +150,7 @@ def _add_export(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     group.add_argument("--last", type=int, default=0, metavar="K", help="last blocks that train, for layers")
     group.add_argument("--length", type=int, default=0, metavar="N", help="tokens of a prompt or a prefix")
     group.add_argument("--seed", type=int, default=0, metavar="N", help="draws its starting values (default: 0)")
+    group.add_argument("--start", type=pathlib.Path, metavar="DIR", help="a sparse checkpoint its factors begin from")
     group = command.add_argument_group("emulator level")
     group.add_argument("--bits", type=int, default=32, metavar="32|16|8|4", help="of a frozen weight (default: 32)")
     group.add_argument("--layers", type=int, default=None, metavar="N", help="layers to keep (default: all)")
@@ -189,6 +191,7 @@ def _export(arguments: argparse.Namespace) -> int:
 
     if arguments.runtime == "ort-training":
         return _export_ort_training(arguments)
+    _require_start(arguments)
     require_usable(arguments.out)
     begin = time.monotonic()
     with narrated() as show:
@@ -208,6 +211,9 @@ def _export_ort_training(arguments: argparse.Namespace) -> int:
     if arguments.level or arguments.tokens is not None:
         msg = "--level and --tokens are for a manifest and its costs, which --runtime ort-training has not"
         raise ExportError(msg)
+    if arguments.start is not None:
+        msg = "--start is for an artifact, whose adapter begins there; --runtime ort-training has none"
+        raise ExportError(msg)
     begin = time.monotonic()
     with narrated() as show:
         from export.ort_training.artifacts import write_artifacts
@@ -220,6 +226,18 @@ def _export_ort_training(arguments: argparse.Namespace) -> int:
     sizes = ", ".join(f"{path.name} ({path.stat().st_size / 1e6:.1f} MB)" for path in files)
     print(f"{sizes} are in {arguments.out} after {time.monotonic() - begin:.0f} s")
     return 0
+
+
+def _require_start(arguments: argparse.Namespace) -> None:
+    """Refuse at once what could only fail after the model is loaded."""
+    if arguments.start is None:
+        return
+    if arguments.adapter not in FACTORS:
+        msg = f"--start is for adapters of kind {' or '.join(FACTORS)}, this one is of kind {arguments.adapter!r}"
+        raise ExportError(msg)
+    if not arguments.start.is_dir():
+        msg = f"--start is {arguments.start}, which is no folder"
+        raise ExportError(msg)
 
 
 def _say_dropout(arguments: argparse.Namespace) -> None:
@@ -267,6 +285,7 @@ def request_of(arguments: argparse.Namespace) -> BuildRequest:
         parity=not arguments.no_parity,
         seed=arguments.seed,
         public=_public(arguments),
+        start=arguments.start,
     )
 
 

@@ -47,6 +47,8 @@ What trains, `--adapter`, with a classifier always:
 
 {ADAPTERS}
 
+LoRA may begin where a run of kind sparse on the same targets ended, whose PEFT checkpoint --start is: SLoRA.
+
 Dropout is zero, whatever the model's configuration says. Every gradient is compared with torch's before anything is
 written, and what the level costs is measured here.
 

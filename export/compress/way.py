@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from edge_sdk.wire.manifest import TaskType
 from export.errors import ExportError
 from export.evaluate import Rows
+from export.kinds import FACTORS
 from export.public import arguments_of, drawn, mask_of, token_losses
 
-KINDS = ("lora", "rslora")  # what the rate was measured for
 STEPS = 30
 LEARNING_RATE = 1e-3
 FARTHEST = 1.5
@@ -55,8 +55,8 @@ def shares(seed: int) -> Iterator[float]:
 
 
 def has_way(kind: str, task: TaskType) -> bool:
-    """Whether an adapter of this kind can be tuned on public rows, which have no labels."""
-    return kind in KINDS and task is TaskType.CAUSAL_LM
+    """Whether an adapter of this kind is tuned on public rows: they have no labels, and the rate is LoRA's."""
+    return kind in FACTORS and task is TaskType.CAUSAL_LM
 
 
 def to_the_end(

@@ -11,9 +11,11 @@ import torch
 from peft import PeftModel
 
 from edge_sdk.wire.blobs import BlobStore
+from edge_sdk.wire.manifest import decode_manifest
 from edge_sdk.wire.tensors import read_tensors
 from export.adapters import AdapterRequest, adapter_arrays, set_adapter
 from export.build import build, parse_request
+from export.cli import main
 from export.errors import ExportError
 from export.foundation import Foundation, open_foundation, quiet
 from export.parity import draw_batch, torch_loss
@@ -119,6 +121,40 @@ def test_an_artifact_begins_there(bert: Checkpoint, tmp_path: pathlib.Path) -> N
         for name, values in wanted.items():
             cut = values[:rank] if name.endswith("lora_A") else values[:, :rank] if name.endswith("lora_B") else values
             np.testing.assert_array_equal(initial[name], cut)
+
+
+def test_the_command_begins_there(llama: Checkpoint, tmp_path: pathlib.Path) -> None:
+    """`fedpeat export --start`: an artifact with those starting values."""
+    foundation, checkpoint = llama
+    begun = adapted(foundation, "lora", 2)
+    begin_from(begun, checkpoint)
+    out = tmp_path / "out"
+    command = ["export", str(foundation.folder), "--task", "causal-lm", "--out", str(out), "--start", str(checkpoint)]
+    command += ["--rank", "2", "--alpha", "3", "--targets", ",".join(begun.request.targets), "--tokens", "8"]
+    assert main([*command, "--level", "fp32", "--no-parity"]) == 0
+    manifest = decode_manifest((out / "fp32.manifest").read_bytes())
+    initial = read_tensors(BlobStore(out).path(manifest.files[manifest.adapter.initial].sha256))
+    for name, values in adapter_arrays(begun.parameters).items():
+        np.testing.assert_array_equal(initial[name], values)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--adapter", "bias"], "--start is for adapters of kind lora or rslora, this one is of kind 'bias'"),
+        ([], "which is no folder"),
+        (["--runtime", "ort-training"], "--start is for an artifact"),
+    ],
+)
+def test_the_command_refuses_at_once(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], options: list[str], said: str
+) -> None:
+    """One line, before a model is looked for; nothing is written."""
+    command = ["export", "nowhere", "--task", "causal-lm", "--out", str(tmp_path / "out"), "--start", "none", *options]
+    assert main(command) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_it_cannot_begin_from(llama: Checkpoint, tmp_path: pathlib.Path) -> None:
