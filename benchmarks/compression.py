@@ -170,13 +170,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--quick", action="store_true", help="one seed, few levels, short tunes")
     parser.add_argument("--check", action="store_true", help="exit 1 unless small levels close what they should")
-    parser.add_argument("--seeds", type=_numbers, default=(), metavar="N,...", help="of those that there are; all")
+    parser.add_argument("--seeds", type=numbers, default=(), metavar="N,...", help="of those that there are; all")
     every = tuple(ladders.SUBJECTS)
     parser.add_argument("--only", type=_subjects, default=every, metavar="NAME,...", help=f"default: {listed(every)}")
     return parser
 
 
-def _numbers(text: str) -> tuple[int, ...]:
+def numbers(text: str) -> tuple[int, ...]:
+    """Of `N,...`. Raises ValueError, as argparse wants it."""
     return tuple(map(int, text.split(",")))
 
 

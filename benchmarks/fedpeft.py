@@ -39,6 +39,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import fleet, machine, studies, vision, vit_base
+from benchmarks.compression import listed, numbers
 from benchmarks.vision import DataSet
 from edge_sdk.data import write_image_folder
 from export.cache import cache_folder
@@ -127,11 +128,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="one data set, one seed, few rounds")
     parser.add_argument("--check", action="store_true", help="exit 1 unless every kind learns and sends what it should")
     parser.add_argument("--kinds", type=_kinds, default=tuple(KINDS), help=f"of {', '.join(KINDS)}; all by default")
-    parser.add_argument("--seeds", type=_seeds, default=(), metavar="N,...", help="of those that there are; all")
+    parser.add_argument("--seeds", type=numbers, default=(), metavar="N,...", help="of those that there are; all")
     asked = parser.parse_args(arguments)
     effort = QUICK if asked.quick else FULL
     if unknown := sorted({*asked.seeds} - {*effort.seeds}):
-        parser.error(f"there is no seed {', '.join(map(str, unknown))}; there are {', '.join(map(str, effort.seeds))}")
+        parser.error(f"there is no seed {listed(unknown)}; there are {listed(effort.seeds)}")
     console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
     data = {name: DATA[name](effort.side) for name in effort.data}
     outcomes = []
@@ -161,10 +162,6 @@ def _kinds(text: str) -> tuple[str, ...]:
         msg = f"no kind is called {', '.join(unknown)}; there are {', '.join(KINDS)}"
         raise argparse.ArgumentTypeError(msg)
     return names
-
-
-def _seeds(text: str) -> tuple[int, ...]:
-    return tuple(map(int, text.split(",")))
 
 
 def kept(data: DataSet, kind: str, seed: int, effort: Effort) -> Outcome:
