@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from edge_sdk.wire.blobs import BlobStore
 from edge_sdk.wire.manifest import LevelSpec, Manifest, Refit
 from edge_sdk.wire.tensors import Array, read_tensors
-from export.adapters import named
-from export.compress.bridges import bridges_of, fit_bridges, fit_gradients, gradients
+from export.adapters import adapter_arrays, named, set_adapter
+from export.compress.bridges import bridges_of, fit_back, fit_there, gradients
 from export.compress.calibrate import Rounding, calibrated
 from export.compress.distill import distil, loss_of_outcome, loss_of_states
 from export.compress.quantize import FULL_BITS, LEAST_BITS, whole_tensors
 from export.compress.states import Imitation, fit_states
-from export.compress.way import WHOLE_WAY, Way, has_way, shares, to_the_end
+from export.compress.way import NO_WAY, Way, has_way, shares, to_the_end
 from export.emulator import NOT_FITTED, Fitted, emulator, frozen_parameters
 from export.errors import ExportError, UnsupportedError
 from export.evaluate import Rows
@@ -49,65 +49,85 @@ def fit(
     """
     if level.refit is None or (operated is None and not level.refit.steps):
         return NOT_FITTED
-    teacher = adapted.foundation.load(seed)
-    student = copy.deepcopy(teacher if operated is None else operated)
-    keep_layers(student, level.layers)
-    pair = Imitation(adapted.foundation, student, teacher, level.layers)
     if level.surgery.bridges:
-        report("bridges")
-        fit_bridges(pair, public)
-        if level.refit.steps:
-            pair = _trained(adapted, level, level.refit, pair, public, seed, report)
-        return _bridges(pair)
-    report("least squares")
-    with contextlib.suppress(UnsupportedError):  # blocks that they cannot fit are taken as they are
-        fit_states(pair, _own_weights(adapted, pair, level).keys(), public)
-    if level.refit.steps:
-        weights = [weight for own in _own_weights(adapted, pair, level).values() for weight in own.values()]
-        distil(pair, weights, public, level.refit, seed, report, loss_of_states)
-    return _arrays("block", _own_weights(adapted, pair, level))
+        return _fit_bridges(adapted, operated, level, level.refit, public, seed, report)
+    return _fit_blocks(adapted, operated, level, level.refit, public, seed, report)
 
 
-def _trained(
+def _fit_blocks(
     adapted: Adapted,
+    operated: nn.Module | None,
     level: LevelSpec,
     refit: Refit,
-    pair: Imitation,
     public: Rows,
     seed: int,
     report: Callable[[str], None],
-) -> Imitation:
-    """The same with bridges that were trained further, where it can be along the way that the adapter goes."""
-    way = Way({}, {}, ())
-    if has_way(adapted.request.kind, adapted.foundation.spec.task):
+) -> Fitted:
+    pair = _imitation(adapted, operated, level, seed)
+    report("least squares")
+    with contextlib.suppress(UnsupportedError):  # blocks that they cannot fit are taken as they are
+        fit_states(pair, _own_weights(adapted, pair, level).keys(), public)
+    if refit.steps:
+        weights = [weight for own in _own_weights(adapted, pair, level).values() for weight in own.values()]
+        distil(pair, weights, public, refit, seed, report, loss_of_states)
+    return _arrays("block", _own_weights(adapted, pair, level))
+
+
+def _fit_bridges(
+    adapted: Adapted,
+    operated: nn.Module | None,
+    level: LevelSpec,
+    refit: Refit,
+    public: Rows,
+    seed: int,
+    report: Callable[[str], None],
+) -> Fitted:
+    if refit.steps and has_way(adapted.request.kind, adapted.foundation.spec.task):
         report("the adapter's way")
-        whole = adapt(adapted.foundation, adapted.request, seed)
-        in_full = dataclasses.replace(level, bits=FULL_BITS, layer_bits=())
-        model, parameters = emulator(adapted, in_full, _bridges(pair))
-        pair = dataclasses.replace(pair, student=model.get_base_model(), teacher=whole.base)
-        names = [name for name in parameters if layer_of(name.partition("/")[0]) in level.trained_layers]
-        tuned, follows = ({name: own[name] for name in names} for own in (whole.parameters, parameters))
-        way = Way(*to_the_end(whole.base, tuned, public, seed), (tuned, follows))
-    along = shares(seed)
+        pair, way = _on_a_way(adapted, level, public, seed)
+    else:
+        pair, way = _imitation(adapted, operated, level, seed), NO_WAY
+    report("bridges")
+    way.go(0.0)
+    fit_there(pair, public)
+    if refit.steps:
+        along = shares(seed)
 
-    def loss_on_the_way(pair: Imitation, rows: Rows) -> Tensor:
-        way.go(next(along))
-        return loss_of_outcome(pair, rows)
+        def loss_on_the_way(pair: Imitation, rows: Rows) -> Tensor:
+            way.go(next(along))
+            return loss_of_outcome(pair, rows)
 
-    def gradients_on_the_way() -> Iterator[list[Tensor]]:
-        for share in WHOLE_WAY:
+        weights = [weight for bridge in bridges_of(pair).values() for weight in (bridge.states, bridge.shift)]
+        distil(pair, weights, public, refit, seed, report, loss_on_the_way)
+
+    def gradients_at_the_ends() -> Iterator[list[Tensor]]:
+        for share in way.ends:
             way.go(share)
             yield from gradients(pair, public)
 
-    weights = [weight for bridge in bridges_of(pair).values() for weight in (bridge.states, bridge.shift)]
-    distil(pair, weights, public, refit, seed, report, loss_on_the_way)
-    if way.models:
-        fit_gradients(pair, gradients_on_the_way())
-    return pair
-
-
-def _bridges(pair: Imitation) -> Fitted:
+    report("gradients")
+    fit_back(pair, gradients_at_the_ends())
     return _arrays("bridge", {layer: dict(bridge.named_parameters()) for layer, bridge in bridges_of(pair).items()})
+
+
+def _imitation(adapted: Adapted, operated: nn.Module | None, level: LevelSpec, seed: int) -> Imitation:
+    """The level's model as it is before it is fitted, and the whole one; neither has an adapter."""
+    teacher = adapted.foundation.load(seed)
+    student = copy.deepcopy(teacher if operated is None else operated)
+    keep_layers(student, level.layers)
+    return Imitation(adapted.foundation, student, teacher, level.layers)
+
+
+def _on_a_way(adapted: Adapted, level: LevelSpec, public: Rows, seed: int) -> tuple[Imitation, Way]:
+    """The same with the adapter on both, and the way that it goes from where devices begin, in the level's layers."""
+    whole = adapt(adapted.foundation, adapted.request, seed)
+    set_adapter(whole.parameters, adapter_arrays(adapted.parameters))
+    in_full = dataclasses.replace(level, bits=FULL_BITS, layer_bits=())
+    model, parameters = emulator(adapted, in_full)
+    pair = Imitation(adapted.foundation, model.get_base_model(), whole.base, level.layers)
+    names = [name for name in parameters if layer_of(name.partition("/")[0]) in level.trained_layers]
+    tuned, follows = ({name: own[name] for name in names} for own in (whole.parameters, parameters))
+    return pair, Way(*to_the_end(whole.base, tuned, public, seed), (tuned, follows))
 
 
 def _arrays(kind: str, found: Mapping[int, Mapping[str, nn.Parameter]]) -> Fitted:

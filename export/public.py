@@ -128,10 +128,10 @@ def arguments_of(model: nn.Module, rows: Rows) -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": mask.long()}
 
 
-def token_losses(logits: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-    """Of each predicted token, in nats: `logits` (rows, tokens, vocabulary), `ids` and `mask` (rows, tokens)."""
-    predicted = mask[:, 1:]
-    return cross_entropy(logits[:, :-1][predicted], ids[:, 1:][predicted], reduction="none")
+def token_losses(logits: Tensor, given: Mapping[str, Tensor]) -> Tensor:
+    """Of each predicted token, in nats: `logits` (rows, tokens, vocabulary), of a model called with `given`."""
+    predicted = mask_of(given, logits)[:, 1:]
+    return cross_entropy(logits[:, :-1][predicted], given["input_ids"][:, 1:][predicted], reduction="none")
 
 
 def mask_of(given: Mapping[str, Tensor], state: Tensor) -> Tensor:

@@ -125,17 +125,19 @@ def bridges_of(pair: Imitation) -> dict[int, Bridge]:
     return {layer: block.bridge for layer, block in zip(pair.layers, blocks, strict=True) if hasattr(block, "bridge")}
 
 
-def fit_bridges(pair: Imitation, public: Rows) -> None:
-    """Fit all bridges of the student in closed form, in place."""
+@torch.no_grad()
+def fit_there(pair: Imitation, public: Rows) -> None:
+    """Fit A and b of all bridges of the student, in place."""
     bridges = bridges_of(pair)
-    fit_gradients(pair, gradients(pair, public))
-    with torch.no_grad():
-        follow(pair, public, lambda layer, part, batches: _fit_states(bridges.get(layer), part, batches))
+
+    def fit(layer: int, part: Part, batches: Sequence[Batch]) -> None:
+        if layer in bridges:
+            _fit(bridges[layer], part, batches)
+
+    follow(pair, public, fit)
 
 
-def _fit_states(bridge: Bridge | None, part: Part, batches: Sequence[Batch]) -> None:
-    if bridge is None:
-        return
+def _fit(bridge: Bridge, part: Part, batches: Sequence[Batch]) -> None:
     width = len(bridge.shift)
     moments = torch.zeros(width + 1, width + 1, dtype=torch.float64)
     errors = torch.zeros(width, width + 1, dtype=torch.float64)
@@ -150,7 +152,7 @@ def _fit_states(bridge: Bridge | None, part: Part, batches: Sequence[Batch]) -> 
     bridge.shift.copy_(found[:, width])
 
 
-def fit_gradients(pair: Imitation, found: Iterable[Sequence[Tensor]]) -> None:
+def fit_back(pair: Imitation, found: Iterable[Sequence[Tensor]]) -> None:
     """Fit B of all bridges of the student, in place, to what `gradients` finds."""
     bridges, total = bridges_of(pair), len(blocks_of(backbone_of(pair.teacher)))
     after = dict(zip(pair.layers, ends(pair.layers, total), strict=True))
@@ -179,7 +181,7 @@ def gradients(pair: Imitation, public: Rows) -> Iterator[list[Tensor]]:
             states = [passed[k][1] for k in range(len(blocks))]
             mask = mask_of(given, states[0])
             if predicts:
-                value = token_losses(result.logits, given["input_ids"], mask).sum()
+                value = token_losses(result.logits, given).sum()
             else:
                 direction = torch.randn(states[-1].shape, generator=generator)
                 value = (states[-1] * direction * mask[..., None]).sum()

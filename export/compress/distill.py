@@ -93,7 +93,7 @@ def loss_of_states(pair: Imitation, rows: Rows) -> Tensor:
     hidden = torch.stack([_relative(s[mask], t[mask]) for s, t in zip(found, wanted, strict=True)]).mean()
     loss: Tensor = HIDDEN * hidden
     if predicts and bool(mask[:, 1:].any()):
-        loss = loss + token_losses(result.logits, given["input_ids"], mask).mean()
+        loss = loss + token_losses(result.logits, given).mean()
     return loss
 
 

@@ -32,7 +32,7 @@ from export.public import seen
 
 @dataclass(frozen=True, slots=True)
 class Imitation:
-    """A `student` that has kept some `layers` of its `teacher`, which `foundation` gives; neither has an adapter."""
+    """A `student` that has kept some `layers` of its `teacher`, a model of `foundation`: both adapted, or neither."""
 
     foundation: Foundation
     student: nn.Module

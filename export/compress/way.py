@@ -21,13 +21,12 @@ from edge_sdk.wire.manifest import TaskType
 from export.errors import ExportError
 from export.evaluate import Rows
 from export.kinds import FACTORS
-from export.public import arguments_of, drawn, mask_of, token_losses
+from export.public import arguments_of, drawn, token_losses
 
 STEPS = 30
 LEARNING_RATE = 1e-3
 FARTHEST = 1.5
 AT_THE_BEGINNING = 3  # of the shares every so-manieth is 0
-WHOLE_WAY = (0.0, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +37,20 @@ class Way:
     end: Mapping[str, Tensor]
     models: Sequence[Mapping[str, nn.Parameter]]
 
+    @property
+    def ends(self) -> tuple[float, ...]:
+        """The shares of it that are its ends: one, where nobody goes along."""
+        return (0.0, 1.0) if self.models else (0.0,)
+
     @torch.no_grad()
     def go(self, share: float) -> None:
         """Have the adapter of all models at this share of the way."""
         for parameters in self.models:
             for name, begin in self.begin.items():
                 parameters[name].copy_(torch.lerp(begin, self.end[name], share))
+
+
+NO_WAY = Way({}, {}, ())
 
 
 def shares(seed: int) -> Iterator[float]:
@@ -72,8 +79,7 @@ def to_the_end(
     whole: Any = teacher
     for _, rows in zip(range(STEPS), drawn(public, seed), strict=False):
         given = arguments_of(teacher, rows)
-        logits = whole(**given).logits
-        loss = token_losses(logits, given["input_ids"], mask_of(given, logits)).mean()
+        loss = token_losses(whole(**given).logits, given).mean()
         if not math.isfinite(loss.item()):
             msg = "the whole model's loss of public rows is not finite: choose other rows"
             raise ExportError(msg)

@@ -12,7 +12,7 @@ import torch
 from edge_sdk.wire.manifest import LevelSpec, Refit, Surgery
 from export.adapters import AdapterRequest
 from export.artifact import ArtifactWriter, staged
-from export.compress.bridges import Bridge, bridges_of, fit_bridges, put_bridges
+from export.compress.bridges import Bridge, bridges_of, fit_back, fit_there, gradients, put_bridges
 from export.compress.depth import bridged
 from export.compress.distill import distil, loss_of_outcome
 from export.compress.states import Imitation
@@ -66,7 +66,7 @@ def test_states_come_nearer(exports: Exports, name: str) -> None:
     pair = with_bridges(opened(exports, name), 1, 2)
     public = public_for(pair.foundation, 40)
     before = off(pair, public)
-    fit_bridges(pair, public)
+    fit_there(pair, public)
     assert off(pair, public) < 0.97 * before
     own = [p for n, p in pair.student.named_parameters() if "bridge" not in n]
     kept = copy.deepcopy(pair.teacher)
@@ -79,13 +79,13 @@ def test_gradients_come_nearer(exports: Exports, name: str) -> None:
     """At its beginning, from that at its end, over the rows that it was fitted to: nearer than unchanged."""
     pair = with_bridges(opened(exports, name), 1, 2)
     public = public_for(pair.foundation, 40)
-    fit_bridges(pair, public)
+    fit_back(pair, gradients(pair, public))
     blocks = blocks_of(backbone_of(pair.teacher))
     given = arguments_of(pair.teacher, public)
     with seen(list(blocks)) as states:
         logits = pair.teacher(**given).logits
     mask = mask_of(given, states[0][1])
-    loss = token_losses(logits, given["input_ids"], mask).sum()
+    loss = token_losses(logits, given).sum()
     wanted, begun = (one[mask] for one in torch.autograd.grad(loss, [states[0][1], states[2][1]]))
     found = begun + begun @ pair.student.get_parameter(name_of_gradients(pair)).T
     assert (found - wanted).square().sum() < 0.97 * (begun - wanted).square().sum()
@@ -99,11 +99,7 @@ def test_training_comes_nearer_in_the_end(exports: Exports, name: str) -> None:
     """
     pair = with_bridges(opened(exports, name), 1, 2)
     public = public_for(pair.foundation, 40)
-    fit_bridges(pair, public)
     weights = [weight for bridge in bridges_of(pair).values() for weight in (bridge.states, bridge.shift)]
-    with torch.no_grad():
-        for weight in weights:
-            weight.zero_()
     was, before = copy.deepcopy(pair.student), loss_of_outcome(pair, public).detach()
     distil(pair, weights, public, Refit(40, 30, 3e-3), 0, lambda _: None, loss_of_outcome)
     assert loss_of_outcome(pair, public) < 0.9 * before

@@ -92,6 +92,22 @@ def test_who_has_a_way() -> None:
     assert not has_way("bias", TaskType.CAUSAL_LM)
 
 
+def test_the_way_begins_where_devices_begin(exports: Exports) -> None:
+    """An adapter that is not new, such as one from a sparse checkpoint, has another way."""
+    adapted = with_adapter(exports, "llama", SURGERY)
+    layers = (0, *range(2, adapted.foundation.spec.layers))
+    level = LevelSpec("short", layers, layers, 32, surgery=SURGERY, refit=Refit(20, 4, 1e-3))
+    operated, public = operated_model(adapted.foundation, SURGERY, ()), public_for(adapted.foundation, 20)
+    new = fit(adapted, operated, level, public, 0, lambda _: None)["bridge.0"]
+    with torch.no_grad():
+        for parameter in adapted.parameters.values():
+            parameter.add_(0.1)
+    before = adapter_arrays(adapted.parameters)
+    begun = fit(adapted, operated, level, public, 0, lambda _: None)["bridge.0"]
+    assert not any(np.array_equal(begun[key], new[key]) for key in new)
+    assert all(np.array_equal(array, before[key]) for key, array in adapter_arrays(adapted.parameters).items())
+
+
 def test_a_layer_that_does_not_train_has_no_way(exports: Exports) -> None:
     """A level that trains its last layer alone is fitted along another way than one that trains all."""
     adapted = with_adapter(exports, "llama", SURGERY)
