@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import hashlib
 import itertools
 import json
 import math
@@ -166,8 +165,7 @@ def _kinds(text: str) -> tuple[str, ...]:
 
 def kept(data: DataSet, kind: str, seed: int, effort: Effort) -> Outcome:
     """A run, from the cache folder where it is there."""
-    parts = (data.name, kind, seed, dataclasses.asdict(KINDS[kind]), dataclasses.asdict(effort))
-    digest = hashlib.sha256(json.dumps([*parts, studies.source_digest()]).encode()).hexdigest()
+    digest = studies.digest_of(data.name, kind, seed, dataclasses.asdict(KINDS[kind]), dataclasses.asdict(effort))
     path = cache_folder() / "runs" / f"fedpeft-{data.name}-{kind}-{seed}-{digest[:16]}.json"
     if path.is_file():
         found = json.loads(path.read_text("utf-8"))

@@ -8,7 +8,6 @@ and of its levels those are measured again whose manifests have changed.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import pathlib
 import shutil
@@ -132,7 +131,7 @@ def ladder(
     if (found := done(subject, levels, seed, experiment)) is not None and (not keep or (folder / "artifact").is_dir()):
         return found
     note = folder / "of.txt"
-    digest = _digest(subject, levels, seed)
+    digest = studies.digest_of(dataclasses.asdict(subject), levels, seed)
     if not note.is_file() or note.read_text("utf-8") != digest:
         shutil.rmtree(folder / "artifact", ignore_errors=True)  # made by another exporter, perhaps
         (folder / "ladder.json").unlink(missing_ok=True)
@@ -151,7 +150,8 @@ def done(subject: Subject, levels: Sequence[Mapping[str, Any]], seed: int, exper
     files = [folder / "ladder.json", folder / "of.txt"]
     if not all(path.is_file() for path in files):
         return None
-    return _read(folder) if files[1].read_text("utf-8") == _digest(subject, levels, seed) else None
+    digest = studies.digest_of(dataclasses.asdict(subject), levels, seed)
+    return _read(folder) if files[1].read_text("utf-8") == digest else None
 
 
 def shortened(subject: Subject, steps: int, held_out: int) -> Subject:
@@ -162,12 +162,6 @@ def shortened(subject: Subject, steps: int, held_out: int) -> Subject:
 def place(subject: Subject, seed: int, experiment: str) -> pathlib.Path:
     """The folder that a ladder is measured in."""
     return cache_folder() / "ladders" / f"{experiment}-{subject.name}-{seed}"
-
-
-def _digest(subject: Subject, levels: Sequence[Mapping[str, Any]], seed: int) -> str:
-    """Of all that a ladder depends on."""
-    asked = json.dumps([dataclasses.asdict(subject), levels, seed, studies.source_digest()], default=str)
-    return hashlib.sha256(asked.encode()).hexdigest()
 
 
 def _read(folder: pathlib.Path) -> Ladder:

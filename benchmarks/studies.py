@@ -161,8 +161,7 @@ def request_of(
 
 def place_of(request: Mapping[str, Any], under: pathlib.Path) -> pathlib.Path:
     """The folder under `under` for what this exporter makes of `request`: another exporter's has another name."""
-    digest = hashlib.sha256(json.dumps([request, source_digest()], sort_keys=True).encode()).hexdigest()
-    return under / digest[:16]
+    return under / digest_of(request)[:16]
 
 
 def newest(name: str, request: Mapping[str, Any]) -> pathlib.Path:
@@ -179,8 +178,12 @@ def newest(name: str, request: Mapping[str, Any]) -> pathlib.Path:
     return out
 
 
-def source_digest() -> str:
-    """Changes with the exporter and the engine, whose costs an artifact carries."""
+def digest_of(*asked: object) -> str:
+    """Of what was asked for, and of who does it: the exporter and the engine, whose costs an artifact carries."""
+    return hashlib.sha256(json.dumps([*asked, _source_digest()], sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _source_digest() -> str:
     root = pathlib.Path(__file__).parent.parent
     digest = hashlib.sha256()
     for path in sorted([*root.glob("export/**/*.py"), *root.glob("edge_sdk/**/*.py")]):

@@ -13,7 +13,7 @@ from coordinator.secure.complaints import secure_complaints
 from edge_sdk.wire.codecs import NEEDS_RESIDUAL
 from edge_sdk.wire.manifest import BITS
 from edge_sdk.wire.messages import DeltaCodec
-from export.kinds import FACTORS, why_not
+from export.kinds import why_no_start, why_not
 
 
 def complaints(config: Config) -> dict[str, bool]:
@@ -21,14 +21,12 @@ def complaints(config: Config) -> dict[str, bool]:
     names = [level.name for level in config.levels]
     task, adapter, rule = config.model.task, config.adapter, config.aggregation.rule
     codec, rules = config.training.delta_codec, rules_for(adapter.kind)
-    no_adapter = why_not(adapter.kind, dataclasses.asdict(adapter), task)
+    no_adapter, no_start = why_not(adapter.kind, dataclasses.asdict(adapter), task), why_no_start(adapter.kind)
     complaints = {
         "at least one [[levels]] table is needed": not names,
         f"levels share a name: {', '.join(names)}": len(set(names)) != len(names),
         f"adapter: {no_adapter}": no_adapter is not None,
-        f"adapter.start is for adapters of kind {' or '.join(FACTORS)}, this one is of kind {adapter.kind!r}": (
-            adapter.start is not None and adapter.kind not in FACTORS
-        ),
+        f"adapter.start {no_start}": adapter.start is not None and no_start is not None,
         f"aggregation.rule is {rule.value!r}; allowed for an adapter of kind {adapter.kind!r}: auto, "
         + ", ".join(rule.value for rule in rules): rule not in rules,
         f"no level has the adapter's own rank, {adapter.rank}: set no rank in one": (

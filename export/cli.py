@@ -23,7 +23,7 @@ from edge_sdk.wire.lifeline import end_with_parent, exit_on_terminate
 from edge_sdk.wire.manifest import TaskType
 from export import manual
 from export.errors import ExportError, ParityError
-from export.kinds import FACTORS
+from export.kinds import why_no_start
 from export.levels import Drop, LevelRequest, Refitting, default_name
 
 if TYPE_CHECKING:
@@ -232,8 +232,8 @@ def _require_start(arguments: argparse.Namespace) -> None:
     """Refuse at once what could only fail after the model is loaded."""
     if arguments.start is None:
         return
-    if arguments.adapter not in FACTORS:
-        msg = f"--start is for adapters of kind {' or '.join(FACTORS)}, this one is of kind {arguments.adapter!r}"
+    if why := why_no_start(arguments.adapter):
+        msg = f"--start {why}"
         raise ExportError(msg)
     if not arguments.start.is_dir():
         msg = f"--start is {arguments.start}, which is no folder"

@@ -79,6 +79,13 @@ def why_not(kind: str, given: Mapping[str, object], task: TaskType | None = None
     return None
 
 
+def why_no_start(kind: str) -> str | None:
+    """None, or why an adapter of this kind cannot begin from a sparse checkpoint: the end of a line."""
+    if kind in FACTORS:
+        return None
+    return f"is for adapters of kind {' or '.join(FACTORS)}, this one is of kind {kind!r}"
+
+
 class HasLength(Protocol):
     """An adapter, asked for or made."""
 
