@@ -212,6 +212,7 @@ FIELDS: Final = {
     "Keeping.backward_integers": "file of the same in integers, or empty",
     "Keeping.kept": "names of what is kept: outputs of the one, inputs of the other",
     "Keeping.floats": "how many numbers a token that is in all",
+    "Keeping.row_floats": "how many numbers a row beside those: of what a block adds to each row, as prompts",
     "Segment.name": "the place in the walk, as `embed`, `block.7`, `norm`; no slash",
     "Segment.structure": "name in `structures`",
     "Segment.tensors": "the segment's tensor file",

@@ -130,6 +130,7 @@ class ArtifactWriter:
             backward=self._graph(backward, kept.backward, matrices, bits, files),
             kept=kept.names,
             floats=kept.floats,
+            row_floats=kept.row_floats,
             backward_integers=self._integers(integers, kept.backward, matrices, bits, files),
         )
 

@@ -29,7 +29,8 @@ SOURCE, SINK = "source", "sink"
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """Two graphs and what flows between them: values of `floats` numbers a token in all, by `names`.
+    """Two graphs and what flows between them: values of `floats` numbers a token and `row_floats` a row in all, by
+    `names`.
 
     Forward outputs `y` and those, backward takes `x`, `dy` and those.
     """
@@ -38,18 +39,17 @@ class Kept:
     backward: ir.Model
     names: tuple[str, ...]
     floats: int
+    row_floats: int
 
 
-def keep_products(joint: ir.Model, weights: Iterable[str], bits: int, tokens: int = 1) -> Kept:
-    """Cut `joint` (inputs `x`, `dy`, context, `weights`; outputs `y` and gradients), keeping in 32 or 16 bits.
-
-    What is kept is counted for rows of so many `tokens`: a block may add tokens of its own to every row.
-    """
+def keep_products(joint: ir.Model, weights: Iterable[str], bits: int) -> Kept:
+    """Cut `joint` (inputs `x`, `dy`, context, `weights`; outputs `y` and gradients), keeping in 32 or 16 bits."""
     values = _cut(joint, set(weights))
     origin = [value.name or "" for value in values]
     names = tuple(f"kept.{k}" for k in range(len(values)))
-    floats = sum(-(-_numbers(value, tokens) // tokens) for value in values)
-    return Kept(_forward(joint, origin, names, bits), _backward(joint, origin, names, bits), names, floats)
+    one, two = (sum(_numbers(value, tokens) for value in values) for tokens in (1, 2))
+    floats, row_floats = two - one, 2 * one - two  # a block may add tokens of its own to every row
+    return Kept(_forward(joint, origin, names, bits), _backward(joint, origin, names, bits), names, floats, row_floats)
 
 
 def _cut(joint: ir.Model, weights: set[str]) -> list[ir.Value]:

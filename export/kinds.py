@@ -36,10 +36,9 @@ KINDS = {
     "ia3": Kind("a factor for each key, value and number within the feed-forward", ("targets",)),
     "bottleneck": Kind("two small products behind each target, of a width of rank", ("rank", "targets")),
     "prompt": Kind(
-        "so many tokens before an image's, in each block anew, as VPT-deep does",
+        "so many tokens before a row's, in each block anew, as VPT-deep does",
         ("length",),
         needs="how many tokens each block gets",
-        tasks=frozenset({TaskType.IMAGE_CLASSIFICATION}),
     ),
     "prefix": Kind(
         "so many keys and values before a text's, in each block",

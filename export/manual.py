@@ -83,6 +83,7 @@ examples:
   fedpeat export BERT --task token-classification --labels O,PERSON,PLACE --out names
   fedpeat export ViT --task image-classification --labels whole,torn --out textile
   fedpeat export SmolLM2-135M --task causal-lm --out blocks --bits 8 --adapter layers --last 6
+  fedpeat export SmolLM2-135M --task causal-lm --out soft --adapter prompt --length 8
   fedpeat export ViT --task image-classification --labels whole,torn --out prompts --adapter prompt --length 10
 
 exit status: 0 exported, 1 the gradients are not torch's, 2 wrong input, 130 stopped; unless 0, nothing is written

@@ -120,7 +120,7 @@ def capture_program(adapted: Adapted, report: Report) -> Program:
     family, backbone, width = adapted.foundation.family, adapted.backbone, adapted.foundation.spec.width
     walk = places(adapted)
     image = adapted.foundation.spec.image
-    sizes, row_tokens = sizes_for(adapted.peft_model, image), adapted.foundation.spec.row_tokens(1)
+    sizes = sizes_for(adapted.peft_model, image)
     attention_mask = torch.ones(sizes.batch, sizes.tokens, dtype=torch.int64)
     before = taken_positions(adapted.request)
     context = context_behind(family, backbone, attention_mask, before)
@@ -136,7 +136,7 @@ def capture_program(adapted: Adapted, report: Report) -> Program:
             structures["embed"] = captured
         else:
             with blocks_alone(adapted.peft_model):
-                structures[place.structure] = capture_block(place.part, context, width, sizes, row_tokens)
+                structures[place.structure] = capture_block(place.part, context, width, sizes)
     report("loss")
     task = adapted.foundation.spec.task
     make_head = family.heads[task]

@@ -80,9 +80,9 @@ def capture_patches(part: Part, image: ImageSpec, sizes: Sizes) -> Captured:
     return _captured(part, graph, None, {})
 
 
-def capture_block(part: Part, context: Tensors, width: int, sizes: Sizes, tokens: int = 1) -> Captured:
+def capture_block(part: Part, context: Tensors, width: int, sizes: Sizes) -> Captured:
     """`x` (batch, tokens, width) -> `y`; `x`, `dy` -> `dx`, `d.<trained>`, recomputing the forward pass; and both again
-    with activations kept between them, counted for rows of so many `tokens`.
+    with activations kept between them.
 
     Traced once, for tracing is what an export's time goes to; each graph is what it needs of the joint one.
     """
@@ -93,7 +93,7 @@ def capture_block(part: Part, context: Tensors, width: int, sizes: Sizes, tokens
     joint = lean(simplify(joint))
     forward = restrict(joint, lambda name: name != "dy", lambda name: name == "y")
     backward = restrict(joint, lambda _: True, lambda name: name != "y")
-    kept = {bits: pair for bits in PRECISIONS if (pair := keep_products(joint, _examples(part), bits, tokens)).names}
+    kept = {bits: pair for bits in PRECISIONS if (pair := keep_products(joint, _examples(part), bits)).names}
     for graph in (forward, backward, *(g for pair in kept.values() for g in (pair.forward, pair.backward))):
         Canonicalize()(graph)
     return _captured(part, forward, backward, kept)

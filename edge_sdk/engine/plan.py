@@ -367,12 +367,14 @@ class Step:
     def _shelf_bytes(self, plan: Plan) -> float:
         """What outlives a run: inputs, activations, what passes by, and gradients, of former walks as well."""
         keepings = kept_segments(self._manifest, plan)
-        activations = sum(keeping.floats * keeping.bits // 8 for keeping in keepings.values())
+        activations = sum(
+            (keeping.floats * self._tokens + keeping.row_floats) * keeping.bits // 8 for keeping in keepings.values()
+        )
         passing = 3  # the last output, what flows back, and what flows below the lowest segment that keeps
         inputs = FLOAT_BYTES * self._manifest.model.width * (len(self._walked_back) + passing)
         gradients = FLOAT_BYTES * self._trained * (2 if plan.micro_batch < self._batch else 1)
         shared = self._costs.memory_bytes(self._manifest.context, plan.micro_batch, self._tokens)
-        return plan.micro_batch * self._tokens * (inputs + activations) + gradients + shared
+        return plan.micro_batch * (self._tokens * inputs + activations) + gradients + shared
 
     def _turn_bytes(self, plan: Plan) -> int:
         """All that predicts, its gradient, and that in the batch's shape; and a chunk at work."""

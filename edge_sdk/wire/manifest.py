@@ -229,8 +229,8 @@ class AdapterSpec:
 class Keeping:
     """A pair of graphs that keeps activations: what the way back needs so as to make no product with a weight twice.
 
-    `forward` outputs the `kept` beside `y`, `backward` takes them after `dy`. They are `floats` numbers a token in all,
-    of `bits` bits each. `backward_integers` is as in Structure.
+    `forward` outputs the `kept` beside `y`, `backward` takes them after `dy`. They are `floats` numbers a token and
+    `row_floats` a row in all, of `bits` bits each. `backward_integers` is as in Structure.
     """
 
     bits: int
@@ -238,12 +238,13 @@ class Keeping:
     backward: str
     kept: tuple[str, ...]
     floats: int
+    row_floats: int = 0
     backward_integers: str = ""
 
     def __post_init__(self) -> None:
         """Refuse what no graph could keep, and no plan could count."""
-        if self.bits not in KEPT_BITS or self.floats < 1:
-            msg = f"a keeping of {self.floats} numbers in {self.bits} bits that cannot be"
+        if self.bits not in KEPT_BITS or self.floats < 1 or self.row_floats < 0:
+            msg = f"a keeping of {self.floats} and {self.row_floats} numbers in {self.bits} bits that cannot be"
             raise ValueError(msg)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import pathlib
 from typing import Any
 
@@ -40,7 +39,7 @@ CASES = {
     "sparse": (AdapterRequest("sparse", 2), ("llama", "bert")),
     "ia3": (AdapterRequest("ia3"), ("gpt2", "bert", "deit")),
     "bottleneck": (AdapterRequest("bottleneck", rank=3), ("roberta", "dinov2")),
-    "prompt": (AdapterRequest("prompt", length=3), ("vit", "dinov2")),
+    "prompt": (AdapterRequest("prompt", length=3), ("vit", "dinov2", "mistral", "gpt2", "gpt_neox", "distilbert")),
     "prefix": (AdapterRequest("prefix", length=7), ("gpt2", "gpt_neox", "roberta")),
     "bias": (AdapterRequest("bias"), ("opt", "distilbert", "vit")),
     "layernorm": (AdapterRequest("layernorm"), ("qwen3", "bert")),
@@ -261,10 +260,36 @@ def test_prompts_are_tokens_of_each_block(exports: Exports) -> None:
     manifest = vit.manifests["fp32"]
     assert names_in(vit, "block.1") == {"prompt.weight"}
     assert manifest.adapter_shapes()["block.2/prompt.weight"] == (3, WIDTH)
-    tokens = manifest.model.max_tokens
-    kept = (*[WIDTH] * 4, FFN)  # queries, keys, values, what lies between attention and feed-forward, and in the latter
-    floats = sum(math.ceil(numbers * (tokens + 3) / tokens) for numbers in kept)
-    assert {keeping.floats for keeping in manifest.structures["block"].keepings} == {floats}
+    floats = 4 * WIDTH + FFN  # queries, keys, values, what lies between attention and feed-forward, and in the latter
+    found = {(keeping.floats, keeping.row_floats) for keeping in manifest.structures["block"].keepings}
+    assert found == {(floats, 3 * floats)}
+
+
+def test_all_tokens_see_the_prompts_of_a_text(exports: Exports) -> None:
+    """Also those that look back through a window only; what they see of each other is as it was, and no cache is known,
+    in which a generated token would find prompts anew.
+    """
+    adapted = exports.of("mistral", CASES["prompt"][0]).program.adapted
+    model, ids = adapted.peft_model, torch.arange(3, 23)[None]  # a window of 6
+    last = f"block.{adapted.foundation.spec.layers - 1}/prompt.weight"
+    with torch.no_grad():
+        before, later = (model(input_ids=row).logits for row in (ids, torch.cat([ids[:, :-1], ids[:, :1]], dim=1)))
+        assert torch.equal(before[:, :-1], later[:, :-1])
+        held = adapted.parameters[last].clone()
+        adapted.parameters[last].add_(torch.linspace(-1, 1, WIDTH))
+        after = model(input_ids=ids).logits
+        adapted.parameters[last].copy_(held)
+    assert bool(((after - before).abs().amax(dim=2) > 1e-5).all())
+    with pytest.raises(ValueError, match="prompts in blocks know no cache: give use_cache=False"):
+        model(input_ids=ids, use_cache=True)
+
+
+def test_prompts_take_no_positions(exports: Exports) -> None:
+    """Rows may be as long as without, and the context's graph is the one that all other kinds have."""
+    for name in ("llama", "gpt2"):
+        prompted, plain = (one.manifests["fp32"] for one in (exports.of(name, CASES["prompt"][0]), exports[name]))
+        assert prompted.model == plain.model
+        assert prompted.files[prompted.context] == plain.files[plain.context]
 
 
 def test_prefixes_are_keys_and_values_of_each_block(exports: Exports) -> None:

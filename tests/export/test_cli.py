@@ -252,7 +252,6 @@ def test_weights_are_checked(model: pathlib.Path, tmp_path: pathlib.Path, capsys
             ("--adapter", "head"),
             "kind head is for sequence-classification, token-classification, image-classification, not for causal-lm",
         ),
-        (("--adapter", "prompt", "--length", "4"), "kind prompt is for image-classification, not for causal-lm"),
         (("--adapter", "prompt"), "an adapter of kind prompt needs length, how many tokens each block gets"),
         (
             ("--adapter", "lora", "--length", "4"),

@@ -13,10 +13,11 @@ import pytest
 
 from edge_sdk.wire.manifest import Keeping, Structure
 from edge_sdk.wire.tensors import Array, read_tensors
+from export.adapters import AdapterRequest
 from export.capture import IR_VERSION, OPSET
 from export.keeping import PRECISIONS, keep_products
 from export.structures import Captured
-from tests.export.conftest import Exported
+from tests.export.conftest import Exported, Exports
 from tests.models import WIDTH
 
 PRODUCTS = {"MatMul", "FusedMatMul", "Gemm"}
@@ -90,6 +91,21 @@ def keepings(exported: Exported, level: str) -> Iterator[tuple[Structure, Keepin
 @pytest.mark.parametrize("level", ["fp32", "int8", "int4"])
 def test_what_is_kept_is_as_large_as_the_manifest_says(exported: Exported, level: str) -> None:
     """Run on rows of two lengths, the kept arrays have `floats` numbers a token, of so many bits, and no scores."""
+    assert all(keeping.row_floats == 0 for _, keeping in keepings(exported, level))
+    _require_as_large(exported, level)
+
+
+@pytest.mark.parametrize("family", ["llama", "bert"])
+def test_what_is_kept_of_prompts_is_counted_by_rows(exports: Exports, family: str) -> None:
+    """Their numbers are as many in a long row as in a short one: as many as those of three tokens."""
+    prompted = exports.of(family, AdapterRequest("prompt", length=3))
+    found = [keeping for _, keeping in keepings(prompted, "int8")]
+    assert found
+    assert all(keeping.row_floats == 3 * keeping.floats for keeping in found)
+    _require_as_large(prompted, "int8")
+
+
+def _require_as_large(exported: Exported, level: str) -> None:
     manifest, random = exported.manifests[level], np.random.default_rng(0)
     for structure, keeping in keepings(exported, level):
         session = onnxruntime.InferenceSession(
@@ -100,7 +116,8 @@ def test_what_is_kept_is_as_large_as_the_manifest_says(exported: Exported, level
         for rows, tokens in ((1, 9), (3, 16)):
             given = {**example(exported, structure, level, rows, tokens), "x": hidden(random, rows, tokens)}
             found = dict(zip(names, session.run(names, given), strict=True))
-            assert sum(found[name].size for name in keeping.kept) == rows * tokens * keeping.floats
+            kept = rows * (tokens * keeping.floats + keeping.row_floats)
+            assert sum(found[name].size for name in keeping.kept) == kept
             assert {found[name].dtype.itemsize * 8 for name in keeping.kept} == {keeping.bits}
 
 

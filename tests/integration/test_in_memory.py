@@ -420,9 +420,10 @@ def test_a_device_is_killed_between_result_and_receipt(tmp_path: pathlib.Path, t
     [
         ("gpt2", {"kind": "layers", "first": 1, "last": 1}),
         ("deit", {"kind": "prompt", "length": 3}),
+        ("llama", {"kind": "prompt", "length": 3}),
         ("gpt2", {"kind": "prefix", "length": 3}),
     ],
-    ids=["layers", "prompt", "prefix"],
+    ids=["layers", "prompt", "prompt of a text", "prefix"],
 )
 def test_another_kind_of_adapter_is_a_line_in_the_configuration(
     tmp_path: pathlib.Path, model: str, adapter: dict[str, Any]

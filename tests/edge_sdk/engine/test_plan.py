@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -87,6 +88,25 @@ def test_the_chosen_plan_is_the_fastest_that_fits(manifest: Manifest, batch: int
         assert chosen.step_ms == min(plan.step_ms for plan in fitting)
     else:
         assert chosen == Declined(leanest(everything).peak_bytes, budget)
+
+
+def with_keepings(manifest: Manifest, **changes: Any) -> Manifest:
+    """The same, of whose block all that is kept is changed."""
+    block = manifest.structures["block"]
+    keepings = tuple(dataclasses.replace(keeping, **changes) for keeping in block.keepings)
+    structures = {**manifest.structures, "block": dataclasses.replace(block, keepings=keepings)}
+    return dataclasses.replace(manifest, structures=structures)
+
+
+@settings(max_examples=50)
+@given(MANIFESTS, BATCHES, LENGTHS, st.integers(0, 1000))
+def test_what_is_kept_of_a_row_counts_once_a_row(manifest: Manifest, batch: int, tokens: int, more: int) -> None:
+    """So many numbers a row are as many as their share of each token's, whatever the plan."""
+    by_row = with_keepings(manifest, row_floats=tokens * more)
+    by_token = with_keepings(manifest, floats=10 * WIDTH + more)
+    for blocks, bits in itertools.product(range(len(manifest.walked_back()) + 1), (32, 16)):
+        plan = Plan(1, 32, blocks, bits)
+        assert predicted(by_row, batch, tokens, plan) == predicted(by_token, batch, tokens, plan)
 
 
 @settings(max_examples=50)

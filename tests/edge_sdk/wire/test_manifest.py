@@ -160,11 +160,12 @@ def test_a_cost_that_cannot_have_been_measured_is_refused(
         Cost("block", batch, tokens, memory_bytes, time_ms)
 
 
-@pytest.mark.parametrize(("bits", "floats"), [(8, 6), (0, 6), (32, 0), (16, -1)])
-def test_a_keeping_that_cannot_be_is_refused(bits: int, floats: int) -> None:
+@pytest.mark.parametrize(("bits", "floats", "row_floats"), [(8, 6, 0), (0, 6, 0), (32, 0, 0), (16, -1, 0), (32, 6, -1)])
+def test_a_keeping_that_cannot_be_is_refused(bits: int, floats: int, row_floats: int) -> None:
     """Plans count what is kept: less than nothing would make room that is not there."""
-    with pytest.raises(ValueError, match=f"a keeping of {floats} numbers in {bits} bits that cannot be"):
-        dataclasses.replace(KEEPING, bits=bits, floats=floats)
+    said = f"a keeping of {floats} and {row_floats} numbers in {bits} bits that cannot be"
+    with pytest.raises(ValueError, match=said):
+        dataclasses.replace(KEEPING, bits=bits, floats=floats, row_floats=row_floats)
 
 
 def renamed(part: Any, field: str) -> Any:
