@@ -35,6 +35,7 @@ from benchmarks import assets, machine
 from benchmarks.emulation import CPUS, Board, Wheel, board, qemu_version
 from benchmarks.fetch import FetchError, say
 from edge_sdk.wire.errors import last_line
+from edge_sdk.wire.lifeline import exit_on_terminate
 from edge_sdk.wire.manifest import Manifest, TaskType
 from edge_sdk.wire.tensors import Array, read_tensors, write_tensors
 from export.adapters import AdapterRequest
@@ -238,6 +239,7 @@ def measure(folder: pathlib.Path) -> tuple[list[Row], list[Row], str]:
 
 def main() -> int:
     """Measure, show, keep; 1 when `--check` finds a bound missed or a control that is none, or nothing can be had."""
+    exit_on_terminate()
     parser = argparse.ArgumentParser(prog="python -m benchmarks.aarch64", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--check", action="store_true", help="exit 1 when a bound is missed")
     check = parser.parse_args().check

@@ -35,6 +35,7 @@ from typing import Any, Final, TypeVar
 
 from benchmarks import fleet, machine, reviews, studies
 from benchmarks.liars import BOOST, SHADOWS, Attack, Besieged
+from edge_sdk.wire.lifeline import exit_on_terminate
 from export.cache import cache_folder
 
 E = TypeVar("E", bound=enum.Enum)
@@ -96,6 +97,7 @@ class Outcome:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Play all of it; the exit status."""
+    exit_on_terminate()
     parser = argparse.ArgumentParser(prog="python -m benchmarks.attacks", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--quick", action="store_true", help="one seed, short rounds of short rows")
     parser.add_argument("--check", action="store_true", help="exit 1 unless defences hold and the control does not")

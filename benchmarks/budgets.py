@@ -41,6 +41,7 @@ from edge_sdk.order import WorkerOrder
 from edge_sdk.probing import probe_steps
 from edge_sdk.supervisor import Supervisor, WorkerEvent, WorkerFailed, WorkerFinished
 from edge_sdk.wire.blobs import BlobStore
+from edge_sdk.wire.lifeline import exit_on_terminate
 from edge_sdk.wire.manifest import Manifest, decode_manifest
 from edge_sdk.wire.messages import OptimizerKind, Schedule, Task
 from edge_sdk.wire.tensors import Array
@@ -383,6 +384,7 @@ def measure(count: int, seed: int, console: Console) -> list[dict[str, Any]]:
 
 def main() -> int:
     """Draw, measure, show, keep; 1 when `--check` finds a promise broken."""
+    exit_on_terminate()
     parser = argparse.ArgumentParser(prog="python -m benchmarks.budgets", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--cases", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)

@@ -47,6 +47,7 @@ from edge_sdk.data import write_image_folder
 from edge_sdk.engine.artifact import open_artifact
 from edge_sdk.engine.plan import FLOAT_BYTES, Limits, Plan, leanest, planned, plans
 from edge_sdk.probing import probe_steps
+from edge_sdk.wire.lifeline import exit_on_terminate
 from edge_sdk.wire.manifest import Manifest
 from export.cache import cache_folder
 
@@ -206,6 +207,7 @@ SHOWN: Final = (("time on devices, s", seconds, 1.0), ("MB down and up, all devi
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Play all of it; the exit status."""
+    exit_on_terminate()
     parser = argparse.ArgumentParser(prog="python -m benchmarks.caff", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--quick", action="store_true", help="one scene, one seed, few rounds")
     parser.add_argument("--check", action="store_true", help="exit 1 unless budgets hold and something is learned")

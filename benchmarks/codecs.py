@@ -37,6 +37,7 @@ from coordinator.task_book import FROZEN
 from edge_sdk.engine.optimizers import AdamW
 from edge_sdk.feedback import compress
 from edge_sdk.wire.delta import Delta, DeltaFile, Tensor, encode_delta, pack_array, unpack_array
+from edge_sdk.wire.lifeline import exit_on_terminate
 from edge_sdk.wire.messages import DeltaCodec
 from edge_sdk.wire.tensors import Array
 from export.cache import cache_folder
@@ -79,6 +80,7 @@ class RealOutcome:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Play all of them; the exit status."""
+    exit_on_terminate()
     description = (__doc__ or "").split("\n\n")[0]
     parser = argparse.ArgumentParser(prog="python -m benchmarks.codecs", description=description)
     parser.add_argument("--real", action="store_true", help="a real model, MiniLM on Rotten Tomatoes")

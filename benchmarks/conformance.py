@@ -31,6 +31,7 @@ from edge_sdk.engine.plan import HEAD_ROWS, Plan
 from edge_sdk.engine.train import Recipe, train_steps
 from edge_sdk.engine.walk import Walk
 from edge_sdk.errors import EdgeError
+from edge_sdk.wire.lifeline import exit_on_terminate
 from edge_sdk.wire.manifest import TaskType
 from export.adapters import AdapterRequest
 from export.build import BuildRequest, build
@@ -126,6 +127,7 @@ def table(rows: Sequence[Row]) -> Table:
 
 def main() -> int:
     """Train on both, show, keep; 1 when `--check` finds a loss that is off, or when something cannot be had."""
+    exit_on_terminate()
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.conformance", description=(__doc__ or "").split("\n\n")[0]
     )

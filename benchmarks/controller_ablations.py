@@ -54,6 +54,7 @@ from coordinator.controller.training import CHECKPOINT, Request, train
 from coordinator.controller.worlds import JUDGING, MOST_LEVELS, around, world
 from coordinator.policy.actions import CODECS, LEVEL
 from coordinator.policy.learned import Learned
+from edge_sdk.wire.lifeline import exit_on_terminate
 
 RESULTS: Final = pathlib.Path(__file__).parent / "results"
 DEVICES, SEEDS, FLEETS = 8, 5, 4
@@ -200,6 +201,7 @@ def library(wrap: Callable[[FleetEnv], Any], request: Request, profile: Profile)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """See the module."""
+    exit_on_terminate()
     description = (__doc__ or "").split("\n")[0]
     parser = argparse.ArgumentParser(prog="python -m benchmarks.controller_ablations", description=description)
     parser.add_argument("--steps", type=int, default=60_000)

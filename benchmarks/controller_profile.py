@@ -29,6 +29,7 @@ from coordinator.controller import learning
 from coordinator.controller.profile import CODECS, DEFAULT, Profile, as_plain
 from coordinator.policy.types import Level
 from edge_sdk.wire.blobs import blob_of_file
+from edge_sdk.wire.lifeline import exit_on_terminate
 from edge_sdk.wire.manifest import decode_manifest
 
 RESULTS: Final = pathlib.Path(__file__).parent / "results"
@@ -52,6 +53,7 @@ SOURCE: Final = (
 
 def main() -> int:
     """Measure what is not measured yet, and write; the exit status."""
+    exit_on_terminate()
     subject = ladders.speeches()
     ladder = ladders.ladder(subject, LEVELS, SEED, NAME, keep=True)
     artifact = ladders.place(subject, SEED, NAME) / "artifact"

@@ -42,6 +42,7 @@ from coordinator.controller.calibrate import Calibrated, Part, Run, calibrated, 
 from edge_sdk.config import DataConfig, DataKind
 from edge_sdk.prepare import prepare
 from edge_sdk.sources import open_source
+from edge_sdk.wire.lifeline import exit_on_terminate
 from edge_sdk.wire.messages import DeltaCodec
 from export.cache import cache_folder
 
@@ -338,6 +339,7 @@ def draw(played: Sequence[Played], found: Mapping[str, Fitted], path: pathlib.Pa
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Play what is not played yet, fit, write; the exit status."""
+    exit_on_terminate()
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.controller_runs", description=(__doc__ or "").split("\n\n")[0]
     )

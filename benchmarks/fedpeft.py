@@ -41,6 +41,7 @@ from benchmarks import fleet, machine, studies, vision, vit_base
 from benchmarks.compression import listed, numbers
 from benchmarks.vision import DataSet
 from edge_sdk.data import write_image_folder
+from edge_sdk.wire.lifeline import exit_on_terminate
 from export.cache import cache_folder
 
 RESULTS: Final = pathlib.Path(__file__).parent / "results"
@@ -123,6 +124,7 @@ class Outcome:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Play all of it; the exit status."""
+    exit_on_terminate()
     parser = argparse.ArgumentParser(prog="python -m benchmarks.fedpeft", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--quick", action="store_true", help="one data set, one seed, few rounds")
     parser.add_argument("--check", action="store_true", help="exit 1 unless every kind learns and sends what it should")

@@ -34,6 +34,7 @@ from typing import Any, Final
 from benchmarks import fleet, machine, reviews, studies
 from coordinator import example_privacy
 from coordinator.privacy import standing
+from edge_sdk.wire.lifeline import exit_on_terminate
 from export.cache import cache_folder
 
 ROOT: Final = pathlib.Path(__file__).parent.parent
@@ -84,6 +85,7 @@ class Outcome:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Play all of it; the exit status."""
+    exit_on_terminate()
     parser = argparse.ArgumentParser(prog="python -m benchmarks.privacy", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--quick", action="store_true", help="one seed, little noise and much; writes nothing")
     parser.add_argument("--check", action="store_true", help="exit 1 unless noise costs and promises what it should")

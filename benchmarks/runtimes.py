@@ -34,6 +34,7 @@ from benchmarks.runtime_step import PLANS
 from benchmarks.venvs import environment
 from edge_sdk.environment import training_environment
 from edge_sdk.wire.errors import last_line
+from edge_sdk.wire.lifeline import exit_on_terminate
 from export.cache import cache_folder
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -108,6 +109,7 @@ def table(rows: Sequence[Row]) -> Table:
 
 def main() -> int:
     """Measure, show, keep; 1 when `--check` finds a version that fails, or when something cannot be had."""
+    exit_on_terminate()
     parser = argparse.ArgumentParser(prog="python -m benchmarks.runtimes", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--check", action="store_true", help="exit 1 where a version fails or a gradient is off")
     parser.add_argument("--versions", nargs="+", choices=VERSIONS, default=VERSIONS, metavar="VERSION")

@@ -40,6 +40,7 @@ from coordinator.config import Rule
 from coordinator.places import ledger_path
 from edge_sdk.config import DataConfig, DataKind
 from edge_sdk.memory import read_memory
+from edge_sdk.wire.lifeline import exit_on_terminate
 from edge_sdk.wire.mqtt import MqttTransport
 from edge_sdk.wire.topics import COORDINATOR
 from edge_sdk.wire.transport import Will
@@ -59,6 +60,7 @@ TRAINING: Final = {"steps": 1, "batch": 2, "tokens": TOKENS, "learning_rate": 1e
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the fleets; the exit status."""
+    exit_on_terminate()
     description = (__doc__ or "").split("\n\n")[0]
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scale", description=description)
     parser.add_argument("--quick", action="store_true", help="a tenth of the devices, and no results file")

@@ -50,6 +50,7 @@ from coordinator.history import read_history
 from edge_sdk.memory import Memory, read_memory
 from edge_sdk.wire.chunks import SAVE_BYTES
 from edge_sdk.wire.endpoint import address
+from edge_sdk.wire.lifeline import exit_on_terminate
 from edge_sdk.wire.messages import CHUNK_BYTES, MAX_WINDOW
 from export.cache import cache_folder
 
@@ -95,6 +96,7 @@ class Transfer:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure; the exit status."""
+    exit_on_terminate()
     description = (__doc__ or "").split("\n\n")[0]
     parser = argparse.ArgumentParser(prog="python -m benchmarks.transfers", description=description)
     parser.add_argument(
