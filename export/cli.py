@@ -25,6 +25,7 @@ from export import manual
 from export.errors import ExportError, ParityError
 from export.kinds import why_no_start
 from export.levels import Drop, LevelRequest, Refitting, default_name
+from export.options import adapter_of, add_adapter, names
 
 if TYPE_CHECKING:
     from edge_sdk.wire.manifest import Manifest
@@ -119,7 +120,7 @@ def _add_describe(subparsers: argparse._SubParsersAction[argparse.ArgumentParser
     command = _add(subparsers, "describe", _describe, manual.DESCRIBE)
     command.add_argument("model", type=pathlib.Path, metavar="MODEL_DIR", help="as save_pretrained writes it")
     command.add_argument("--task", required=True, choices=[task.value for task in TaskType])
-    command.add_argument("--labels", type=_names, default=(), metavar="A,B,...", help="class names by index")
+    command.add_argument("--labels", type=names, default=(), metavar="A,B,...", help="class names by index")
 
 
 def _describe(arguments: argparse.Namespace) -> int:
@@ -130,25 +131,15 @@ def _describe(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(",") if name.strip())
-
-
 def _add_export(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     command = _add(subparsers, "export", _export, manual.EXPORT)
     command.add_argument("model", type=pathlib.Path, metavar="MODEL_DIR", help="as save_pretrained writes it")
     command.add_argument("--task", required=True, choices=[task.value for task in TaskType])
     command.add_argument("--out", required=True, type=pathlib.Path, metavar="DIR", help="new, empty, or has levels")
-    command.add_argument("--labels", type=_names, default=(), metavar="A,B,...", help="class names by index")
+    command.add_argument("--labels", type=names, default=(), metavar="A,B,...", help="class names by index")
     command.add_argument("--runtime", choices=RUNTIMES, default=RUNTIMES[0], help="see below (default: onnxruntime)")
     group = command.add_argument_group("adapter")
-    group.add_argument("--adapter", default="lora", metavar="KIND", help="what trains: see below (default: lora)")
-    group.add_argument("--rank", type=int, default=8, metavar="R", help="rank of its factors (default: 8)")
-    group.add_argument("--alpha", type=float, default=16.0, metavar="A", help="scaled by A / R (default: 16)")
-    group.add_argument("--targets", type=_names, default=(), metavar="A,B,...", help="modules (default: the family's)")
-    group.add_argument("--first", type=int, default=0, metavar="K", help="first blocks that train, for layers")
-    group.add_argument("--last", type=int, default=0, metavar="K", help="last blocks that train, for layers")
-    group.add_argument("--length", type=int, default=0, metavar="N", help="tokens of a prompt or a prefix")
+    add_adapter(group)
     group.add_argument("--seed", type=int, default=0, metavar="N", help="draws its starting values (default: 0)")
     group.add_argument("--start", type=pathlib.Path, metavar="DIR", help="a sparse checkpoint its factors begin from")
     group = command.add_argument_group("emulator level")
@@ -158,7 +149,7 @@ def _add_export(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     group.add_argument("--level", default="", metavar="NAME", help="its name (default: as in int8-24layers-last6)")
     group.add_argument("--drop", default="uniform", choices=[rule.value for rule in Drop], help="which layers go")
     group.add_argument("--ffn", type=float, default=1.0, metavar="S", help="share of FFN neurons to keep (default: 1)")
-    group.add_argument("--svd", type=_names, default=(), metavar="A,B,...", help="modules to hold at a lower rank")
+    group.add_argument("--svd", type=names, default=(), metavar="A,B,...", help="modules to hold at a lower rank")
     group.add_argument("--svd-rank", type=int, default=0, metavar="R", help="that rank")
     group.add_argument("--refit", default="none", choices=[one.value for one in Refitting], help="see below")
     group.add_argument("--distill-steps", type=int, default=100, metavar="N", help="its steps (default: 100)")
@@ -270,15 +261,7 @@ def request_of(arguments: argparse.Namespace) -> BuildRequest:
         model=arguments.model,
         task=TaskType(arguments.task),
         out=arguments.out,
-        adapter=AdapterRequest(
-            arguments.adapter,
-            arguments.rank,
-            arguments.alpha,
-            arguments.targets,
-            arguments.last,
-            arguments.first,
-            arguments.length,
-        ),
+        adapter=AdapterRequest(**adapter_of(arguments)),
         levels=(level if level.name else dataclasses.replace(level, name=default_name(level)),),
         labels=arguments.labels,
         tokens=TOKENS if arguments.tokens is None else arguments.tokens,

@@ -9,6 +9,7 @@ from typing import Any
 
 from edge_sdk.wire.lifeline import exit_on_terminate
 from edge_sdk.wire.manifest import TaskType
+from export.options import adapter_of, add_adapter, names
 
 STOPPED = 130
 HELP = """\
@@ -54,7 +55,9 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     command.add_argument("--data", type=pathlib.Path, required=True, metavar="DATA", help="public; see above")
     command.add_argument("--out", default="ladder", metavar="DIR", help="default: ladder")
     command.add_argument("--task", default=TaskType.CAUSAL_LM.value, choices=tasks, help="default: causal-lm")
-    command.add_argument("--labels", default="", metavar="A,B,...", help="class names by index (default: the model's)")
+    command.add_argument(
+        "--labels", type=names, default=(), metavar="A,B,...", help="class names by index (default: the model's)"
+    )
     command.add_argument("--levels", type=pathlib.Path, metavar="FILE.toml", help="[[levels]] (default: a set of ours)")
     group = command.add_argument_group("data")
     group.add_argument("--text-column", default="text", metavar="NAME", help="of a .csv (default: text)")
@@ -63,10 +66,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     group.add_argument("--held-out", type=_positive, default=64, metavar="ROWS", help="to judge by (default: 64)")
     group.add_argument("--public-rows", type=_positive, default=64, metavar="ROWS", help="to refit by (default: 64)")
     group = command.add_argument_group("adapter, and its tune")
-    group.add_argument("--adapter", default="lora", metavar="KIND", help="default: lora")
-    group.add_argument("--rank", type=int, default=8, metavar="R", help="of LoRA's factors (default: 8)")
-    group.add_argument("--alpha", type=float, default=16.0, metavar="A", help="scaled by A / R (default: 16)")
-    group.add_argument("--targets", default="", metavar="A,B,...", help="modules (default: the family's)")
+    add_adapter(group)
     group.add_argument("--steps", type=int, default=80, metavar="N", help="of each tune (default: 80)")
     group.add_argument("--batch", type=int, default=1, metavar="ROWS", help="a step (default: 1)")
     group.add_argument("--learning-rate", type=float, default=1e-3, metavar="X", help="default: 1e-3")
@@ -98,17 +98,13 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _tables(arguments: argparse.Namespace) -> dict[str, Any]:
     """A coordinator's configuration, all but its levels, of one that has no rounds to run."""
+    adapter = adapter_of(arguments)
     return {
         "name": "ladder",
         "fleet": "ladder",
         "out": arguments.out,
-        "model": {"dir": arguments.model, "task": arguments.task, "labels": _names(arguments.labels)},
-        "adapter": {
-            "kind": arguments.adapter,
-            "rank": arguments.rank,
-            "alpha": arguments.alpha,
-            "targets": _names(arguments.targets),
-        },
+        "model": {"dir": arguments.model, "task": arguments.task, "labels": list(arguments.labels)},
+        "adapter": {**adapter, "targets": list(adapter["targets"])},
         "rounds": {"count": 1, "devices": 1},
         "training": {
             "steps": arguments.steps,
@@ -119,10 +115,6 @@ def _tables(arguments: argparse.Namespace) -> dict[str, Any]:
         },
         "public": {"path": str(pathlib.Path(arguments.out, "split", "public")), "rows": arguments.public_rows},
     }
-
-
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def _positive(text: str) -> int:
