@@ -297,7 +297,8 @@ def draw(outcomes: Sequence[Outcome], path: pathlib.Path) -> None:
 
     names = list(dict.fromkeys(outcome.data for outcome in outcomes))
     figure = Figure(figsize=(6 * len(names), 4.2), layout="constrained")
-    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+    panels = figure.subplots(1, len(names), squeeze=False)[0]
+    for axes, name in zip(panels, names, strict=True):
         for (data, kind), same in groups(outcomes).items():
             if data == name:
                 rounds = list(zip(*(one.points for one in same), strict=True))[1:]  # before the first nothing was sent
@@ -305,7 +306,7 @@ def draw(outcomes: Sequence[Outcome], path: pathlib.Path) -> None:
                 axes.plot(megabytes, [statistics.mean(p.accuracy for p in ps) for ps in rounds], marker="o", label=kind)
         axes.set(title=name, xscale="log", xlabel="MB down and up, all devices", ylabel="accuracy on test images")
         axes.grid(visible=True, which="both", alpha=0.2)
-        axes.legend(fontsize="small")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center")  # over no point
     figure.savefig(path, dpi=120)
 
 
