@@ -52,6 +52,7 @@ from export.inserted import insert
 from export.kinds import FACTORS, KINDS, beside, why_not
 from export.parts import Part, backbone_of, blocks_of
 from export.prefix import cache_of, place_prefixes, prefixes_of, with_prefix
+from export.prompt import states_of_tokens
 from export.sparse import MASK_SEED, add_densely
 from export.tasks import TASKS
 
@@ -201,9 +202,14 @@ def _bottlenecks(model: nn.Module, foundation: Foundation, request: AdapterReque
     return _trained_whole(insert(model, "bottleneck", request.rank, list(modules)))
 
 
-def _prompts(model: nn.Module, _foundation: Foundation, request: AdapterRequest) -> PeftConfig:
+def _prompts(model: nn.Module, foundation: Foundation, request: AdapterRequest) -> PeftConfig:
     blocks = _names(model, list(blocks_of(backbone_of(model))))
-    return _trained_whole(insert(model, "prompt", request.length, blocks))
+    names = insert(model, "prompt", request.length, blocks)
+    if foundation.spec.image is None:
+        ids = torch.randint(foundation.spec.vocabulary, (request.length,))
+        for name, states in zip(names, states_of_tokens(foundation.load(), ids), strict=True):
+            model.get_submodule(name).load_state_dict({"weight": states})
+    return _trained_whole(names)
 
 
 def _prefixes(model: nn.Module, foundation: Foundation, request: AdapterRequest) -> PeftConfig:

@@ -48,6 +48,7 @@ What trains, `--adapter`, with a classifier always:
 {ADAPTERS}
 
 LoRA may begin where a run of kind sparse on the same targets ended, whose PEFT checkpoint --start is: SLoRA.
+Prompts of a text begin as states of the model's own, which are large: they learn at rates of 0.1 and more.
 
 Dropout is zero, whatever the model's configuration says. Every gradient is compared with torch's before anything is
 written, and what the level costs is measured here.

@@ -17,17 +17,21 @@ from edge_sdk.engine.plan import Plan, choose_plan
 from edge_sdk.engine.train import batch_gradient
 from edge_sdk.engine.walk import Walk
 from edge_sdk.wire.costs import Costs
+from edge_sdk.wire.manifest import Surgery
 from edge_sdk.wire.tensors import TensorFile, write_tensors
 from export import inserted
-from export.adapters import AdapterRequest
+from export.adapters import AdapterRequest, adapter_arrays
+from export.compress.surgery import operated_model
 from export.errors import ExportError
 from export.foundation import open_foundation, quiet
 from export.kinds import KINDS
 from export.measure import measure
 from export.parity import BOUND, Oracle, check_parity, draw_batch, relative_error, require_parity, torch_loss
+from export.parts import backbone_of, blocks_of
 from export.plug_in import plug_in, reload
 from export.program import adapt
-from export.prompt import Prompt
+from export.prompt import Prompt, states_of_tokens
+from export.public import seen
 from export.reference import Batch as Rows
 from export.reference import ReferenceWalk
 from tests.export.conftest import CLASSES, LABELS, LM, Exported, Exports
@@ -282,6 +286,27 @@ def test_all_tokens_see_the_prompts_of_a_text(exports: Exports) -> None:
     assert bool(((after - before).abs().amax(dim=2) > 1e-5).all())
     with pytest.raises(ValueError, match="prompts in blocks know no cache: give use_cache=False"):
         model(input_ids=ids, use_cache=True)
+
+
+def test_prompts_of_a_text_begin_as_states_of_tokens(exports: Exports) -> None:
+    """In each block as what a row's first token comes there as, of tokens drawn from the seed; of a model that was
+    slimmed, as of the full one.
+    """
+    foundation, request = open_foundation(exports.model("gpt2"), LM, ()), AdapterRequest("prompt", length=3)
+    adapted = adapt(foundation, request, seed=0)
+    model, ids = foundation.load(), torch.tensor([5, 7])
+    with torch.no_grad(), seen(list(blocks_of(backbone_of(model)))) as states:
+        model(input_ids=torch.stack([ids, ids + 1], dim=1))
+    found = states_of_tokens(model, ids)
+    for k, (given, _) in states.items():
+        torch.testing.assert_close(found[k], given[:, 0])
+    own = adapter_arrays(adapted.parameters)
+    vocabulary = torch.arange(foundation.spec.vocabulary)
+    first = torch.from_numpy(own["block.0/prompt.weight"])
+    assert (torch.cdist(first, states_of_tokens(model, vocabulary)[0]).amin(dim=1) < 1e-4).all()
+    slimmed = operated_model(foundation, Surgery(ffn=0.5), request.targets)
+    same, other = (adapter_arrays(adapt(foundation, request, *of).parameters) for of in ((0, slimmed), (1,)))
+    assert all(np.array_equal(own[name], same[name]) and not np.array_equal(own[name], other[name]) for name in own)
 
 
 def test_prompts_take_no_positions(exports: Exports) -> None:
