@@ -377,8 +377,10 @@ def test_what_is_not_acknowledged_is_bounded_too(mosquitto: Mosquitto, connect: 
 
 
 @contextlib.contextmanager
-def _refusing(connack: int, suback: int) -> Iterator[str]:
-    """A broker of MQTT 3.1.1 alone that gives every connection these return codes (sections 3.2 and 3.9)."""
+def _refusing(connack: int, suback: int, asked: threading.Event) -> Iterator[str]:
+    """A broker of MQTT 3.1.1 alone that gives every connection these return codes (sections 3.2 and 3.9), once `asked`
+    is set: who is let in before there is anything to subscribe to is connected.
+    """
     with socket.create_server(("127.0.0.1", 0)) as door:
 
         def serve() -> None:
@@ -387,6 +389,7 @@ def _refusing(connack: int, suback: int) -> Iterator[str]:
                     client, _ = door.accept()
                     with client, client.makefile("rb") as packets:
                         level = packets.read(packets.read(2)[1])[6]
+                        asked.wait(PATIENCE_S)
                         client.sendall(bytes([0x20, 2, 0, connack if level == 4 else 1]))
                         if subscribe := packets.read(2):  # nothing comes from one that was not let in
                             client.sendall(bytes([0x90, 3, *packets.read(subscribe[1])[:2], suback]))
@@ -406,9 +409,11 @@ def _refusing(connack: int, suback: int) -> Iterator[str]:
 )
 def test_who_is_refused_is_told(connect: Connect, connack: int, suback: int, words: str) -> None:
     """A broker that does not let us in, or not hear, is there, and yet no Connected comes: the reason says why."""
-    with _refusing(connack, suback) as url:
+    asked = threading.Event()
+    with _refusing(connack, suback, asked) as url:
         transport = connect(url, "stranger")
         transport.subscribe("secret")
+        asked.set()
         for _ in range(2):
             event = transport.receive(PATIENCE_S)
             assert isinstance(event, Disconnected)
