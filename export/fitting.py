@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -49,77 +49,77 @@ def fit(
     """
     if level.refit is None or (operated is None and not level.refit.steps):
         return NOT_FITTED
-    if level.surgery.bridges:
-        return _fit_bridges(adapted, operated, level, level.refit, public, seed, report)
-    return _fit_blocks(adapted, operated, level, level.refit, public, seed, report)
+    asked = _Asked(adapted, operated, level, level.refit, public, seed, report)
+    return _fit_bridges(asked) if level.surgery.bridges else _fit_blocks(asked)
 
 
-def _fit_blocks(
-    adapted: Adapted,
-    operated: nn.Module | None,
-    level: LevelSpec,
-    refit: Refit,
-    public: Rows,
-    seed: int,
-    report: Callable[[str], None],
-) -> Fitted:
-    pair = _imitation(adapted, operated, level, seed)
-    report("least squares")
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What `fit` was asked for."""
+
+    adapted: Adapted
+    operated: nn.Module | None
+    level: LevelSpec
+    refit: Refit
+    public: Rows
+    seed: int
+    report: Callable[[str], None]
+
+    def imitation(self) -> Imitation:
+        """The level's model as it is before it is fitted, and the whole one; neither has an adapter."""
+        foundation, layers = self.adapted.foundation, self.level.layers
+        teacher = foundation.load(self.seed)
+        student = copy.deepcopy(teacher if self.operated is None else self.operated)
+        keep_layers(student, layers)
+        return Imitation(foundation, student, teacher, layers)
+
+    def distil(
+        self, pair: Imitation, weights: Sequence[nn.Parameter], loss_of: Callable[[Imitation, Rows], Tensor]
+    ) -> None:
+        """Train these weights of the student, where steps of that were asked for."""
+        if self.refit.steps:
+            distil(pair, weights, self.public, self.refit, self.seed, self.report, loss_of)
+
+
+def _fit_blocks(asked: _Asked) -> Fitted:
+    pair = asked.imitation()
+    asked.report("least squares")
     with contextlib.suppress(UnsupportedError):  # blocks that they cannot fit are taken as they are
-        fit_states(pair, _own_weights(adapted, pair, level).keys(), public)
-    if refit.steps:
-        weights = [weight for own in _own_weights(adapted, pair, level).values() for weight in own.values()]
-        distil(pair, weights, public, refit, seed, report, loss_of_states)
-    return _arrays("block", _own_weights(adapted, pair, level))
+        fit_states(pair, _own_weights(asked.adapted, pair, asked.level).keys(), asked.public)
+    own = _own_weights(asked.adapted, pair, asked.level)
+    asked.distil(pair, [weight for weights in own.values() for weight in weights.values()], loss_of_states)
+    return _arrays("block", _own_weights(asked.adapted, pair, asked.level))
 
 
-def _fit_bridges(
-    adapted: Adapted,
-    operated: nn.Module | None,
-    level: LevelSpec,
-    refit: Refit,
-    public: Rows,
-    seed: int,
-    report: Callable[[str], None],
-) -> Fitted:
-    if refit.steps and has_way(adapted.request.kind, adapted.foundation.spec.task):
-        report("the adapter's way")
-        pair, way = _on_a_way(adapted, level, public, seed)
+def _fit_bridges(asked: _Asked) -> Fitted:
+    adapted, public = asked.adapted, asked.public
+    if asked.refit.steps and has_way(adapted.request.kind, adapted.foundation.spec.task):
+        asked.report("the adapter's way")
+        pair, way = _on_a_way(adapted, asked.level, public, asked.seed)
     else:
-        pair, way = _imitation(adapted, operated, level, seed), NO_WAY
-    report("bridges")
+        pair, way = asked.imitation(), NO_WAY
+    asked.report("bridges")
     way.go(0.0)
     fit_there(pair, public)
-    if refit.steps:
-        along = shares(seed)
+    bridges, along = bridges_of(pair), shares(asked.seed)
 
-        def loss_on_the_way(pair: Imitation, rows: Rows) -> Tensor:
-            way.go(next(along))
-            return loss_of_outcome(pair, rows)
-
-        weights = [weight for bridge in bridges_of(pair).values() for weight in (bridge.states, bridge.shift)]
-        distil(pair, weights, public, refit, seed, report, loss_on_the_way)
+    def loss_on_the_way(pair: Imitation, rows: Rows) -> Tensor:
+        way.go(next(along))
+        return loss_of_outcome(pair, rows)
 
     def gradients_at_the_ends() -> Iterator[list[Tensor]]:
         for share in way.ends:
             way.go(share)
             yield from gradients(pair, public)
 
-    report("gradients")
+    asked.distil(pair, [w for bridge in bridges.values() for w in (bridge.states, bridge.shift)], loss_on_the_way)
+    asked.report("gradients")
     fit_back(pair, gradients_at_the_ends())
-    return _arrays("bridge", {layer: dict(bridge.named_parameters()) for layer, bridge in bridges_of(pair).items()})
-
-
-def _imitation(adapted: Adapted, operated: nn.Module | None, level: LevelSpec, seed: int) -> Imitation:
-    """The level's model as it is before it is fitted, and the whole one; neither has an adapter."""
-    teacher = adapted.foundation.load(seed)
-    student = copy.deepcopy(teacher if operated is None else operated)
-    keep_layers(student, level.layers)
-    return Imitation(adapted.foundation, student, teacher, level.layers)
+    return _arrays("bridge", {layer: dict(bridge.named_parameters()) for layer, bridge in bridges.items()})
 
 
 def _on_a_way(adapted: Adapted, level: LevelSpec, public: Rows, seed: int) -> tuple[Imitation, Way]:
-    """The same with the adapter on both, and the way that it goes from where devices begin, in the level's layers."""
+    """The level's model and the whole one, both adapted, and the way that goes from where devices begin."""
     whole = adapt(adapted.foundation, adapted.request, seed)
     set_adapter(whole.parameters, adapter_arrays(adapted.parameters))
     in_full = dataclasses.replace(level, bits=FULL_BITS, layer_bits=())
