@@ -7,7 +7,7 @@
 - `capture`     a part of the model -> ONNX graphs, forward and backward
 - `lowering`    graph passes, each with a contract
 - `compress/`   what makes a level smaller than the model: fewer layers, bits, neurons, ranks
-- `public`      public text, by which a level can be chosen and refitted
+- `public`      public data, by which a level can be chosen and refitted
 - `artifact`    blobs and manifests
 - `build`       all of the above, for several levels at once
 - `parity`      the proof: every gradient against torch's
@@ -16,6 +16,7 @@
 - `evaluate`    held-out loss of the full model
 - `folder`      an artifact read back; which folders may become one
 - `cache`       what is made once and kept: environments for what cannot be installed beside us
+- `options`     of command lines that ask for an adapter
 - `cli`         the commands; `manual` what their --help says, `progress` and `report` what they print
 
 Nothing here is imported with the package: torch takes seconds to load, and a command's --help should not.

@@ -127,7 +127,9 @@ def _on_a_way(adapted: Adapted, level: LevelSpec, public: Rows, seed: int) -> tu
     pair = Imitation(adapted.foundation, model.get_base_model(), whole.base, level.layers)
     names = [name for name in parameters if layer_of(name.partition("/")[0]) in level.trained_layers]
     tuned, follows = ({name: own[name] for name in names} for own in (whole.parameters, parameters))
-    return pair, Way(*to_the_end(whole.base, tuned, public, seed), (tuned, follows))
+    way = Way(*to_the_end(whole.base, tuned, public, seed), (tuned, follows))
+    whole.base.requires_grad_(True)  # noqa: FBT003 - all its states have gradients, wherever the adapter begins
+    return pair, way
 
 
 def _arrays(kind: str, found: Mapping[int, Mapping[str, nn.Parameter]]) -> Fitted:

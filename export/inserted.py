@@ -22,8 +22,10 @@ FILE = "inserted.json"
 INSERTED: dict[str, type[WithBottleneck | WithPrompt]] = {"bottleneck": WithBottleneck, "prompt": WithPrompt}
 
 
-def insert(model: nn.Module, kind: str, size: int, modules: Sequence[str]) -> list[str]:
+def insert(model: Any, kind: str, size: int, modules: Sequence[str]) -> list[str]:  # noqa: ANN401 - any model
     """Put one of `kind` around each of `modules`, by full name, in place: the names of what trains.
+
+    A model with prompts then uses no cache unless it is told to.
 
     `size` is a bottleneck's rank, a prompt's length. Raises ExportError where there is no such module, or none that it
     could be put around.
@@ -38,6 +40,8 @@ def insert(model: nn.Module, kind: str, size: int, modules: Sequence[str]) -> li
             msg = f"cannot put a {kind} at {name}: {'no such module' if name not in inner else error}"
             raise ExportError(msg) from error
         setattr(inner[parent], last, made)
+    if kind == "prompt":
+        model.config.use_cache = False  # a prompt knows none
     return [f"{name}.{kind}" for name in modules]
 
 

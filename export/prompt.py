@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from export.parts import backbone_of, blocks_of
-from export.prefix import CACHES
+from export.prefix import CACHES, MASK_RANK
 from export.public import seen
 
 
@@ -69,23 +69,27 @@ class WithPrompt(nn.Module):
     def forward(self, x: Tensor, *others: Any, **options: Any) -> Any:  # noqa: ANN401 - as the block's own
         """What the block makes of `x` (batch, tokens, width) beside its prompt, its context being of tokens alone.
 
-        Raises ValueError where it is given a cache, in which prompts would be anew for every token that is generated.
+        Raises ValueError where it is given a cache, in which prompts would be anew for every token that is generated,
+        or a mask that is not eager attention's.
         """
-        found = self._signature.bind(self.prompt(x), *others, **options).arguments
-        found |= found.pop("kwargs", {})
-        if any(found.get(name) is not None for name in CACHES):
-            msg = "prompts in blocks know no cache: give use_cache=False"
-            raise ValueError(msg)
-        if (mask := found.get("attention_mask")) is not None:
-            found["attention_mask"] = self._mask(mask)
-        if (tables := found.get("position_embeddings")) is not None:
-            cos, sin = tables
-            found["position_embeddings"] = self._longer(cos, 1.0), self._longer(sin, 0.0)
-        result = self.base_layer(**found)
+        given = self._signature.bind(self.prompt(x), *others, **options)
+        for found in (given.arguments, given.arguments.get("kwargs", {})):
+            if any(found.get(name) is not None for name in CACHES):
+                msg = "prompts in blocks know no cache: give use_cache=False"
+                raise ValueError(msg)
+            if (mask := found.get("attention_mask")) is not None:
+                found["attention_mask"] = self._mask(mask)
+            if (tables := found.get("position_embeddings")) is not None:
+                cos, sin = tables
+                found["position_embeddings"] = self._longer(cos, 1.0), self._longer(sin, 0.0)
+        result = self.base_layer(*given.args, **given.kwargs)
         return (result[0][:, self.size :], *result[1:]) if isinstance(result, tuple) else result[:, self.size :]
 
     def _mask(self, mask: Tensor) -> Tensor:
         """Additive or of truths, (batch, 1, tokens or 1, tokens). What prompts see is nowhere seen."""
+        if mask.ndim != MASK_RANK:
+            msg = "prompts in blocks know masks of eager attention alone: give attn_implementation='eager'"
+            raise ValueError(msg)
         own_rows = 0 if mask.shape[2] == 1 else self.size
         return pad(mask, (self.size, 0, own_rows, 0), value=float(mask.dtype is torch.bool))
 

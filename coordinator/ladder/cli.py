@@ -18,7 +18,8 @@ Build emulator levels of a model, measure each on public data, and say which are
 For each level an adapter is tuned on the emulator, by the device's own engine in a process of its own, and plugged into
 the full model. Measured are the bytes that a device fetches, and how many of them are new to one that holds another
 level; peak memory and time of a step, by plan; held-out loss on the emulator and of the full model; and the share
-of the gap that this closes between the full model as it is and the full model tuned itself, in as many steps.
+of the gap that this closes between the full model as training starts and the full model tuned itself, in as many steps.
+Prompts of a text want a --learning-rate of 0.1 or more.
 
 DATA is a folder of .txt, a .csv, a .jsonl of words and labels, a folder of token arrays; for a model of images a folder
 of pictures for each class, image arrays, or a file in MNIST's format. Its rows are divided: some are held out to judge

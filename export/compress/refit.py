@@ -42,7 +42,8 @@ def second_moments(model: nn.Module, modules: Sequence[nn.Module], public: Rows)
                 sums: dict[int, Tensor] = {}
                 for k, (a, _) in found.items():
                     if id(a) not in sums:
-                        tokens = a.reshape(*mask.shape, -1)[mask]  # OPT's have two dimensions, not three
+                        rows = a.reshape(len(mask), -1, a.shape[-1])  # OPT's have two dimensions, not three
+                        tokens = rows[:, -mask.shape[1] :][mask]  # prompts stand before them
                         sums[id(a)] = (tokens.T @ tokens).double()
                     moments[k] += sums[id(a)]
         yield from moments

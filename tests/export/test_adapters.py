@@ -284,8 +284,13 @@ def test_all_tokens_see_the_prompts_of_a_text(exports: Exports) -> None:
         after = model(input_ids=ids).logits
         adapted.parameters[last].copy_(held)
     assert bool(((after - before).abs().amax(dim=2) > 1e-5).all())
+    with torch.no_grad():
+        states = model(input_ids=ids, output_hidden_states=True).hidden_states
+    assert len(states) == adapted.foundation.spec.layers + 1
     with pytest.raises(ValueError, match="prompts in blocks know no cache: give use_cache=False"):
         model(input_ids=ids, use_cache=True)
+    with pytest.raises(ValueError, match="prompts in blocks know masks of eager attention alone"):
+        adapted.backbone.layers[0](torch.zeros(1, 4, WIDTH), attention_mask=torch.ones(1, 4))
 
 
 def test_prompts_of_a_text_begin_as_states_of_tokens(exports: Exports) -> None:

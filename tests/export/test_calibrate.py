@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from edge_sdk.wire.manifest import LevelSpec, Refit
+from export.adapters import AdapterRequest
 from export.artifact import ArtifactWriter, staged
 from export.compress.calibrate import on_grid
 from export.compress.quantize import rounded
@@ -98,3 +99,14 @@ def test_mixed_levels_share_what_is_in_4_bits(exports: Exports, tmp_path: pathli
     for layer, files in ((0, other), (1, plain), (2, plain), (3, other)):
         assert mixed[f"block.{layer}.safetensors"] == files[f"block.{layer}.safetensors"]
     assert mixed["embed.safetensors"] == other["embed.safetensors"] != plain["embed.safetensors"]
+
+
+@pytest.mark.parametrize("family", ["llama", "vit"])
+def test_prompts_do_not_count(exports: Exports, family: str) -> None:
+    """Every product in a block sees tokens that are no row's: what is found is from those of rows alone."""
+    adapted = exports.of(family, AdapterRequest("prompt", length=3)).program.adapted
+    layers = tuple(range(adapted.foundation.spec.layers))
+    level = LevelSpec("int4", layers, layers, 4, refit=Refit(20))
+    found = calibrate(adapted, level, NOT_FITTED, public_for(adapted.foundation, 20)).fitted(level)
+    assert {f"block.{layer}" for layer in layers} <= found.keys()
+    assert all(np.isfinite(array).all() for tensors in found.values() for array in tensors.values())

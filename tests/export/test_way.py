@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from edge_sdk.wire.manifest import LevelSpec, Refit, Surgery, TaskType
-from export.adapters import adapter_arrays
+from export.adapters import AdapterRequest, adapter_arrays
 from export.compress.surgery import operated_model
 from export.compress.way import FARTHEST, Way, has_way, shares, to_the_end
 from export.emulator import Fitted
@@ -106,6 +106,16 @@ def test_the_way_begins_where_devices_begin(exports: Exports) -> None:
     begun = fit(adapted, operated, level, public, 0, lambda _: None)["bridge.0"]
     assert not any(np.array_equal(begun[key], new[key]) for key in new)
     assert all(np.array_equal(array, before[key]) for key, array in adapter_arrays(adapted.parameters).items())
+
+
+def test_an_adapter_of_late_layers_has_a_way(exports: Exports) -> None:
+    """Below it nothing trains, and yet the states there have gradients, to which bridges are fitted."""
+    late = AdapterRequest("lora", 2, 4.0, ("3.self_attn.q_proj",))
+    adapted = with_adapter(exports, "llama", SURGERY, late)
+    level = LevelSpec("short", (0, 2, 3), (0, 2, 3), 32, surgery=SURGERY, refit=Refit(20, 4, 1e-3))
+    operated, public = operated_model(adapted.foundation, SURGERY, ()), public_for(adapted.foundation, 20)
+    found = fit(adapted, operated, level, public, 0, lambda _: None)["bridge.0"]
+    assert all(np.abs(array).max() > 0 for array in found.values())
 
 
 def test_a_layer_that_does_not_train_has_no_way(exports: Exports) -> None:
