@@ -39,9 +39,11 @@ FULL_MODEL: Final = "full model"
 BLOCKS: Final = (5 / 6, 2 / 3, 1 / 2)  # kept
 FFN_SHARES: Final = (3 / 4, 1 / 2, 1 / 4)  # of its neurons, or of its matrices' bytes
 BETWEEN: Final = (0.6, 0.3, 0.06)  # int4's bytes and int8's, for mixes of both
-DISTILL: Final = {"refit": "distill", "distill_steps": 160, "distill_rate": 6e-4}
+DISTILL: Final = {"refit": "distill", "distill_steps": 160}
 SMALL, CLOSES_SMALL, CLOSES_HALF = 0.16, 0.95, 0.80  # what --check asks for
 LOWEST: Final = -1.0  # share of the gap that is drawn
+STROKES: Final = {", refit": "--", ", distilled": ":"}
+MARKERS: Final = {"-": "o", "--": "s", ":": "D"}
 
 Level = Mapping[str, Any]  # a table of `[[levels]]`
 Run = Mapping[str, Any]  # of compression.json
@@ -261,9 +263,14 @@ class Line:
         return statistics.fmean(self.closed)
 
     @property
+    def deviation(self) -> float:
+        """Of the same, between seeds; 0 of one alone."""
+        return statistics.stdev(self.closed) if len(self.closed) > 1 else 0.0
+
+    @property
     def spread(self) -> str:
         """The same in words, with the deviation of several seeds."""
-        return f"{self.mean:.1%}" + (f" ± {statistics.stdev(self.closed):.1%}" if len(self.closed) > 1 else "")
+        return f"{self.mean:.1%}" + (f" ± {self.deviation:.1%}" if len(self.closed) > 1 else "")
 
 
 def lines(runs: Sequence[Run]) -> list[Line]:
@@ -389,27 +396,44 @@ def _cells(line: Line) -> list[str]:
 
 
 def draw(runs: Sequence[Run], path: pathlib.Path) -> None:
-    """The share of the gap closed over bytes: a panel a model, a colour a technique, the mean of the seeds."""
+    """The share of the gap closed over bytes: a panel a model; a colour what is cut, a stroke how it is fitted.
+
+    Means of the seeds, with their deviations.
+    """
     from matplotlib.figure import Figure
 
-    studies = _by_study(runs)
-    found = lines(runs)
+    studies, found = _by_study(runs), lines(runs)
     names = [name for name in dict.fromkeys(line.technique for line in found) if name != FULL_MODEL]
-    figure = Figure(figsize=(5 * max(1, len(studies)), 5.2), layout="constrained")
+    cuts = list(dict.fromkeys(_cut(name)[0] for name in names))
+    figure = Figure(figsize=(4.6 * len(studies) + 2.4, 4.6), layout="constrained")
+    panels = figure.subplots(1, len(studies), squeeze=False)[0]
     handles: dict[str, Any] = {}
-    for axes, (study, same) in zip(
-        figure.subplots(1, max(1, len(studies)), squeeze=False)[0], studies.items(), strict=False
-    ):
-        for k, name in enumerate(names):
-            points = [(line.share, line.mean) for line in found if (line.study, line.technique) == (study, name)]
+    for axes, (study, same) in zip(panels, studies.items(), strict=True):
+        for name in names:
+            points = sorted(
+                (line.share, line.mean, line.deviation)
+                for line in found
+                if (line.study, line.technique) == (study, name)
+            )
             if points:
-                handles[name] = axes.plot(*zip(*sorted(points), strict=True), marker="o", color=f"C{k}", label=name)[0]
+                bytes_, means, deviations = zip(*points, strict=True)
+                cut, stroke = _cut(name)
+                style = {"color": f"C{cuts.index(cut)}", "linestyle": stroke, "marker": MARKERS[stroke]}
+                handles[name] = axes.errorbar(bytes_, means, deviations, label=name, capsize=2, elinewidth=0.7, **style)
         lowest = min(line.mean for line in found if line.study == study)
         axes.set(title=same[0]["title"], xlabel="bytes, of those in fp32", ylabel="share of the gap closed")
         axes.set(xlim=(0, 1), ylim=(max(LOWEST, lowest - 0.05), 1.1))
         axes.grid(visible=True, alpha=0.2)
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=5, fontsize="small")
+    figure.legend(handles.values(), handles.keys(), loc="outside right center", fontsize="small")
     figure.savefig(path, dpi=110)
+
+
+def _cut(technique: str) -> tuple[str, str]:
+    """What a technique cuts, and the stroke that says how it is fitted."""
+    for ending, stroke in STROKES.items():
+        if technique.endswith(ending):
+            return technique.removesuffix(ending), stroke
+    return technique, "-"
 
 
 if __name__ == "__main__":

@@ -37,7 +37,6 @@ FFN_PART: Final = 2 / 3  # of a BERT block's matrices: 8 of 12 times width x wid
 DROPPED, SLIMMED = "FedOT: fewer blocks", "FedPFT: slimmer FFNs"
 DISTILLED: Final = ", distilled"
 DISTILL: Final = {"refit": "distill", "distill_steps": 48}
-RATES: Final = {DROPPED: 6e-4, SLIMMED: 1e-4}  # of distillation: of bridges, and of blocks
 EQUAL: Final = 0.01
 STEPS, HELD_OUT = 100, 256
 SEEDS: Final = (0, 1, 2)
@@ -66,9 +65,7 @@ def levels_of(subject: Subject, blocks: Sequence[int]) -> dict[str, list[Level]]
     slimmed: list[Level] = [{"name": f"ffn{share:.0%}"[:-1], "ffn": round(share, 6)} for share in shares]
     found = {DROPPED: dropped, SLIMMED: slimmed}
     return found | {
-        name + DISTILLED: [
-            {**level, **DISTILL, "distill_rate": RATES[name], "name": f"{level['name']}-distilled"} for level in some
-        ]
+        name + DISTILLED: [{**level, **DISTILL, "name": f"{level['name']}-distilled"} for level in some]
         for name, some in found.items()
     }
 

@@ -105,7 +105,7 @@ def request_of(config: Config) -> dict[str, Any]:
                 "svd_rank": level.svd_rank,
                 "refit": level.refit.value,
                 "distill_steps": level.distill_steps,
-                "distill_rate": level.distill_rate,
+                "distill_rate": level.distill_rate or None,
                 "tensors_mb": level.tensors_mb or None,
             }
             for level in config.levels

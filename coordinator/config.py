@@ -150,7 +150,7 @@ class LevelConfig:
 
     `rank` is that of LoRA's factors there (0: the adapter's own, which is the highest); `quality` the share of what
     tuning the model itself gains that tuning at this level does, as a ladder measured it: for policies alone. The
-    others as in `export.levels.LevelRequest`, `tensors_mb` 0: no bound.
+    others as in `export.levels.LevelRequest`, `distill_rate` 0: what suits, `tensors_mb` 0: no bound.
     """
 
     name: str = matching(NAME, "letters, digits, dot, dash, underscore, at most 128")
@@ -164,7 +164,7 @@ class LevelConfig:
     svd_rank: int = number(0, 100_000, 0)
     refit: Refitting = Refitting.NONE
     distill_steps: int = number(1, 10_000_000, 100)
-    distill_rate: float = number(1e-9, 1, 1e-4)
+    distill_rate: float = number(0, 1, 0.0)
     tensors_mb: float = number(0, 1e9, 0.0)
     quality: float = number(0, 1, 1.0)
 

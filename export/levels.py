@@ -15,6 +15,7 @@ from export.compress.depth import Choice, bridged, layers_beside, most_influenti
 from export.errors import ExportError
 
 FLOATING_BITS = (32, 16)
+BRIDGES_RATE, BLOCKS_RATE = 6e-4, 1e-4  # of distillation: bridges are new, blocks the model's own
 
 
 class Drop(enum.Enum):
@@ -43,8 +44,8 @@ class LevelRequest:
     `rank` is that of the adapter there (None: the adapter's own); `export.build` checks it. `drop` says which layers
     go. `ffn` is the share of FFN neurons that each block keeps; modules called as in `svd` get matrices of rank
     `svd_rank`. `refit`: what is kept is then fitted to the whole model; where by training, for `distill_steps` of a
-    learning rate up to `distill_rate`. `tensors_mb` (None: no bound) is what the frozen tensors may take, in MB: some
-    are held in fewer than `bits`, where that harms least.
+    learning rate up to `distill_rate` (None: what suits what is trained). `tensors_mb` (None: no bound) is what the
+    frozen tensors may take, in MB: some are held in fewer than `bits`, where that harms least.
     """
 
     name: str
@@ -58,7 +59,7 @@ class LevelRequest:
     svd_rank: int = 0
     refit: Refitting = Refitting.NONE
     distill_steps: int = 100
-    distill_rate: float = 1e-4
+    distill_rate: float | None = None
     tensors_mb: float | None = None
 
     @property
@@ -118,7 +119,8 @@ def resolve_level(
         raise ExportError(msg)
     try:
         bridges = () if request.refit is Refitting.NONE else bridged(kept, total)
-        surgery, refit = Surgery(request.ffn, request.svd, request.svd_rank, bridges), _refit(request, public_rows)
+        surgery = Surgery(request.ffn, request.svd, request.svd_rank, bridges)
+        refit = _refit(request, public_rows, BRIDGES_RATE if bridges else BLOCKS_RATE)
         if len(kept) == total and surgery == Surgery():
             _require_fewer_bits(request)
         return LevelSpec(request.name, kept, trained, request.bits, surgery=surgery, refit=refit)
@@ -138,7 +140,7 @@ def _require_fewer_bits(request: LevelRequest) -> None:
     raise ExportError(msg)
 
 
-def _refit(request: LevelRequest, rows: int) -> Refit | None:
+def _refit(request: LevelRequest, rows: int, rate: float) -> Refit | None:
     if request.refit is Refitting.NONE:
         return None
     if request.refit is Refitting.LEAST_SQUARES:
@@ -146,7 +148,7 @@ def _refit(request: LevelRequest, rows: int) -> Refit | None:
     if request.distill_steps < 1:
         msg = f"{request.distill_steps} steps of distillation: give 1 or more"
         raise ExportError(msg)
-    return Refit(rows, request.distill_steps, request.distill_rate)
+    return Refit(rows, request.distill_steps, rate if request.distill_rate is None else request.distill_rate)
 
 
 def _kept_layers(

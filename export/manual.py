@@ -66,8 +66,8 @@ A level can lose more than bits and layers; what its adapter is on stays whole, 
   --refit HOW        fit the level to the whole model, on public data: least-squares, in closed form, what a cut has
                      left of FFNs, a bridge in the place of blocks that were dropped, and how 4 bits round; or
                      distill, which trains bridges further, or blocks whose FFNs or matrices were cut, for
-                     --distill-steps at --distill-rate. Blocks that the adapter trains on stay as they are, where there
-                     are others.
+                     --distill-steps at --distill-rate (default: 6e-4 for bridges, 1e-4 for blocks). Blocks that the
+                     adapter trains on stay as they are, where there are others.
   --tensors-mb MB    hold blocks and embedding in fewer than --bits until they fit, those first that mind least
 Public data is what need not be private: a folder of .txt, a .csv, or a token folder; for a model of images a folder of
 pictures for each class, a file in MNIST's format, or an image folder.
@@ -78,7 +78,7 @@ examples:
   fedpeat export SmolLM2-135M --task causal-lm --out artifact --bits 8 --tensors-mb 90 --public texts
   fedpeat export SmolLM2-135M --task causal-lm --out artifact --ffn 0.75 --refit least-squares --public texts
   fedpeat export SmolLM2-135M --task causal-lm --out artifact --layers 15 --train-last 6 --drop importance \\
-      --refit distill --distill-steps 160 --distill-rate 6e-4 --public texts --public-rows 512
+      --refit distill --distill-steps 160 --public texts --public-rows 512
   fedpeat export MiniLM --task sequence-classification --labels negative,positive --out reviews
   fedpeat export SmolLM2-135M --task causal-lm --out four-files --runtime ort-training --bits 8
   fedpeat export BERT --task token-classification --labels O,PERSON,PLACE --out names

@@ -161,7 +161,7 @@ def test_the_request_says_all_layers_as_null(tmp_path: pathlib.Path) -> None:
     request = json.loads(json.dumps(request_of(make_config(tmp_path))))
     level = {"name": "large", "bits": 32, "layers": None, "train_last": None, "rank": None, "drop": "uniform"}
     surgery = {"ffn": 1.0, "svd": [], "svd_rank": 0}
-    refit = {"refit": "none", "distill_steps": 100, "distill_rate": 1e-4}
+    refit = {"refit": "none", "distill_steps": 100, "distill_rate": None}
     assert request["levels"][0] == {**level, **surgery, **refit, "tensors_mb": None}
     assert request["levels"][1]["train_last"] == 1
     assert np.isclose(request["adapter"]["alpha"], 16.0)

@@ -186,6 +186,8 @@ def test_the_ladder_is_a_profile(made: Made) -> None:
         (("MODEL", "--data", "TEXTS", "--steps", "0"), "training.steps is 0; it must be from 1"),
         (("MODEL", "--data", "TEXTS", "--labels", "no,yes"), "labels are for a classification"),
         (("MODEL", "--data", "TEXTS", "--held-out", "9999"), "so none is left to tune on"),
+        (("MODEL", "--data", "TEXTS", "--adapter", "prompt", "--length", "2000"), "adapter.length is 2000"),
+        (("MODEL", "--data", "TEXTS", *SHORT, "--adapter", "layers", "--first", "2", "--last", "3"), "the last 3 of 4"),
     ],
 )
 def test_wrong_input_is_one_line(made: Made, tmp_path: pathlib.Path, words: tuple[str, ...], complaint: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -155,6 +156,19 @@ def test_impossible_levels_are_refused(request_: LevelRequest, message: str) -> 
     """One line that says what is possible."""
     with pytest.raises(ExportError, match=message):
         resolve_level(request_, 4, range(4), influence=range(4), public_rows=16)
+
+
+def test_bridges_are_distilled_faster_than_blocks() -> None:
+    """Unless a rate is given: blocks are the model's own, and a rate that suits bridges would have them forget."""
+    distil = functools.partial(LevelRequest, "a", 32, train_last=None, refit=Refitting.DISTILL)
+
+    def rate(request: LevelRequest) -> float:
+        refit = resolve_level(request, 4, range(4), public_rows=16).refit
+        assert refit is not None
+        return refit.learning_rate
+
+    assert rate(distil(layers=2)) > rate(distil(layers=None, ffn=0.5))
+    assert rate(distil(layers=2, distill_rate=0.5)) == rate(distil(layers=None, ffn=0.5, distill_rate=0.5)) == 0.5
 
 
 @pytest.mark.parametrize(

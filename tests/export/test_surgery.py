@@ -15,6 +15,7 @@ from export.artifact import ArtifactWriter, staged
 from export.cli import main
 from export.compress.depth import bridged
 from export.compress.surgery import operated_model
+from export.levels import BRIDGES_RATE
 from export.parity import Oracle, check_parity, require_parity
 from export.plug_in import plug_in
 from export.program import adapt, capture_program
@@ -123,7 +124,7 @@ def test_a_ladder_from_one_request(
     assert found["rounded"].level.refit == found["rounded-mixed"].level.refit == Refit(4)
     shared = set(found["rounded-mixed"].files.values()) & set(found["rounded"].files.values())
     assert shared > set(found["mixed"].files.values()) & set(found["rounded"].files.values())
-    assert found["distilled"].level.refit == Refit(4, 3, 1e-4)
+    assert found["distilled"].level.refit == Refit(4, 3, BRIDGES_RATE)
     for name in ("mixed", "rounded-mixed", "all"):
         assert {found[name].level.bits, *found[name].level.layer_bits} == {8, 4}
     assert found["shallow"].level.trained_layers == found["shallow"].level.layers[1:]
