@@ -9,15 +9,16 @@ and plugged into the full model, and the gap is that between the full model as i
 `--check` exits 1 unless, on SmolLM2, some level of few bits takes at most 16 % of the bytes of fp32 and closes 95 % of
 the gap, and some level that keeps half the blocks and is refitted closes 80 %.
 
-What was measured is kept in the cache folder; what is written is all that is there, of runs asked for now and before:
-benchmarks/results/compression.json and .png and docs/results/compression.md, with --quick
-benchmarks/results/compression-quick.json and .png.
+What was measured is kept in the cache folder. Written are benchmarks/results/compression.json and .png and
+docs/results/compression.md, with --quick benchmarks/results/compression-quick.json and .png; of a model and a seed that
+are not asked for, what is published there stays.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import pathlib
 import statistics
 import sys
@@ -147,14 +148,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if unknown := sorted({*asked.seeds} - {*effort.seeds}):
         parser.error(f"no seed {listed(unknown)}; there are {listed(effort.seeds)}")
     try:
-        for subject in asked.only:
-            for seed in asked.seeds or effort.seeds:
-                measure(subject, seed, effort, name)
+        asked_for = [measure(one, seed, effort, name) for one in asked.only for seed in asked.seeds or effort.seeds]
     except (CoordinatorError, FetchError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    runs = measured(effort, name)
-    found = {"machine": machine.machine(), "effort": dataclasses.asdict(effort), "runs": runs}
+    runs = joined(published(RESULTS / f"{name}.json"), asked_for)
+    found = {"effort": dataclasses.asdict(effort), "runs": runs}
     machine.write_json(RESULTS / f"{name}.json", found)
     draw(runs, RESULTS / f"{name}.png")
     if not asked.quick:
@@ -196,20 +195,38 @@ def listed(values: Iterable[object]) -> str:
     return ", ".join(map(str, values))
 
 
-def measure(name: str, seed: int, effort: Effort, experiment: str) -> None:
-    """Have it in the cache folder. Raises CoordinatorError, FetchError."""
+def measure(name: str, seed: int, effort: Effort, experiment: str) -> Run:
+    """One seed, from the cache folder where it is there. Raises CoordinatorError, FetchError."""
     subject = effort.subject(name)
-    ladders.ladder(subject, flat(effort.levels(subject)), seed, experiment)
+    levels = effort.levels(subject)
+    run = run_of(subject, seed, levels, ladders.ladder(subject, flat(levels), seed, experiment))
+    return {**run, "machine": machine.machine()}
 
 
-def measured(effort: Effort, experiment: str) -> list[Run]:
-    """All that is in the cache folder. Raises FetchError."""
-    found = []
-    for subject in map(effort.subject, ladders.SUBJECTS):
-        levels = effort.levels(subject)
-        kept = {seed: ladders.done(subject, flat(levels), seed, experiment) for seed in effort.seeds}
-        found += [run_of(subject, seed, levels, one) for seed, one in kept.items() if one is not None]
-    return found
+def published(path: pathlib.Path) -> list[Run]:
+    """Runs that were written before, perhaps on another machine."""
+    if not path.is_file():
+        return []
+    runs: list[Run] = json.loads(path.read_text("utf-8"))["runs"]
+    return runs
+
+
+def joined(old: Sequence[Run], new: Sequence[Run]) -> list[Run]:
+    """By model and seed, in the order of the models.
+
+    A new run is in the place of the old one of its seed, and of all that were tuned otherwise or had other levels: they
+    are no seeds of the same experiment.
+    """
+    experiments = {run["study"]: _experiment(run) for run in new}
+    old = [run for run in old if experiments.get(run["study"], _experiment(run)) == _experiment(run)]
+    found = {(run["study"], run["seed"]): run for run in [*old, *new]}
+    order = list(ladders.SUBJECTS)
+    return sorted(found.values(), key=lambda run: (order.index(run["study"]), run["seed"]))
+
+
+def _experiment(run: Run) -> object:
+    """What all seeds have in common."""
+    return shape_of(run), [level["level"]["name"] for level in run["levels"]]
 
 
 def flat(levels: Mapping[str, Sequence[Level]]) -> list[Level]:

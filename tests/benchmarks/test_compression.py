@@ -9,7 +9,21 @@ from typing import Any
 
 import pytest
 
-from benchmarks.compression import FULL, PAGE, QUICK, RESULTS, draw, lines, main, page, run_of, techniques, verdicts
+from benchmarks.compression import (
+    FULL,
+    PAGE,
+    QUICK,
+    RESULTS,
+    draw,
+    joined,
+    lines,
+    main,
+    page,
+    published,
+    run_of,
+    techniques,
+    verdicts,
+)
 from benchmarks.demo import write_toml
 from coordinator.ladder.request import read_levels
 from tests.benchmarks.ladder_samples import SUBJECT, ladder, level
@@ -75,6 +89,27 @@ def test_seeds_are_one_line(tmp_path: pathlib.Path) -> None:
     assert "Seeds 0, 1; 2 not measured yet." in text
     draw(runs, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 1000
+
+
+def test_what_is_not_asked_for_stays(tmp_path: pathlib.Path) -> None:
+    """A seed that is measured is beside those that are published, in order; one that was published is replaced."""
+    (tmp_path / "compression.json").write_text(json.dumps({"runs": [run(0, 0.9, 0.8), run(2, 0.9, 0.8)]}))
+    found = joined(published(tmp_path / "compression.json"), [run(1, 0.9, 0.8), run(0, 0.7, 0.8)])
+    assert [(one["seed"], one["levels"][1]["gap_closed"]) for one in found] == [(0, 0.7), (1, 0.9), (2, 0.9)]
+    other = {**run(0, 0.9, 0.8), "study": "reviews"}
+    assert [one["study"] for one in joined([other], [run(0, 0.9, 0.8)])] == ["speeches", "reviews"]
+    assert published(tmp_path / "nothing.json") == []
+
+
+def test_another_experiment_is_no_seed_of_this_one() -> None:
+    """Runs with other steps, rows or levels go, when their model is measured again; those of other models stay."""
+    new = run(1, 0.9, 0.8)
+    fewer_steps = {**run(0, 0.9, 0.8), "training": {**new["training"], "steps": 5}}
+    fewer_rows = {**run(0, 0.9, 0.8), "held_out_rows": 4}
+    fewer_levels = {**run(0, 0.9, 0.8), "levels": run(0, 0.9, 0.8)["levels"][:2]}
+    for old in (fewer_steps, fewer_rows, fewer_levels):
+        assert joined([old], [new]) == [new]
+        assert joined([{**old, "study": "reviews"}], [new]) == [new, {**old, "study": "reviews"}]
 
 
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("compression.json")), ids=str)
