@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,6 +21,11 @@ BROKERS = {"mosquitto", "first_choice", "shared", "house", "fleet"}  # the fixtu
 # Set before any library reads them. Nothing is fetched from a model hub, no plot opens a window, and torch's threads
 # do not spin while they wait, which beside another busy process is 20 times slower.
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", MPLBACKEND="Agg", OMP_WAIT_POLICY="PASSIVE")
+
+# A shell ignores SIGINT for what it begins in the background, and what is ignored is inherited: no process that a test
+# starts could be interrupted.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # An example's time says how busy the machine is: the whole test's timeout is enough.
 hypothesis.settings.register_profile("fedpeat", deadline=None)
