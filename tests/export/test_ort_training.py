@@ -1,11 +1,13 @@
 """onnxruntime-training as a target: one graph is the model, its four files train as our engine does.
 
-What needs its environment is skipped where that has not been made: `python -m benchmarks.venvs ort-training`.
+Its environment is made in the user's cache folder; what needs it is skipped where there is no wheel of it.
 """
 
 from __future__ import annotations
 
 import pathlib
+import platform
+import sys
 from typing import Any
 
 import numpy as np
@@ -17,21 +19,26 @@ from benchmarks.conformance import BOUND, batches_of, difference, our_losses, th
 from edge_sdk.wire.tensors import Array, read_tensors
 from export.adapters import AdapterRequest
 from export.build import BuildRequest
-from export.cache import cache_folder, environment_folder
 from export.cli import main
 from export.emulator import emulator
 from export.errors import ExportError
 from export.levels import LevelRequest
 from export.lowering import serialize
 from export.ort_training import artifacts, whole
-from export.ort_training.environment import NAME, NEWEST_PYTHON, REQUIREMENTS, why_not
+from export.ort_training.environment import NEWEST_PYTHON, python_of, why_not
 from export.ort_training.whole import Whole, require_text, whole_graph
 from export.parity import draw_batch, torch_loss
 from tests.export.conftest import Exported, Exports
 
-MADE = environment_folder(cache_folder() / "venvs", NAME, REQUIREMENTS).is_dir()
-ort_training = pytest.mark.skipif(not MADE, reason="no environment: python -m benchmarks.venvs ort-training")
 CAUSAL = ("--task", "causal-lm", "--runtime", "ort-training")
+
+
+@pytest.fixture(scope="module")
+def environment() -> None:
+    """onnxruntime-training, installed by pip at its first use."""
+    if why := why_not(sys.version_info[:2], platform.system(), platform.machine()):
+        pytest.skip(why)
+    python_of()
 
 
 def graph_loss(exported: Exported, found: Whole) -> float:
@@ -157,7 +164,7 @@ def test_no_environment_is_one_line(
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
-@ort_training
+@pytest.mark.usefixtures("environment")
 @pytest.mark.parametrize(
     ("name", "level"), [("llama", "fp32"), ("llama", "int8"), ("bert", "int8-2layers-last1"), ("bert-tags", "fp32")]
 )
@@ -183,7 +190,7 @@ def test_five_steps_are_ours(exports: Exports, tmp_path: pathlib.Path, name: str
     assert len({round(loss, 4) for loss in ours}) == len(ours)
 
 
-@ort_training
+@pytest.mark.usefixtures("environment")
 def test_the_command(llama: Exported, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     """It tells of the proof and of the files; the matrices of the checkpoint are in 8 bits."""
     sizes = {}
@@ -197,7 +204,7 @@ def test_the_command(llama: Exported, tmp_path: pathlib.Path, capsys: pytest.Cap
     assert sizes["8"] < 0.6 * sizes["32"]
 
 
-@ort_training
+@pytest.mark.usefixtures("environment")
 def test_a_wrong_gradient_is_found(
     llama: Exported, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
